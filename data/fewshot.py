@@ -1,0 +1,71 @@
+"""Few-shot subsets (METHOD: section 2): N images per class, drawn once, the same for everyone, without labels.
+
+The subset of N+1 shots contains that of N. Labels serve here, and only here, to draw the same number of
+images from each class; none are kept.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+
+from data.datasets import ImageDataset, LabelledImages
+from data.views import IMAGE_SIZE
+from utils import files
+from utils.errors import BadInput
+
+PUBLISHED_SHOTS = (*range(1, 11), 20, 50)
+
+
+def draw(train: LabelledImages, classes: int, shots: int, seed: int) -> np.ndarray:
+    """Class by class, shuffle the positions of the class's images and take the first `shots`.
+
+    Returns (shots * classes, 3, 32, 32) uint8. Raises BadInput when a class has too few images.
+    """
+    source = random.Random(seed)
+    chosen: list[int] = []
+    for label in range(classes):
+        members = np.flatnonzero(train.labels == label)
+        positions = list(range(len(members)))
+        source.shuffle(positions)
+        if len(positions) < shots:
+            raise BadInput(f"--nshot {shots}: class {label} has only {len(positions)} training images")
+        chosen.extend(members[positions[:shots]])
+    return train.images[chosen]
+
+
+def path_of(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:
+    """Where a subset is kept: the released name, with the seed added when it is not the released one."""
+    suffix = "" if seed == dataset.subset_seed else f"-seed{seed}"
+    return data_path / f"{dataset.name.lower()}-random-{shots}-per-class{suffix}.pkl"
+
+
+def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.ndarray:
+    """The N-shot subset (shots * classes, 3, 32, 32) uint8: from its file, or drawn (and then kept).
+
+    Of data sets without published subsets none is kept as a file: it could outlive the pictures it came from.
+    Raises BadInput for a file that holds anything else.
+    """
+    if not dataset.published_subsets:
+        return draw(dataset.train(), dataset.classes, shots, seed)
+    path = path_of(dataset, shots, seed, data_path)
+    if not path.exists():
+        build(dataset, shots, seed, data_path)
+    images = files.read_pickled_array(path, "a pickled few-shot subset")
+    expected = (shots * dataset.classes, 3, IMAGE_SIZE, IMAGE_SIZE)
+    if images.dtype != np.uint8 or images.shape != expected:
+        raise BadInput(
+            f"{path}: holds {images.dtype} {images.shape}, not uint8 {expected}; remove it to have it drawn again"
+        )
+    return images
+
+
+def build(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:
+    """Draw a subset and write its file: a pickled array, as released."""
+    images = draw(dataset.train(), dataset.classes, shots, seed)
+    path = path_of(dataset, shots, seed, data_path)
+    files.write_bytes(path, pickle.dumps(images, protocol=4))
+    return path

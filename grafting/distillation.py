@@ -1,0 +1,150 @@
+"""Distilling a scion over a span: the one training loop of both stages (METHOD: sections 3 to 6).
+
+A graft is `teacher[j:](scion(teacher[:i](x)))`. What stands left of the scion, and the teacher's own logits,
+are data (grafting/store.py); what is computed here is scion and tail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data.views import VIEWS
+from grafting.recipes import Phase
+from grafting.scions import parameters_by_role
+from grafting.store import PlainTeacher, PlainViews, StoredViews
+from utils.seeds import generator
+
+
+class NotFinite(Exception):
+    """The loss of an epoch is infinite or not a number."""
+
+    def __init__(self, phase: str, epoch: int):
+        super().__init__(f"the loss is not finite in {phase}, epoch {epoch}")
+        self.phase, self.epoch = phase, epoch
+
+
+def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared Euclidean distance of the L2-normalised logits, summed over the batch (METHOD: section 3).
+
+    student, teacher: (B, classes) -> scalar.
+    """
+    difference = functional.normalize(student, dim=1) - functional.normalize(teacher, dim=1)
+    return difference.square().sum()
+
+
+@dataclass
+class Curve:
+    """What was measured in a phase, epoch by epoch (counted from 1).
+
+    losses: mean over images, one an epoch. accuracies: test accuracy in percent by epoch, where measured.
+    seconds: wall-clock spent in training and in evaluation.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    accuracies: dict[int, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.losses)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of highest test accuracy, the first one on ties."""
+        return max(self.accuracies, key=lambda epoch: (self.accuracies[epoch], -epoch))
+
+
+class Distillation:
+    """A phase under way: the row of scions that learns, its optimiser, and what was measured.
+
+    best: the scions' weights at the best epoch so far, where the phase selects one.
+    """
+
+    def __init__(self, phase: Phase, row: nn.Sequential, shots: int):
+        student, adapters = parameters_by_role(row)
+        lr_student, lr_adapter = phase.rates(shots)
+        self.phase = phase
+        self.row = row
+        self.optimizer = torch.optim.Adam(
+            [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}]
+        )
+        self.curve = Curve()
+        self.best: dict[str, Tensor] | None = None
+
+    def run(
+        self,
+        teacher: PlainTeacher,
+        views: PlainViews | StoredViews,
+        batch: int,
+        eval_every: int,
+        purpose: tuple[int | str, ...],
+        after_epoch: Callable[[Distillation], None],
+    ) -> None:
+        """Train to the phase's last epoch, from wherever it stands.
+
+        batch: images a step. eval_every: epochs between test accuracies, where the phase needs no more.
+        purpose: what the draws are for (utils/seeds.py). Raises NotFinite.
+        """
+        cut, end = self.phase.span
+        tail = teacher.network[end:]
+        while self.curve.epoch < self.phase.epochs:
+            epoch = self.curve.epoch + 1
+            started = perf_counter()
+            order, view = draw_views(len(views), *purpose, self.phase.name, epoch)
+            loss = self._train(tail, views, cut, order.to(teacher.device), view.to(teacher.device), batch)
+            self.curve.seconds["training"] += perf_counter() - started
+            if not math.isfinite(loss):
+                raise NotFinite(self.phase.name, epoch)
+            self.curve.losses.append(loss)
+            if self.phase.selects or epoch % eval_every == 0 or epoch == self.phase.epochs:
+                started = perf_counter()
+                self.curve.accuracies[epoch] = accuracy(nn.Sequential(self.row, tail), teacher.test_batches(cut))
+                self.curve.seconds["evaluation"] += perf_counter() - started
+                if self.phase.selects and self.curve.best_epoch == epoch:
+                    self.best = deepcopy(self.row.state_dict())
+            after_epoch(self)
+
+    def _train(
+        self,
+        tail: nn.Module,
+        views: PlainViews | StoredViews,
+        cut: int,
+        order: Tensor,
+        view: Tensor,
+        batch: int,
+    ) -> float:
+        """One epoch over the images in `order`, each in its view; the mean loss per image."""
+        total = torch.zeros((), device=order.device)
+        for images, shown in zip(order.split(batch), view.split(batch), strict=True):
+            features = views.features(cut, images, shown)
+            loss = distance(tail(self.row(features)), views.logits(images, shown))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        return total.item() / len(order)
+
+
+def draw_views(images: int, *purpose: int | str) -> tuple[Tensor, Tensor]:
+    """An epoch's random order of the images (images,) and the view in which each appears (images,)."""
+    random = generator(*purpose)
+    return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(VIEWS, size=images))
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Percent of (features, labels) batches that the network classifies as labelled."""
+    correct, total = 0, 0
+    for features, labels in batches:
+        correct += (network(features).argmax(1) == labels).sum()
+        total += len(labels)
+    return 100 * int(correct) / total

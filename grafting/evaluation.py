@@ -1,0 +1,46 @@
+"""Test accuracy of a teacher's or a student's file, ours or released."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.datasets import ImageDataset
+from grafting.distillation import accuracy
+from grafting.scions import scions
+from grafting.store import CUTS, StoredTeacher
+from models import released
+from models.vgg import BlockwiseVGG, frozen, parameter_count
+
+
+def evaluate(
+    kind: str, state: Any, path: Path, teacher: BlockwiseVGG, dataset: ImageDataset, device: torch.device
+) -> list[tuple[str, int, float]]:
+    """(what, its parameters, test accuracy in percent): the teacher, or each graft that the file holds.
+
+    kind, state: from released.read(path). teacher: the file's own network, or the one its scions belong in.
+    """
+    network = frozen(teacher).to(device, memory_format=torch.channels_last)
+    store = StoredTeacher(network, dataset.normalization, dataset.test(), images=np.empty((0, 3, 32, 32), np.uint8))
+    if kind == "teacher":
+        return [("teacher", parameter_count(network), accuracy(nn.Identity(), store.test_batches(len(network))))]
+    row = nn.Sequential(*scions(network.architecture, network.classes, torch.Generator()))
+    if kind == "stage 2":
+        released.load(row, state, path)
+        grafts = [("student (L=3)", row, (CUTS[0], len(network)))]
+    else:
+        for scion, own in zip(row, state, strict=True):
+            released.load(scion, own, path)
+        grafts = [(f"B{k} alone", row[k : k + 1], (cut, cut + 1)) for k, cut in enumerate(CUTS)]
+    return [
+        (
+            name,
+            sum(map(parameter_count, (network[:i], scion, network[j:]))),
+            accuracy(nn.Sequential(scion.to(device), network[j:]), store.test_batches(i)),
+        )
+        for name, scion, (i, j) in grafts
+    ]

@@ -1,0 +1,126 @@
+"""How long and how fast, per data set (METHOD: sections 4, 5, 6 and 8). Data, not branches.
+
+Learning rates of stage 1 are for 10 shots and scale with N/10; those of stage 2 hold for every N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from models.training import TeacherRecipe
+
+BATCH_AT_TEN_SHOTS = 64
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One distillation: over which span, for how many epochs, how fast.
+
+    span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks and classifier.
+    lr_adapter: learning rate of the 1x1 adapters. scaled: whether both scale with N/10. selects: whether its
+    epoch of highest test accuracy is the student, for which every epoch has to be measured.
+    """
+
+    name: str
+    span: tuple[int, int]
+    epochs: int
+    lr_student: float
+    lr_adapter: float
+    scaled: bool
+    selects: bool = False
+
+    def rates(self, shots: int) -> tuple[float, float]:
+        """Learning rates (student, adapter) at N shots."""
+        scale = shots / 10 if self.scaled else 1.0
+        return self.lr_student * scale, self.lr_adapter * scale
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is particular to one data set's distillation and teacher.
+
+    published: the paper's best test accuracy (mean, spread) in percent by N. published_teacher: its teacher's.
+    """
+
+    stage1: tuple[Phase, Phase, Phase]
+    stage2: tuple[Phase, Phase]
+    teachers: Mapping[str, TeacherRecipe]
+    teacher_architecture: str = "vgg16"
+    trains_own_teacher: bool = False
+    published: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    published_teacher: float | None = None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return self.stage1 + self.stage2
+
+
+def batch_size(shots: int) -> int:
+    """64 images at 10 shots, in proportion elsewhere: 6, 12, 19, ... 64, 128, 320."""
+    return int(BATCH_AT_TEN_SHOTS * shots / 10)
+
+
+def _stage1(epochs: tuple[int, int, int], lr_student: tuple[float, float, float], lr_adapter: float):
+    spans = ((3, 4), (4, 5), (5, 6))
+    return tuple(Phase(f"B{k}", spans[k], epochs[k], lr_student[k], lr_adapter, scaled=True) for k in range(3))
+
+
+def _stage2(epochs: int):
+    rate = 1e-4  # for everything, as the released code runs it (METHOD: section 9)
+    return (
+        Phase("L2", (3, 5), epochs, rate, rate, scaled=False),
+        Phase("L3", (3, 6), epochs, rate, rate, scaled=False, selects=True),
+    )
+
+
+_HALVED_NINE_TIMES = tuple((k / 10, 0.5) for k in range(1, 10))  # every 30 of 300 epochs
+_QUICK = TeacherRecipe("quick", epochs=22, lr=0.1, nesterov=True, one_cycle=True, batchnorm=True, auxiliary=0.4)
+_CIFAR10_TEACHERS = {
+    "published": TeacherRecipe("published", epochs=300, lr=0.05, falls=_HALVED_NINE_TIMES),
+    "quick": _QUICK,
+}
+
+CIFAR10 = Recipe(
+    stage1=_stage1((100, 60, 60), (2.5e-4, 2.5e-4, 2.5e-4), 2.5e-3),
+    stage2=_stage2(100),
+    teachers=_CIFAR10_TEACHERS,
+    published={
+        1: (90.74, 0.49), 2: (92.60, 0.06), 3: (92.70, 0.07), 4: (92.77, 0.04), 5: (92.88, 0.07), 6: (92.84, 0.08),
+        7: (92.77, 0.05), 8: (92.83, 0.06), 9: (92.88, 0.05), 10: (92.89, 0.06), 20: (92.78, 0.09), 50: (92.76, 0.09),
+    },
+    published_teacher=92.83,
+)  # fmt: skip
+
+CIFAR100 = Recipe(
+    stage1=_stage1((1000, 200, 200), (2.5e-4, 1e-3, 1e-3), 1e-3),
+    stage2=_stage2(150),
+    teachers={
+        "published": TeacherRecipe(
+            "published", epochs=200, lr=0.01, nesterov=True, warmup_epochs=1,
+            falls=((0.3, 0.2), (0.6, 0.2), (0.8, 0.2)),
+        ),
+        "quick": _QUICK,
+    },
+    published={
+        1: (64.22, 0.17), 2: (66.51, 0.11), 3: (67.35, 0.10), 4: (67.69, 0.03), 5: (68.16, 0.20), 6: (68.38, 0.11),
+        7: (68.46, 0.10), 8: (68.78, 0.22), 9: (68.77, 0.10), 10: (68.86, 0.03), 20: (69.04, 0.08), 50: (69.06, 0.10),
+    },
+)  # fmt: skip
+
+SHAPES10 = Recipe(
+    stage1=CIFAR10.stage1,
+    stage2=CIFAR10.stage2,
+    teachers={
+        **_CIFAR10_TEACHERS,
+        "quick": TeacherRecipe(
+            "quick", epochs=12, lr=0.1, nesterov=True, one_cycle=True, batchnorm=True, auxiliary=0.4
+        ),
+    },
+    teacher_architecture="vgg11-small",
+    trains_own_teacher=True,
+)
+
+FOLDER = Recipe(stage1=CIFAR10.stage1, stage2=CIFAR10.stage2, teachers=_CIFAR10_TEACHERS)
+
+RECIPES = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100, "Shapes10": SHAPES10, "Folder": FOLDER}

@@ -1,0 +1,48 @@
+"""Scions: student blocks with the adapters that fit them into the teacher (paper, section 3; METHOD: section 1).
+
+    B0 = [student block 3, s2t0]            stands for the teacher's block 3
+    B1 = [t2s0, student block 4, s2t1]      for block 4
+    B2 = [t2s1, flatten, student classifier] for the classifier
+
+Joined in a row they make the longer scions of stage 2. Their state keys are those of the released files.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.vgg import FIRST_GRAFTED, Architecture, classifier, convolution_block, initialize, student_of
+
+
+def adapter(channels: int, width: int) -> nn.Conv2d:
+    """A 1x1 convolution between the widths of student and teacher: (B, channels, H, W) -> (B, width, H, W)."""
+    return nn.Conv2d(channels, width, kernel_size=1)
+
+
+def scions(teacher: Architecture, classes: int, generator: torch.Generator) -> list[nn.Sequential]:
+    """Freshly initialised B0, B1, B2 for a teacher of this architecture."""
+    student = student_of(teacher)
+    wide = [teacher.width_after(b) for b in (FIRST_GRAFTED, FIRST_GRAFTED + 1)]  # 512, 512
+    narrow = [student.width_after(b) for b in (FIRST_GRAFTED, FIRST_GRAFTED + 1)]  # 256, 256
+    before = teacher.width_after(FIRST_GRAFTED - 1)
+    block3 = convolution_block(before, student.widths[FIRST_GRAFTED])
+    block4 = convolution_block(narrow[0], student.widths[FIRST_GRAFTED + 1])
+    head = nn.Sequential(nn.Flatten(), classifier(student, classes))
+    b0 = nn.Sequential(block3, adapter(narrow[0], wide[0]))  # (B, 256, 4, 4) -> (B, 512, 2, 2)
+    b1 = nn.Sequential(adapter(wide[0], narrow[0]), block4, adapter(narrow[1], wide[1]))  # -> (B, 512, 1, 1)
+    b2 = nn.Sequential(adapter(wide[1], narrow[1]), head)  # -> (B, classes)
+    return [initialize(scion, generator) for scion in (b0, b1, b2)]
+
+
+def graft(teacher: nn.Module, scion: nn.Module, span: tuple[int, int], images: Tensor) -> Tensor:
+    """The logits with `scion` in the place of the teacher's blocks [i, j)."""
+    i, j = span
+    return teacher[j:](scion(teacher[:i](images)))
+
+
+def parameters_by_role(joined: nn.Sequential) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters of a row of scions: (student blocks and classifier, adapters)."""
+    adapters = [p for scion in joined for part in scion if isinstance(part, nn.Conv2d) for p in part.parameters()]
+    known = set(map(id, adapters))
+    return [p for p in joined.parameters() if id(p) not in known], adapters

@@ -1,0 +1,173 @@
+"""What the frozen teacher says: features left of a cut, and logits. Computed once, looked up afterwards.
+
+The teacher never changes, so for a given image and view its block outputs and logits are data. `PlainTeacher`
+computes them each time they are asked for and is the reference; `StoredTeacher` answers the same questions from
+memory. A cut c stands between blocks c-1 and c: `features(c, ...)` is the output of `teacher[:c]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.datasets import LabelledImages
+from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
+from models.vgg import FIRST_GRAFTED, BlockwiseVGG
+
+CUTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans begin: before blocks 3, 4 and 5
+TEST_BATCH = 500
+
+
+class PlainTeacher:
+    """The frozen teacher beside the test set, every answer computed when it is asked for.
+
+    teacher: frozen, on its device. test: images (N, 3, 32, 32) uint8 with labels, which only count accuracy.
+    """
+
+    def __init__(self, teacher: BlockwiseVGG, normalization: Normalization, test: LabelledImages):
+        self.network = teacher
+        self.device = next(teacher.parameters()).device
+        self.normalization = normalization
+        self.test_images = torch.from_numpy(test.images)
+        self.test_labels = torch.from_numpy(test.labels).to(self.device)
+
+    def few_shot(self, images: np.ndarray) -> PlainViews:
+        """The views of few-shot images (N, 3, 32, 32) uint8, as this teacher sees them."""
+        return PlainViews(self, images)
+
+    @torch.no_grad()
+    def test_batches(self, cut: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test set as (features (B, C, H, W), labels (B,))."""
+        for images, labels in zip(self.test_images.split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True):
+            yield self.network[:cut](self.normalization(images.to(self.device))), labels
+
+
+class PlainViews:
+    """Views of few-shot images, each cut out and shown to the teacher anew."""
+
+    def __init__(self, teacher: PlainTeacher, images: np.ndarray):
+        self.teacher = teacher
+        self.images = pad(torch.from_numpy(images)).to(teacher.device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @torch.no_grad()
+    def features(self, cut: int, image: Tensor, view: Tensor) -> Tensor:
+        """Output of the teacher's blocks left of `cut` for view[b] of image[b]: (B, C, H, W)."""
+        return self.teacher.network[:cut](self.teacher.normalization(crop(self.images, image, view)))
+
+    def logits(self, image: Tensor, view: Tensor) -> Tensor:
+        """The teacher's logits for view[b] of image[b]: (B, classes)."""
+        return self.features(len(self.teacher.network), image, view)
+
+
+class StoredTeacher(PlainTeacher):
+    """The same answers from memory, shared by all cells of a run.
+
+    images: the few-shot images (N, 3, 32, 32) uint8 that will be asked for, each once. cuts: the cuts whose features are
+    kept; those of another cut are computed from the nearest kept one on its left. An image's 162 views are
+    computed together, when the image is first asked for, so what is kept never depends on what else is.
+    """
+
+    def __init__(
+        self,
+        teacher: BlockwiseVGG,
+        normalization: Normalization,
+        test: LabelledImages,
+        images: np.ndarray,
+        cuts: tuple[int, ...] = CUTS,
+    ):
+        super().__init__(teacher, normalization, test)
+        self.row_of = {image.tobytes(): row for row, image in enumerate(images)}
+        self.filled: set[int] = set()
+        self.kept = {
+            cut: torch.empty(len(self.row_of) * VIEWS, *shape, device=self.device)
+            for cut, shape in output_shapes(teacher).items()
+            if cut in (*cuts, len(teacher))
+        }
+        self.kept_test: dict[int, Tensor] = {}
+
+    def few_shot(self, images: np.ndarray) -> StoredViews:
+        rows = [self.row_of[image.tobytes()] for image in images]
+        for row, image in zip(rows, images, strict=True):
+            if row not in self.filled:
+                self._fill(row, image)
+        return StoredViews(self, torch.tensor(rows, device=self.device))
+
+    @torch.no_grad()
+    def _fill(self, row: int, image: np.ndarray) -> None:
+        view = torch.arange(VIEWS, device=self.device)
+        padded = pad(torch.from_numpy(image)[None]).to(self.device)
+        outputs = self.normalization(crop(padded, torch.zeros_like(view), view))
+        for block in range(len(self.network)):
+            outputs = self.network[block : block + 1](outputs)
+            if block + 1 in self.kept:
+                self.kept[block + 1][row * VIEWS : (row + 1) * VIEWS] = outputs
+        self.filled.add(row)
+
+    def test_batches(self, cut: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if cut not in self.kept_test:
+            self.kept_test[cut] = self._compute_test(cut)
+        yield from zip(self.kept_test[cut].split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
+
+    @torch.no_grad()
+    def _compute_test(self, cut: int) -> Tensor:
+        """The test set's features at `cut`, from those at the cut before it: (N, C, H, W)."""
+        before = max((c for c in CUTS if c < cut), default=None)
+        if before is None:
+            return torch.cat([features for features, _ in super().test_batches(cut)])
+        between = self.network[before:cut]
+        return torch.cat([between(features) for features, _ in self.test_batches(before)])
+
+
+class StoredViews:
+    """Views of few-shot images, looked up. rows: (N,) where each image's views begin in the store, over 162."""
+
+    def __init__(self, store: StoredTeacher, rows: Tensor):
+        self.store = store
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @torch.no_grad()
+    def features(self, cut: int, image: Tensor, view: Tensor) -> Tensor:
+        """As PlainViews.features."""
+        nearest = max(kept for kept in self.store.kept if kept <= cut)
+        features = self.store.kept[nearest][self.rows[image] * VIEWS + view]
+        return self.store.network[nearest:cut](features)
+
+    def logits(self, image: Tensor, view: Tensor) -> Tensor:
+        """As PlainViews.logits."""
+        return self.features(len(self.store.network), image, view)
+
+
+def output_shapes(teacher: BlockwiseVGG) -> dict[int, tuple[int, ...]]:
+    """Shape of one image's features at every cut, the logits' last: 3 -> (256, 4, 4), ..., 6 -> (classes,)."""
+    blocks = range(len(teacher.features))
+    shapes = {b + 1: (teacher.architecture.width_after(b), *(IMAGE_SIZE >> (b + 1),) * 2) for b in blocks}
+    return {**shapes, len(teacher): (teacher.classes,)}
+
+
+def bytes_kept(teacher: BlockwiseVGG, images: int, cuts: tuple[int, ...]) -> int:
+    """Memory that a store of the views of so many images takes, in bytes (float32)."""
+    shapes = output_shapes(teacher)
+    return 4 * images * VIEWS * sum(int(np.prod(shapes[cut])) for cut in (*cuts, len(teacher)))
+
+
+def frozen_teacher(
+    teacher: BlockwiseVGG, normalization: Normalization, test: LabelledImages, images: np.ndarray, budget: int
+) -> PlainTeacher:
+    """The fastest way to ask the teacher that keeps at most `budget` bytes of the few-shot images' views.
+
+    images: all few-shot images of the run, repetitions allowed. The test set's features come on top.
+    """
+    images = np.unique(images, axis=0)
+    for cuts in (CUTS, CUTS[:1]):
+        if bytes_kept(teacher, len(images), cuts) <= budget:
+            return StoredTeacher(teacher, normalization, test, images, cuts)
+    return PlainTeacher(teacher, normalization, test)

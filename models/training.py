@@ -1,0 +1,283 @@
+"""Training a teacher, the only code that reads training labels.
+
+The training set sits on the device as uint8 and is cropped and flipped there, so an epoch costs what its
+arithmetic costs. Every epoch leaves a resume file behind; the draws are functions of the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from data.datasets import ImageDataset
+from data.views import IMAGE_SIZE, VIEWS, crop, pad
+from models import released
+from models.vgg import FIRST_GRAFTED, Architecture, BlockwiseVGG, initialize
+from utils import files, machine
+from utils.errors import BadInput
+from utils.seeds import generator, torch_generator
+
+TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """SGD for a teacher. The learning rate depends on progress, so a recipe fits any number of epochs.
+
+    falls: (progress in [0, 1), factor) pairs; from that progress on the rate is multiplied by the factor.
+    one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: the rate
+    rises linearly over so many epochs. batchnorm: BatchNorm after every convolution, folded away at the end,
+    and weight decay on weights alone. auxiliary: weight of the loss of a linear classifier on block 2's
+    output, dropped at the end; it keeps block 2 separable by class, which is what B0 needs.
+    """
+
+    name: str
+    epochs: int
+    lr: float
+    batch: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    warmup_epochs: int = 0
+    falls: tuple[tuple[float, float], ...] = ()
+    one_cycle: bool = False
+    batchnorm: bool = False
+    auxiliary: float = 0.0
+
+    def rate(self, epoch: float) -> float:
+        """The learning rate after `epoch` epochs, which may be a fraction."""
+        progress = epoch / self.epochs
+        if self.one_cycle:
+            return self.lr * min(progress / 0.2, (1 - progress) / 0.8)
+        rate = self.lr * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.lr
+        for begins, factor in self.falls:
+            if int(epoch) >= round(begins * self.epochs):
+                rate *= factor
+        return rate
+
+
+def stretched(recipe: TeacherRecipe, epochs: int | None) -> TeacherRecipe:
+    """The recipe over another number of epochs, or its own where None."""
+    return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def train_teacher(
+    dataset: ImageDataset,
+    architecture: Architecture,
+    recipe: TeacherRecipe,
+    seed: int,
+    device: torch.device,
+    path: Path,
+    report: Callable[[str], None],
+) -> float:
+    """Train a teacher, write it to `path` in the released layout and its record beside it.
+
+    Returns its test accuracy in percent, measured in float32 on the network as written. A training that was cut
+    goes on after its last epoch.
+    """
+    resume_file = path.with_suffix(".resume.pt")
+    training = TeacherTraining(dataset, architecture, recipe, seed, device, resume_file, report)
+    teacher = training.run()
+    accuracy = training.test_accuracy(teacher)
+    released.write_teacher(teacher, path)
+    files.write_json(
+        path.with_suffix(".json"),
+        {
+            "test_accuracy": accuracy,
+            "sha256": files.sha256_of_file(path),
+            **json.loads(training.setting),
+            "epochs": training.history,
+            "machine": machine.description(device),
+        },
+    )
+    resume_file.unlink(missing_ok=True)
+    return accuracy
+
+
+class Apprentice(nn.Module):
+    """A teacher in training, with what only training needs: BatchNorm behind its convolutions, a second head."""
+
+    def __init__(self, network: BlockwiseVGG, recipe: TeacherRecipe):
+        super().__init__()
+        self.network = add_batchnorm(network) if recipe.batchnorm else network
+        self.auxiliary = None
+        if recipe.auxiliary:
+            size = network.architecture.width_after(FIRST_GRAFTED - 1) * (IMAGE_SIZE >> FIRST_GRAFTED) ** 2
+            self.auxiliary = nn.Sequential(
+                nn.Flatten(), nn.BatchNorm1d(size, affine=False), nn.Linear(size, network.classes)
+            )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """images: (B, 3, 32, 32) -> logits (B, classes), and those read off block 2's output, if there are any."""
+        features = self.network[:FIRST_GRAFTED](images)  # (B, 256, 4, 4)
+        second = None
+        if self.auxiliary:
+            flatten, standardize, linear = self.auxiliary
+            second = linear(standardize(flatten(features)) / 16)
+        return self.network[FIRST_GRAFTED:](features), second
+
+
+def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
+    """Put a BatchNorm behind every convolution, at the convolution's own position."""
+    for block in network.features:
+        for position, layer in enumerate(block):
+            if isinstance(layer, nn.Conv2d):
+                block[position] = nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels))
+    return network
+
+
+@torch.no_grad()
+def fold_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
+    """Absorb every BatchNorm behind a convolution into its weights and bias; same outputs in evaluation mode."""
+    for block in network.features:
+        for position, layer in enumerate(block):
+            if isinstance(layer, nn.Sequential):
+                block[position] = nn.utils.fusion.fuse_conv_bn_eval(*layer.eval())
+    return network
+
+
+class TeacherTraining:
+    """A teacher's training. `run()` returns it, in the plain layout.
+
+    resume_file: written after every epoch, taken up when it is there, removed at the end. report: told a line
+    after every epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        architecture: Architecture,
+        recipe: TeacherRecipe,
+        seed: int,
+        device: torch.device,
+        resume_file: Path,
+        report: Callable[[str], None],
+    ):
+        self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
+        self.resume_file, self.report = resume_file, report
+        network = initialize(BlockwiseVGG(architecture, dataset.classes), torch_generator(seed, "teacher"))
+        self.apprentice = Apprentice(network, recipe).to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self._parameter_groups(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
+        )
+        self.history: list[dict[str, float]] = []
+        self.setting = json.dumps(
+            {
+                "dataset": dataset.name,
+                "seed": seed,
+                "widths": architecture.widths,
+                "recipe": asdict(recipe),
+            }
+        )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        spared = [p for p in self.apprentice.parameters() if self.recipe.batchnorm and p.ndim == 1]
+        known = set(map(id, spared))
+        decayed = [p for p in self.apprentice.parameters() if id(p) not in known]
+        return [
+            {"params": decayed, "weight_decay": self.recipe.weight_decay},
+            {"params": spared, "weight_decay": 0.0},
+        ]
+
+    def run(self) -> BlockwiseVGG:
+        self._resume()
+        train = self.dataset.train()
+        images = pad(torch.from_numpy(train.images)).to(self.device)  # (50000, 3, 40, 40) uint8
+        labels = torch.from_numpy(train.labels).to(self.device)
+        started, begun = perf_counter(), len(self.history)
+        steps = -(-len(labels) // self.recipe.batch)
+        with tqdm(total=self.recipe.epochs * steps, initial=begun * steps, unit="step", disable=None) as bar:
+            for epoch in range(begun, self.recipe.epochs):
+                figures = self._train(epoch, images, labels, bar)
+                with self._autocast():
+                    figures["test_accuracy"] = self.test_accuracy(self.apprentice.network)
+                self.history.append(figures)
+                left = (perf_counter() - started) / (epoch + 1 - begun) * (self.recipe.epochs - epoch - 1)
+                self.report(
+                    f"epoch {epoch + 1}/{self.recipe.epochs}: loss {figures['loss']:.4f}, training accuracy"
+                    f" {figures['training_accuracy']:.2f}%, test accuracy {figures['test_accuracy']:.2f}%,"
+                    f" {left / 60:.0f} min left"
+                )
+                self._save()
+        return fold_batchnorm(self.apprentice.network).eval()
+
+    def _train(self, epoch: int, images: Tensor, labels: Tensor, bar: tqdm) -> dict[str, float]:
+        """One epoch over the training set in random order, each image in a random view."""
+        random = generator(self.seed, "teacher", epoch)
+        order = torch.from_numpy(random.permutation(len(labels))).to(self.device)
+        view = torch.from_numpy(random.integers(VIEWS, size=len(labels))).to(self.device)
+        self.apprentice.train()
+        loss_sum, correct = torch.zeros((2, 1), device=self.device)
+        batches = zip(order.split(self.recipe.batch), view.split(self.recipe.batch), strict=True)
+        for step, (chosen, shown) in enumerate(batches):
+            rate = self.recipe.rate(epoch + (step + 1) * self.recipe.batch / len(order))
+            for group in self.optimizer.param_groups:
+                group["lr"] = max(rate, 0.0)
+            with self._autocast():
+                pictures = self.dataset.normalization(crop(images, chosen, shown))
+                logits, second = self.apprentice(pictures.contiguous(memory_format=torch.channels_last))
+                loss = functional.cross_entropy(logits, labels[chosen])
+                both = (
+                    loss
+                    if second is None
+                    else (loss + self.recipe.auxiliary * functional.cross_entropy(second, labels[chosen]))
+                )
+            self.optimizer.zero_grad()
+            both.backward()
+            self.optimizer.step()
+            loss_sum += loss.detach() * len(chosen)
+            correct += (logits.argmax(1) == labels[chosen]).sum()
+            bar.update()
+        return {"loss": loss_sum.item() / len(order), "training_accuracy": 100 * correct.item() / len(order)}
+
+    @torch.no_grad()
+    def test_accuracy(self, network: nn.Module) -> float:
+        """Percent of the test set that `network` classifies as labelled."""
+        network.eval()
+        test = self.dataset.test()
+        correct = 0
+        for start in range(0, len(test.labels), TEST_BATCH):
+            images = torch.from_numpy(test.images[start : start + TEST_BATCH]).to(self.device)
+            labels = torch.from_numpy(test.labels[start : start + TEST_BATCH]).to(self.device)
+            logits = network(self.dataset.normalization(images).contiguous(memory_format=torch.channels_last))
+            correct += (logits.argmax(1) == labels).sum()
+        return 100 * int(correct) / len(test.labels)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=machine.has_fast_bfloat16(self.device))
+
+    def _save(self) -> None:
+        files.write_tensors(
+            self.resume_file,
+            {
+                "setting": self.setting,
+                "apprentice": self.apprentice.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "history": json.dumps(self.history),
+            },
+        )
+
+    def _resume(self) -> None:
+        if not self.resume_file.exists():
+            return
+        kind = "a teacher's half-done training; remove it to begin again"
+        saved = files.read_tensors(self.resume_file, kind)
+        with files.reading(self.resume_file, kind):
+            if saved["setting"] != self.setting:
+                raise BadInput(
+                    f"{self.resume_file}: a half-done training with other settings; repeat those, remove the file,"
+                    " or name another --teacher"
+                )
+            self.apprentice.load_state_dict(saved["apprentice"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.history = json.loads(saved["history"])
+        self.report(f"{self.resume_file}: going on after epoch {len(self.history)}")

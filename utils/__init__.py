@@ -1,0 +1,1 @@
+"""What is not the method: errors, files, seeds, results and curves."""

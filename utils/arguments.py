@@ -1,0 +1,166 @@
+"""The command line: every flag with its unit and default."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from data.datasets import NAMES
+from data.fewshot import PUBLISHED_SHOTS
+from models.vgg import ARCHITECTURES
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with bad input in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def whole_number(text: str, least: int) -> int:
+    value = int(text)
+    if value < least:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number from 1 on."""
+    try:
+        return whole_number(text, 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on") from None
+
+
+def seed(text: str) -> int:
+    """argparse type: a whole number from 0 on."""
+    try:
+        return whole_number(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on") from None
+
+
+def gigabytes(text: str) -> float:
+    """argparse type: a size from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes from 0 on")
+    return value
+
+
+def true_or_false(text: str) -> bool:
+    """argparse type: the released spelling `--build_dataset True`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
+
+
+def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The arguments; a wrong one ends the program with one line and exit status 2."""
+    parser = Parser(
+        prog="train_fskd.py",
+        description=description,
+        epilog="Exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", choices=NAMES, default="CIFAR10", help="data set")
+    add(
+        "--nshot",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        default=list(PUBLISHED_SHOTS),
+        help="shots: images per class",
+    )
+    add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with its own draws")
+    add(
+        "--data_path",
+        type=Path,
+        metavar="DIR",
+        default=Path("data/raw"),
+        help="where the official files and the few-shot pickles are; for Folder, where train/ and test/ are",
+    )
+    add("--output_dir", type=Path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
+    add(
+        "--student_dir",
+        type=Path,
+        metavar="DIR",
+        default=Path("ckpt/student"),
+        help="weights of the students",
+    )
+    add(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, fetched if missing)",
+    )
+    add("--seed", type=seed, default=0, help="decides the draws of every cell")
+    add(
+        "--subset_seed",
+        type=seed,
+        help="decides the few-shot subset (default: the released one, 6; CIFAR100: 10)",
+    )
+    add(
+        "--eval_every",
+        type=positive,
+        metavar="K",
+        default=10,
+        help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best",
+    )
+    add(
+        "--memory",
+        type=gigabytes,
+        metavar="GB",
+        help="memory for what is kept of the frozen teacher, in 10^9 bytes (default: half of what is free)",
+    )
+    add("--device", help="torch device (default: cuda if there is one, else cpu)")
+    add("--fresh", action="store_true", help="redo what is already done")
+
+    alone = parser.add_argument_group("instead of the sweep").add_mutually_exclusive_group()
+    alone.add_argument(
+        "--build_dataset",
+        type=true_or_false,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="True",
+        help="write the 24 few-shot files of both CIFARs, fetching them if missing",
+    )
+    alone.add_argument(
+        "--train_teacher",
+        action="store_true",
+        help="train a teacher on the labelled training set and write it to --teacher",
+    )
+    alone.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="is the teacher graftable? linear readability of each block, from the few-shot images"
+        " (the largest --nshot up to 10)",
+    )
+    alone.add_argument("--evaluate", type=Path, metavar="FILE", help="test accuracy of a teacher or student file")
+    alone.add_argument("--table", action="store_true", help="the table from the result files alone")
+
+    training = parser.add_argument_group("with --train_teacher")
+    training.add_argument(
+        "--teacher_recipe",
+        choices=("published", "quick"),
+        default="published",
+        help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle",
+    )
+    training.add_argument(
+        "--teacher_epochs",
+        type=positive,
+        metavar="E",
+        help="epochs; the schedule stretches (default: the recipe's own)",
+    )
+    training.add_argument(
+        "--teacher_architecture",
+        choices=[a for a in ARCHITECTURES if "graft" not in a],
+        help="network (default: vgg16; Shapes10: vgg11-small)",
+    )
+    return parser.parse_args(argv)

@@ -1,0 +1,73 @@
+"""TensorBoard: a run per cell, and runs over N with the paper's line beside ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+
+from utils.results import Row
+
+SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
+
+
+class CellCurves:
+    """The curves of one cell, written as they grow. A cell that begins again or goes on rewrites its own."""
+
+    def __init__(self, output_dir: Path, shots: int, trial: int, setting: Mapping[str, Any], images: np.ndarray):
+        directory = output_dir / "tensorboard" / f"{shots:02d}-shot" / f"trial-{trial}"
+        shutil.rmtree(directory, ignore_errors=True)
+        self.writer = SummaryWriter(str(directory))
+        self.rates = {step["phase"]: step for step in setting["schedule"]}
+        self.written = dict.fromkeys(self.rates, 0)
+        stages = {"stage 1, block grafting": ["B0", "B1", "B2"], "stage 2, net grafting": ["L2", "L3"]}
+        self.writer.add_custom_scalars(
+            {
+                stage: {
+                    what: ["Multiline", [f"{what}/{phase}$" for phase in phases]] for what in ("loss", "test accuracy")
+                }
+                for stage, phases in stages.items()
+            }
+        )
+        self.writer.add_text("configuration", f"```json\n{json.dumps(setting, indent=1)}\n```")
+        self.writer.add_image("few-shot images, a class per row", grid_of(images, shots))
+
+    def __call__(self, phase: str, curve: Any) -> None:
+        """Write what is new of a phase's Curve (grafting/distillation.py)."""
+        rates = self.rates[phase]
+        for epoch in range(self.written[phase] + 1, curve.epoch + 1):
+            self.writer.add_scalar(f"loss/{phase}", curve.losses[epoch - 1], epoch)
+            self.writer.add_scalar(f"learning rate, student/{phase}", rates["lr_student"], epoch)
+            self.writer.add_scalar(f"learning rate, adapters/{phase}", rates["lr_adapter"], epoch)
+            if epoch in curve.accuracies:
+                self.writer.add_scalar(f"test accuracy/{phase}", curve.accuracies[epoch], epoch)
+        self.written[phase] = curve.epoch
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def grid_of(images: np.ndarray, shots: int) -> torch.Tensor:
+    """Few-shot images (shots * classes, 3, 32, 32) as one picture (3, H, W), a class per row; a corner if large."""
+    by_class = torch.from_numpy(images).unflatten(0, (-1, shots))[:SHOWN_CLASSES, :SHOWN_SHOTS]
+    return make_grid(by_class.flatten(0, 1), nrow=by_class.shape[1], padding=1, pad_value=255)
+
+
+def write_accuracy_over_shots(output_dir: Path, table: list[Row]) -> None:
+    """Runs `summary/...` with test accuracy over N: ours best and last, the teacher, the paper."""
+    directory = output_dir / "tensorboard" / "summary"
+    shutil.rmtree(directory, ignore_errors=True)
+    lines = {"ours best": "best", "ours last": "last", "teacher": "teacher", "paper": "paper"}
+    for name, column in lines.items():
+        points = [(row.shots, getattr(row, column)) for row in table if getattr(row, column) is not None]
+        if points:
+            with SummaryWriter(str(directory / name)) as writer:
+                for shots, accuracy in points:
+                    writer.add_scalar("test accuracy over N/best of L3", accuracy, shots)

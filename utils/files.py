@@ -1,0 +1,146 @@
+"""Files that are whole or absent, and reading that never runs a file's code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.errors import BadInput
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path` at once: a reader sees the old file or the new one, never a part.
+
+    Raises BadInput where the disk is full or the directory cannot be written; the old file is then whole.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another place"
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, allow_nan=True) + "\n")
+
+
+def write_tensors(path: Path, content: Any, legacy: bool = False) -> None:
+    """`torch.save`, atomically. `legacy` is the serialisation of the released files (before PyTorch 1.6)."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    write_bytes(path, buffer.getvalue())
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn what goes wrong while `path` is read as `kind` into one line for the user."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; expected {kind}") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a directory; expected {kind}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        AssertionError,
+        ImportError,
+        MemoryError,
+        OverflowError,
+        UnicodeDecodeError,
+    ) as error:
+        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        raise BadInput(f"{path}: not {kind}, or damaged ({reason})") from None
+
+
+def read_tensors(path: Path, kind: str) -> Any:
+    """Tensors saved by `torch.save`, old or new serialisation, wherever they were, on the CPU.
+
+    Only plain containers of tensors are admitted (`weights_only`): a file that would run code is refused.
+    """
+    with reading(path, kind):
+        if path.is_file() and path.stat().st_size == 0:
+            raise EOFError("the file is empty")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits a numpy array and nothing else."""
+
+    ADMITTED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only a numpy array is admitted")
+        return super().find_class(module, name)
+
+
+def read_pickled_array(path: Path, kind: str) -> np.ndarray:
+    """A pickled numpy array. Any other pickle is refused without running it."""
+    with reading(path, kind):
+        content = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
+        if not isinstance(content, np.ndarray) or content.dtype.hasobject:
+            raise ValueError("it does not hold an array of numbers")
+        return content
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    with reading(path, kind):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else sha256(file.read())
+        )

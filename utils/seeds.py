@@ -1,0 +1,23 @@
+"""Random numbers that depend on what they are for, never on what ran before.
+
+Every draw of a cell is a pure function of (seed, shots, trial, purpose, epoch). So the order of cells, an
+interruption, or which other cells run cannot change a cell's numbers, and nothing of the generator's state
+needs to be saved to resume.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def generator(*purpose: int | str) -> np.random.Generator:
+    """A numpy generator for a purpose, e.g. `generator(seed, shots, trial, "B0", epoch)`."""
+    return np.random.default_rng([zlib.crc32(p.encode()) if isinstance(p, str) else p for p in purpose])
+
+
+def torch_generator(*purpose: int | str) -> torch.Generator:
+    """The same for torch, on the CPU, so that a GPU begins from the same weights."""
+    return torch.Generator().manual_seed(int(generator(*purpose).integers(2**63)))
