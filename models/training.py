@@ -106,15 +106,14 @@ def train_teacher(
 class Apprentice(nn.Module):
     """A teacher in training, with what only training needs: BatchNorm behind its convolutions, a second head."""
 
-    def __init__(self, network: BlockwiseVGG, recipe: TeacherRecipe):
+    def __init__(self, network: BlockwiseVGG, recipe: TeacherRecipe, generator: torch.Generator):
         super().__init__()
         self.network = add_batchnorm(network) if recipe.batchnorm else network
         self.auxiliary = None
         if recipe.auxiliary:
             size = network.architecture.width_after(FIRST_GRAFTED - 1) * (IMAGE_SIZE >> FIRST_GRAFTED) ** 2
-            self.auxiliary = nn.Sequential(
-                nn.Flatten(), nn.BatchNorm1d(size, affine=False), nn.Linear(size, network.classes)
-            )
+            linear = initialize(nn.Linear(size, network.classes), generator)
+            self.auxiliary = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size, affine=False), linear)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """images: (B, 3, 32, 32) -> logits (B, classes), and those read off block 2's output, if there are any."""
@@ -164,8 +163,9 @@ class TeacherTraining:
     ):
         self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
         self.resume_file, self.report = resume_file, report
-        network = initialize(BlockwiseVGG(architecture, dataset.classes), torch_generator(seed, "teacher"))
-        self.apprentice = Apprentice(network, recipe).to(device, memory_format=torch.channels_last)
+        generator = torch_generator(seed, "teacher")
+        network = initialize(BlockwiseVGG(architecture, dataset.classes), generator)
+        self.apprentice = Apprentice(network, recipe, generator).to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self._parameter_groups(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
         )

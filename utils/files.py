@@ -56,6 +56,12 @@ def write_tensors(path: Path, content: Any, legacy: bool = False) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+UNREADABLE = (  # what unpicklers and tensor readers raise for bytes that are not theirs
+    pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
+    IndexError, AssertionError, ImportError, MemoryError, OverflowError,
+)  # fmt: skip
+
+
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn what goes wrong while `path` is read as `kind` into one line for the user."""
@@ -65,23 +71,9 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise BadInput(f"{path}: no such file; expected {kind}") from None
     except IsADirectoryError:
         raise BadInput(f"{path}: is a directory; expected {kind}") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        AssertionError,
-        ImportError,
-        MemoryError,
-        OverflowError,
-        UnicodeDecodeError,
-    ) as error:
+    except PermissionError:
+        raise BadInput(f"{path}: cannot be read (permission denied)") from None
+    except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         raise BadInput(f"{path}: not {kind}, or damaged ({reason})") from None
 

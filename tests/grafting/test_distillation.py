@@ -1,0 +1,105 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import pictures
+from torch import nn
+
+from grafting import distillation
+from grafting.distillation import Curve, Distillation, NotFinite, accuracy, distance
+from grafting.scions import scions
+from grafting.store import PlainTeacher
+
+
+def test_distance_by_hand():
+    student = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    teacher = torch.tensor([[4.0, 3.0], [5.0, 0.0]])
+    # (3/5 - 4/5)^2 + (4/5 - 3/5)^2 = 0.08 and 1 + 1 = 2
+    assert distance(student, teacher).item() == pytest.approx(2.08)
+    assert distance(10 * student, teacher).item() == pytest.approx(2.08)
+
+
+def test_distance_of_vanishing_logits_is_clamped():
+    assert distance(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])).item() == pytest.approx(1.0)
+    assert distance(torch.tensor([[1e-13, 0.0]]), torch.zeros(1, 2)).item() == pytest.approx(0.01)
+
+
+@pytest.fixture
+def started(teacher, dataset, recipe):
+    """A function that distils a phase of the recipe and returns (Distillation, the teacher, accuracies asked)."""
+
+    def start(phase, eval_every=2, after=lambda d: None, row=None):
+        if row is None:
+            b = scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0))
+            row = nn.Sequential(*b[phase.span[0] - 3 : phase.span[1] - 3])
+        run = Distillation(phase, row, 4)
+        plain = PlainTeacher(teacher, dataset.normalization, dataset.test())
+        run.run(plain, plain.few_shot(pictures(12)), 5, eval_every, (0, 4, 0), after)
+        return run
+
+    return start
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_only_the_scion_changes(started, teacher, recipe, index):
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    fresh = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
+    phase = recipe.phases[index]
+    run = started(phase)
+    fresh = fresh[phase.span[0] - 3 : phase.span[1] - 3]
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    changed = [not torch.equal(a, b) for a, b in zip(run.row.parameters(), fresh.parameters(), strict=True)]
+    assert all(changed)
+
+
+def test_the_optimizer_is_adam_with_two_constant_rates(started, recipe):
+    rates = []
+    run = started(recipe.stage1[1], after=lambda d: rates.append([g["lr"] for g in d.optimizer.param_groups]))
+    assert type(run.optimizer) is torch.optim.Adam
+    assert run.optimizer.defaults["betas"] == (0.9, 0.999) and run.optimizer.defaults["eps"] == 1e-8
+    assert rates == [pytest.approx([1e-4, 1e-3])] * 2  # 2.5e-4 and 2.5e-3 at 4 shots of 10
+    assert run.optimizer.param_groups[1]["params"][0].shape[2:] == (1, 1)
+
+
+def test_an_epoch_has_every_image_in_batches_with_the_rest_kept(started, recipe, monkeypatch):
+    sizes = []
+    measured = distillation.distance
+    monkeypatch.setattr(distillation, "distance", lambda s, t: sizes.append(len(s)) or measured(s, t))
+    started(replace(recipe.stage1[0], epochs=2))
+    assert sizes == [5, 5, 2, 5, 5, 2]
+
+
+def test_accuracy_is_measured_when_asked_and_at_the_end(started, recipe):
+    phase = replace(recipe.stage2[0], epochs=5)
+    assert list(started(phase, eval_every=2).curve.accuracies) == [2, 4, 5]
+    assert list(started(replace(phase, selects=True), eval_every=2).curve.accuracies) == [1, 2, 3, 4, 5]
+
+
+def test_the_first_of_equal_epochs_is_best():
+    assert Curve([0.0] * 4, {1: 50.0, 2: 60.0, 3: 60.0, 4: 55.0}).best_epoch == 2
+
+
+def test_best_weights_are_those_of_the_best_epoch(started, recipe, monkeypatch):
+    figures = iter([50.0, 70.0, 70.0, 60.0])
+    monkeypatch.setattr(distillation, "accuracy", lambda network, batches: next(figures))
+    states = []
+    run = started(recipe.stage2[1], after=lambda d: states.append({k: v.clone() for k, v in d.row.state_dict().items()}))
+    assert all(torch.equal(run.best[key], states[1][key]) for key in run.best)
+    assert not all(torch.equal(run.best[key], states[2][key]) for key in run.best)
+
+
+def test_a_loss_that_is_not_finite_stops_the_phase(started, recipe):
+    def poison(d):
+        if d.curve.epoch == 2:
+            next(d.row.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(NotFinite, match="not finite in B0, epoch 3"):
+        started(recipe.stage1[0], after=poison)
+
+
+def test_accuracy():
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    batches = [(logits[:2], torch.tensor([0, 0])), (logits[2:], torch.tensor([0]))]
+    assert accuracy(nn.Identity(), batches) == pytest.approx(200 / 3)

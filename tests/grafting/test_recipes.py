@@ -1,0 +1,60 @@
+"""METHOD's numbers, spelled out again by hand."""
+
+import pytest
+
+from grafting import recipes
+from grafting.recipes import CIFAR10, CIFAR100, batch_size
+
+
+def numbers(recipe):
+    return [(p.name, p.span, p.epochs, p.lr_student, p.lr_adapter) for p in recipe.phases]
+
+
+def test_cifar10():
+    assert numbers(CIFAR10) == [
+        ("B0", (3, 4), 100, 2.5e-4, 2.5e-3),
+        ("B1", (4, 5), 60, 2.5e-4, 2.5e-3),
+        ("B2", (5, 6), 60, 2.5e-4, 2.5e-3),
+        ("L2", (3, 5), 100, 1e-4, 1e-4),
+        ("L3", (3, 6), 100, 1e-4, 1e-4),
+    ]
+
+
+def test_cifar100():
+    assert numbers(CIFAR100) == [
+        ("B0", (3, 4), 1000, 2.5e-4, 1e-3),
+        ("B1", (4, 5), 200, 1e-3, 1e-3),
+        ("B2", (5, 6), 200, 1e-3, 1e-3),
+        ("L2", (3, 5), 150, 1e-4, 1e-4),
+        ("L3", (3, 6), 150, 1e-4, 1e-4),
+    ]
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES.values())
+def test_stage_1_scales_with_shots_and_stage_2_does_not(recipe):
+    for phase in recipe.stage1:
+        assert phase.rates(1) == pytest.approx((phase.lr_student / 10, phase.lr_adapter / 10))
+        assert phase.rates(50) == pytest.approx((phase.lr_student * 5, phase.lr_adapter * 5))
+    for phase in recipe.stage2:
+        assert phase.rates(1) == phase.rates(50) == (phase.lr_student, phase.lr_adapter)
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES.values())
+def test_only_l3_selects_its_best_epoch(recipe):
+    assert [phase.selects for phase in recipe.phases] == [False, False, False, False, True]
+
+
+def test_batch_sizes_and_steps():
+    shots = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50)
+    assert [batch_size(n) for n in shots] == [6, 12, 19, 25, 32, 38, 44, 51, 57, 64, 128, 320]
+    steps = {classes: [-(-n * classes // batch_size(n)) for n in shots] for classes in (10, 100)}
+    assert steps[10] == [2] * 12
+    assert steps[100] == [17, 17] + [16] * 10
+    assert sum(phase.epochs for phase in CIFAR10.phases) * 2 == 840
+
+
+def test_published_table():
+    assert CIFAR10.published[1] == (90.74, 0.49) and CIFAR10.published[50] == (92.76, 0.09)
+    assert CIFAR100.published[1] == (64.22, 0.17) and CIFAR100.published[50] == (69.06, 0.10)
+    assert sum(mean for mean, _ in CIFAR10.published.values()) == pytest.approx(1111.44)
+    assert sum(mean for mean, _ in CIFAR100.published.values()) == pytest.approx(815.28)

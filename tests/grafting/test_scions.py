@@ -1,0 +1,62 @@
+import pytest
+import torch
+from conftest import CLASSES, TINY
+from torch import nn
+
+from grafting.recipes import CIFAR10
+from grafting.scions import graft, parameters_by_role, scions
+from models.vgg import ARCHITECTURES, parameter_count
+
+SPANS = [phase.span for phase in CIFAR10.phases]
+
+
+@pytest.fixture
+def row():
+    return scions(TINY, CLASSES, torch.Generator().manual_seed(0))
+
+
+def test_parameter_count_is_the_papers():
+    vgg16 = scions(ARCHITECTURES["vgg16"], 10, torch.Generator())
+    assert sum(map(parameter_count, vgg16)) == 4_203_018
+
+
+def test_grafts_are_the_hand_written_compositions(teacher, row):
+    x = torch.randn(5, 3, 32, 32)
+    t = [*teacher.features, lambda y: teacher.classifier(y.flatten(1))]
+    b0, b1, b2 = row
+    left = t[2](t[1](t[0](x)))
+    expected = {
+        (3, 4): t[5](t[4](b0(left))),
+        (4, 5): t[5](b1(t[3](left))),
+        (5, 6): b2(t[4](t[3](left))),
+        (3, 5): t[5](b1(b0(left))),
+        (3, 6): b2(b1(b0(left))),
+    }
+    assert list(expected) == SPANS
+    for (i, j), logits in expected.items():
+        assert torch.equal(graft(teacher, nn.Sequential(*row[i - 3 : j - 3]), (i, j), x), logits)
+
+
+@pytest.mark.parametrize("span", [*SPANS, (0, 6), (2, 2)])
+def test_the_teachers_own_blocks_as_scion_change_nothing(teacher, span):
+    x = torch.randn(5, 3, 32, 32)
+    assert torch.equal(graft(teacher, teacher[slice(*span)], span, x), teacher(x))
+
+
+def test_the_teacher_is_not_changed_by_a_graft(teacher, row):
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    graft(teacher, row[0], (3, 4), torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_roles(row):
+    student, adapters = parameters_by_role(nn.Sequential(*row))
+    assert {tuple(p.shape[2:]) for p in adapters if p.ndim == 4} == {(1, 1)}
+    assert len(adapters) == 8 and len(student) == 2 * (2 + 1 + 2)
+    assert {id(p) for p in student + adapters} == {id(p) for p in nn.Sequential(*row).parameters()}
+
+
+def test_the_same_generator_gives_the_same_scions():
+    one, same, other = (scions(TINY, CLASSES, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert torch.equal(one[1][1][0].weight, same[1][1][0].weight)
+    assert not torch.equal(one[1][1][0].weight, other[1][1][0].weight)

@@ -1,0 +1,131 @@
+import io
+from collections import OrderedDict
+
+import pytest
+import torch
+from conftest import CLASSES, TINY
+
+from grafting.scions import scions
+from models import released
+from models.vgg import ARCHITECTURES, BlockwiseVGG
+from utils import files
+from utils.errors import BadInput
+
+B0 = ["0.0.weight", "0.0.bias", "0.2.weight", "0.2.bias", "0.4.weight", "0.4.bias", "1.weight", "1.bias"]
+B1 = ["0.weight", "0.bias", *(f"1.{p}.{k}" for p in (0, 2, 4) for k in ("weight", "bias")), "2.weight", "2.bias"]
+B2 = ["0.weight", "0.bias", "1.1.0.weight", "1.1.0.bias", "1.1.1.weight", "1.1.1.bias"]
+SHAPES = {"0.0.0.weight": (256, 256, 3, 3), "0.1.weight": (512, 256, 1, 1), "1.0.weight": (256, 512, 1, 1),
+          "1.2.weight": (512, 256, 1, 1), "2.0.weight": (256, 512, 1, 1), "2.1.1.0.weight": (512, 256),
+          "2.1.1.1.weight": (10, 512)}  # fmt: skip
+
+
+@pytest.fixture
+def students():
+    return scions(ARCHITECTURES["vgg16"], 10, torch.Generator().manual_seed(0))
+
+
+def is_legacy(path):
+    return path.read_bytes()[:2] == b"\x80\x02"  # a pickle, where newer files are zip archives
+
+
+def test_students_have_the_released_keys_shapes_and_types(students, tmp_path):
+    released.write_stage1(students, tmp_path / "block.pth")
+    released.write_stage2(released.on_cpu(torch.nn.Sequential(*students)), tmp_path / "net.pth")
+    block, net = (torch.load(tmp_path / name, weights_only=True) for name in ("block.pth", "net.pth"))
+    assert [list(block[f"block-{k}"]) for k in range(3)] == [B0, B1, B2]
+    assert list(net) == [f"{k}.{key}" for k, keys in enumerate((B0, B1, B2)) for key in keys]
+    assert len(net) == 24
+    assert all(value.dtype == torch.float32 and value.is_contiguous() for value in net.values())
+    assert {key: tuple(net[key].shape) for key in SHAPES} == SHAPES
+    assert is_legacy(tmp_path / "block.pth") and is_legacy(tmp_path / "net.pth")
+
+
+def test_students_come_back(students, tmp_path):
+    released.write_stage1(students, tmp_path / "block.pth")
+    kind, states = released.read(tmp_path / "block.pth")
+    assert kind == "stage 1"
+    fresh = scions(ARCHITECTURES["vgg16"], 10, torch.Generator().manual_seed(1))
+    for scion, state, original in zip(fresh, states, students, strict=True):
+        released.load(scion, state, tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(scion.parameters(), original.parameters(), strict=True))
+
+
+def test_teacher_comes_back(teacher, tmp_path):
+    path = tmp_path / "teacher.pth"
+    released.write_teacher(teacher.to(memory_format=torch.channels_last), path)
+    again = released.read_teacher(path, CLASSES)
+    assert again.architecture == TINY and is_legacy(path)
+    for key, value in torch.load(path, weights_only=True).items():
+        assert value.is_contiguous() and torch.equal(value, teacher.state_dict()[key])
+
+
+def test_files_saved_from_cuda_load_here(teacher, tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(teacher.state_dict(), buffer, _use_new_zipfile_serialization=False)
+    assert b"cuda:0" in buffer.getvalue()
+    (tmp_path / "teacher.pth").write_bytes(buffer.getvalue())
+    assert released.read_teacher(tmp_path / "teacher.pth", CLASSES).architecture == TINY
+
+
+def state_without(state, key):
+    return OrderedDict((k, v) for k, v in state.items() if k != key)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (print, ("this must never be printed",))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda s: state_without(s, "features.0.0.bias"), "features.0.0.bias is missing"),
+        (lambda s: {**s, "extra": torch.zeros(1)}, "extra is not expected"),
+        (lambda s: {**s, "features.1.0.weight": torch.zeros(4, 5, 3, 3)}, "expected torch.float32 (4, 4, 3, 3)"),
+        (lambda s: {**s, "features.1.0.bias": s["features.1.0.bias"].double()}, "torch.float64"),
+        (lambda s: {**s, "features.1.0.bias": s["features.1.0.bias"] * float("nan")}, "not finite"),
+        (lambda s: state_without(s, "classifier.2.weight"), "has no classifier.2.weight"),
+        (lambda s: {k: v for k, v in s.items() if "features.4" not in k}, "has convolution blocks [0, 1, 2, 3]"),
+        (lambda s: {"a": 1}, "neither a block-wise teacher nor a student"),
+        (lambda s: [1, 2], "neither a block-wise teacher nor a student"),
+        (lambda s: {"model": s}, "neither a block-wise teacher nor a student"),
+        (lambda s: RunsCode(), "not a checkpoint, or damaged"),
+    ],
+)
+def test_foreign_teachers_are_refused_in_one_line(teacher, tmp_path, change, fault, capsys):
+    torch.save(change(teacher.state_dict()), tmp_path / "teacher.pth")
+    with pytest.raises(BadInput, match=r"teacher\.pth") as refusal:
+        released.read_teacher(tmp_path / "teacher.pth", CLASSES)
+    assert fault in str(refusal.value) and "\n" not in str(refusal.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("size", [0, 100, -100])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_torn_files_are_refused_in_one_line(teacher, tmp_path, size, legacy):
+    path = tmp_path / "teacher.pth"
+    files.write_tensors(path, teacher.state_dict(), legacy)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(BadInput, match=r"teacher\.pth: not a checkpoint, or damaged") as refusal:
+        released.read_teacher(path, CLASSES)
+    assert "\n" not in str(refusal.value)
+
+
+def test_other_faults_of_a_teachers_file(teacher, students, tmp_path):
+    with pytest.raises(BadInput, match="no such file"):
+        released.read_teacher(tmp_path / "nowhere.pth", CLASSES)
+    with pytest.raises(BadInput, match="is a directory"):
+        released.read_teacher(tmp_path, CLASSES)
+    released.write_teacher(teacher, tmp_path / "teacher.pth")
+    with pytest.raises(BadInput, match="has 3 classes, the data set 10"):
+        released.read_teacher(tmp_path / "teacher.pth", 10)
+    released.write_stage1(students, tmp_path / "block.pth")
+    with pytest.raises(BadInput, match="is a student of stage 1, not a teacher"):
+        released.read_teacher(tmp_path / "block.pth", 10)
+
+
+def test_teachers_of_every_depth_are_recognised(tmp_path):
+    for name in ("vgg11", "vgg13", "vgg16", "vgg19"):
+        released.write_teacher(BlockwiseVGG(ARCHITECTURES[name], 10), tmp_path / "teacher.pth")
+        assert released.read_teacher(tmp_path / "teacher.pth", 10).architecture == ARCHITECTURES[name]

@@ -1,0 +1,120 @@
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CLASSES, TINY, weights
+
+from grafting.recipes import CIFAR10, CIFAR100
+from models import released, training
+from models.training import Apprentice, TeacherTraining, add_batchnorm, fold_batchnorm, stretched
+from models.vgg import BlockwiseVGG, initialize
+from utils.errors import BadInput
+
+CPU = torch.device("cpu")
+
+
+def network():
+    return initialize(BlockwiseVGG(TINY, CLASSES), torch.Generator().manual_seed(0))
+
+
+def test_folding_leaves_the_plain_layout_and_the_same_outputs():
+    normed = add_batchnorm(network())
+    normed.train()
+    for _ in range(3):
+        normed(torch.randn(32, 3, 32, 32) * 3 + 1)
+    for module in normed.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight, 1, 0.5)
+            torch.nn.init.normal_(module.bias)
+    images = torch.randn(8, 3, 32, 32)
+    expected = normed.eval()(images)
+    folded = fold_batchnorm(copy.deepcopy(normed))
+    assert list(folded.state_dict()) == list(network().state_dict())
+    assert torch.allclose(folded(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_published_recipe_has_no_batchnorm_in_its_blocks():
+    apprentice = Apprentice(network(), CIFAR10.teachers["published"], torch.Generator())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in apprentice.modules())
+    assert apprentice.auxiliary is None
+
+
+def test_quick_recipe_reads_block_2_while_training():
+    apprentice = Apprentice(network(), CIFAR10.teachers["quick"], torch.Generator())
+    logits, second = apprentice(torch.randn(4, 3, 32, 32))
+    assert logits.shape == second.shape == (4, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epoch", "rate"),
+    [
+        (CIFAR10.teachers["published"], 0.5, 0.05),
+        (CIFAR10.teachers["published"], 29.9, 0.05),
+        (CIFAR10.teachers["published"], 30, 0.025),
+        (CIFAR10.teachers["published"], 299, 0.05 / 512),
+        (stretched(CIFAR10.teachers["published"], 10), 1, 0.025),
+        (CIFAR100.teachers["published"], 0.5, 0.005),
+        (CIFAR100.teachers["published"], 59.9, 0.01),
+        (CIFAR100.teachers["published"], 60, 0.002),
+        (CIFAR100.teachers["published"], 120, 0.0004),
+        (CIFAR100.teachers["published"], 160, 0.00008),
+        (stretched(CIFAR10.teachers["quick"], 10), 2, CIFAR10.teachers["quick"].lr),
+        (stretched(CIFAR10.teachers["quick"], 10), 6, CIFAR10.teachers["quick"].lr / 2),
+        (stretched(CIFAR10.teachers["quick"], 10), 10, 0),
+    ],
+)
+def test_learning_rates(recipe, epoch, rate):
+    assert recipe.rate(epoch) == pytest.approx(rate)
+
+
+def test_published_recipes_are_the_public_ones():
+    ten, hundred = CIFAR10.teachers["published"], CIFAR100.teachers["published"]
+    for recipe, nesterov, epochs in ((ten, False, 300), (hundred, True, 200)):
+        assert (recipe.momentum, recipe.weight_decay, recipe.batch) == (0.9, 5e-4, 128)
+        assert (recipe.nesterov, recipe.epochs) == (nesterov, epochs)
+
+
+@pytest.mark.parametrize("kind", ["published", "quick"])
+def test_a_cut_training_goes_on_to_the_same_bits(dataset, tmp_path, kind):
+    recipe = replace(CIFAR10.teachers[kind], epochs=3, batch=4)
+
+    def train(name, report=lambda line: None):
+        path = tmp_path / f"{name}.pth"
+        training.train_teacher(dataset, TINY, recipe, 0, CPU, path, report)
+        return weights(path)
+
+    class PowerCut(Exception):
+        pass
+
+    def cut_after_two(line):
+        if line.startswith("epoch 2"):
+            raise PowerCut
+
+    undisturbed = train("undisturbed")
+    with pytest.raises(PowerCut):
+        train("cut", cut_after_two)
+    lines = []
+    assert train("cut", lines.append) == undisturbed
+    assert "going on after epoch 1" in lines[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "cut.json", "cut.pth", "undisturbed.json", "undisturbed.pth",
+    ]  # fmt: skip
+
+
+def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
+    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
+    accuracy = training.train_teacher(dataset, TINY, recipe, 5, CPU, tmp_path / "t.pth", lambda line: None)
+    record = json.loads((tmp_path / "t.json").read_text())
+    assert record["test_accuracy"] == accuracy and record["seed"] == 5 and record["dataset"] == "Tiny"
+    assert record["recipe"]["epochs"] == len(record["epochs"]) == 2
+    assert released.read_teacher(tmp_path / "t.pth", CLASSES).architecture == TINY
+
+
+def test_a_half_done_training_of_other_settings_is_refused(dataset, tmp_path):
+    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
+    resume_file = tmp_path / "t.resume.pt"
+    TeacherTraining(dataset, TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
+    with pytest.raises(BadInput, match="half-done training with other settings"):
+        TeacherTraining(dataset, TINY, recipe, 1, CPU, resume_file, lambda line: None).run()

@@ -1,0 +1,57 @@
+import os
+import stat
+
+import pytest
+import torch
+
+from utils import files
+from utils.errors import BadInput
+
+
+def test_a_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file"
+    files.write_text(path, "old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match="file: cannot be written .No space left on device.; free space") as refusal:
+        files.write_text(path, "new")
+    assert path.read_text() == "old" and "\n" not in str(refusal.value)
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(fd):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(tmp_path / "file", "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match="cannot be written"):
+        files.write_text(tmp_path / "file" / "below", "x")
+
+
+def test_files_have_the_usual_permissions(tmp_path):
+    files.write_text(tmp_path / "ours", "x")
+    (tmp_path / "usual").write_text("x")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+def test_tensors_come_back(tmp_path):
+    content = {"a": torch.arange(3), "b": [torch.zeros(2), "text", 1.5]}
+    for legacy in (True, False):
+        files.write_tensors(tmp_path / "t", content, legacy)
+        assert torch.equal(files.read_tensors(tmp_path / "t", "a test")["a"], content["a"])
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256(b"abc") == files.sha256_of_file(tmp_path / "f") == known
