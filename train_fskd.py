@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         return run(args)
     except BadInput as error:
         return _stop(2, str(error))
+    except OSError as error:
+        return _stop(2, f"{error.filename or 'a file'}: {error.strerror or error}")
     except torch.cuda.OutOfMemoryError:
         return _stop(2, "the GPU's memory is full; give less to --memory, or take --device cpu")
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Shapes10: ten classes drawn at 32x32 in colour. Seeded; nothing to download.
 
-One shape per picture at a random place, size, angle and colour, on a background with a colour gradient, under
+One shape per picture at a random place, size, tilt and colour, on a background with a colour gradient, under
 stray lines and pixel noise. numpy only.
 """
 
@@ -22,7 +22,7 @@ def draw(split: str) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.meshgrid(np.linspace(-1, 1, SIZE), np.linspace(-1, 1, SIZE))
 
     size = random.uniform(0.42, 0.75, (n, 1, 1))
-    turn = random.uniform(-np.pi, np.pi, (n, 1, 1))
+    turn = random.uniform(-0.35, 0.35, (n, 1, 1))  # radians
     left, up = random.uniform(-0.25, 0.25, (2, n, 1, 1))
     u = ((x - left) * np.cos(turn) + (y - up) * np.sin(turn)) / size
     v = ((y - up) * np.cos(turn) - (x - left) * np.sin(turn)) / size

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from grafting.distillation import Curve, Distillation
 from grafting.recipes import Phase, Recipe, batch_size
@@ -65,8 +65,9 @@ class Setting:
         """Raise BadInput naming what differs between this cell and the one at `path`."""
         for name, value in self.identity.items():
             if other.get(name) != value:
+                named, there, here = name.replace("_", " "), _brief(other.get(name)), _brief(value)
                 raise BadInput(
-                    f"{path}: made with another {name.replace('_', ' ')} ({_brief(other.get(name))}, now {_brief(value)});"
+                    f"{path}: made with another {named} ({there}, now {here});"
                     " --fresh redoes it, another --output_dir keeps both"
                 )
 
@@ -104,18 +105,16 @@ class Cell:
         self._restored: dict[str, Any] | None = None
         self._saved_at = monotonic()
 
-    def run(self) -> dict[str, Tensor]:
-        """Both stages; writes the students' files and returns the best student's state (METHOD: section 5)."""
+    def run(self) -> None:
+        """Both stages, and the students' files (METHOD: sections 4 and 5). Raises NotFinite."""
         self.resume()
         recipe = self.setting.recipe
         block_grafting(recipe, self.scions, self.distill)
         if recipe.stage2[0].name not in self.curves:
             released.write_stage1(self.scions, self.students["stage 1"])
         net_grafting(recipe, self.scions, self.distill)
-        best = {key: value.cpu() for key, value in self.current.best.items()}
-        released.write_stage2(best, self.students["best"])
+        released.write_stage2(self.current.best, self.students["best"])
         released.write_stage2(on_cpu(self.current.row), self.students["last"])
-        return best
 
     def distill(self, phase: Phase, row: nn.Sequential) -> None:
         """Distil a row of scions over the phase's span, unless a checkpoint says that this is behind us."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -20,6 +19,7 @@ from data.views import VIEWS
 from grafting.recipes import Phase
 from grafting.scions import parameters_by_role
 from grafting.store import PlainTeacher, PlainViews, StoredViews
+from models.released import on_cpu
 from utils.seeds import generator
 
 
@@ -66,7 +66,7 @@ class Curve:
 class Distillation:
     """A phase under way: the row of scions that learns, its optimiser, and what was measured.
 
-    best: the scions' weights at the best epoch so far, where the phase selects one.
+    best: the row's state on the CPU at the best epoch so far, where the phase selects one.
     """
 
     def __init__(self, phase: Phase, row: nn.Sequential, shots: int):
@@ -110,7 +110,7 @@ class Distillation:
                 self.curve.accuracies[epoch] = accuracy(nn.Sequential(self.row, tail), teacher.test_batches(cut))
                 self.curve.seconds["evaluation"] += perf_counter() - started
                 if self.phase.selects and self.curve.best_epoch == epoch:
-                    self.best = deepcopy(self.row.state_dict())
+                    self.best = on_cpu(self.row)
             after_epoch(self)
 
     def _train(

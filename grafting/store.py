@@ -41,7 +41,8 @@ class PlainTeacher:
     @torch.no_grad()
     def test_batches(self, cut: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test set as (features (B, C, H, W), labels (B,))."""
-        for images, labels in zip(self.test_images.split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True):
+        batches = zip(self.test_images.split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
+        for images, labels in batches:
             yield self.network[:cut](self.normalization(images.to(self.device))), labels
 
 
@@ -68,9 +69,9 @@ class PlainViews:
 class StoredTeacher(PlainTeacher):
     """The same answers from memory, shared by all cells of a run.
 
-    images: the few-shot images (N, 3, 32, 32) uint8 that will be asked for, each once. cuts: the cuts whose features are
-    kept; those of another cut are computed from the nearest kept one on its left. An image's 162 views are
-    computed together, when the image is first asked for, so what is kept never depends on what else is.
+    images: the few-shot images (N, 3, 32, 32) uint8 that will be asked for, each once. cuts: the cuts whose
+    features are kept; those of another cut are computed from the nearest kept one on its left. An image's 162
+    views are computed together, when it is first asked for, so what is kept never depends on what else is.
     """
 
     def __init__(

@@ -53,6 +53,8 @@ class Sweep:
     def __init__(self, plan: Plan, device: torch.device):
         self.plan = plan
         self.device = device
+        for directory in (plan.output_dir, plan.student_dir):
+            files.require_writable(directory)
         self.subsets = {shots: subset(plan.dataset, shots, plan.subset_seed, plan.data_path) for shots in plan.shots}
         self.teacher_sha256 = files.sha256_of_file(plan.teacher_file)
 

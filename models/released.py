@@ -97,9 +97,8 @@ def load(network: nn.Module, state: State, path: Path) -> None:
         raise BadInput(f"{path}: {odd[0]} is {'missing' if odd[0] in own else 'not expected'}; not of this layout")
     for key, value in state.items():
         if value.shape != own[key].shape or value.dtype != own[key].dtype:
-            raise BadInput(
-                f"{path}: {key} is {value.dtype} {tuple(value.shape)}, expected {own[key].dtype} {tuple(own[key].shape)}"
-            )
+            found, expected = (f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (value, own[key]))
+            raise BadInput(f"{path}: {key} is {found}, expected {expected}")
     network.load_state_dict(state)
 
 

@@ -18,14 +18,12 @@ import pytest
 import torch
 from torchvision import datasets as torchvision_datasets
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
 from grafting.recipes import CIFAR10, Recipe
 from models.vgg import Architecture, BlockwiseVGG, frozen, initialize
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = Architecture(((4,), (4,), (8,), (8, 8), (8,)), hidden=8)
 CLASSES = 3
 

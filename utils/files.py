@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,13 @@ def write_tensors(path: Path, content: Any, legacy: bool = False) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def require_writable(directory: Path) -> None:
+    """Make the directory, and raise BadInput now rather than after hours if it cannot be written."""
+    probe = directory / f".probe.{secrets.token_hex(4)}"
+    write_bytes(probe, b"")
+    probe.unlink()
+
+
 UNREADABLE = (  # what unpicklers and tensor readers raise for bytes that are not theirs
     pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
     IndexError, AssertionError, ImportError, MemoryError, OverflowError,
@@ -86,7 +94,9 @@ def read_tensors(path: Path, kind: str) -> Any:
     with reading(path, kind):
         if path.is_file() and path.stat().st_size == 0:
             raise EOFError("the file is empty")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about other pickles' protocols; what matters is raised
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

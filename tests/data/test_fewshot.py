@@ -90,7 +90,7 @@ class RunsCode:
 def test_foreign_files_are_refused(official_files, content, fault, capsys):
     path = official_files / "cifar10-random-1-per-class.pkl"
     path.write_bytes(content)
-    with pytest.raises(BadInput, match="cifar10-random-1-per-class.pkl") as refusal:
+    with pytest.raises(BadInput, match=r"cifar10-random-1-per-class\.pkl") as refusal:
         fewshot.subset(open_dataset("CIFAR10", official_files), 1, 6, official_files)
     assert fault in str(refusal.value) and "\n" not in str(refusal.value)
     assert capsys.readouterr().out == ""

@@ -25,7 +25,9 @@ def test_the_views_are_what_pillow_pads_crops_and_flips():
 def test_a_views_number_says_where_it_lies():
     image = torch.from_numpy(pictures(1))
     top, left = 7, 2
-    straight, mirrored = crop(pad(image), torch.zeros(2, dtype=torch.long), torch.tensor([18 * top + 2 * left] * 2) + torch.tensor([0, 1]))
+    straight, mirrored = crop(
+        pad(image), torch.zeros(2, dtype=torch.long), torch.tensor([18 * top + 2 * left] * 2) + torch.tensor([0, 1])
+    )
     assert torch.equal(straight, pad(image)[0, :, top : top + 32, left : left + 32])
     assert torch.equal(mirrored, straight.flip(2))
 

@@ -85,7 +85,9 @@ def test_best_weights_are_those_of_the_best_epoch(started, recipe, monkeypatch):
     figures = iter([50.0, 70.0, 70.0, 60.0])
     monkeypatch.setattr(distillation, "accuracy", lambda network, batches: next(figures))
     states = []
-    run = started(recipe.stage2[1], after=lambda d: states.append({k: v.clone() for k, v in d.row.state_dict().items()}))
+    run = started(
+        recipe.stage2[1], after=lambda d: states.append({k: v.clone() for k, v in d.row.state_dict().items()})
+    )
     assert all(torch.equal(run.best[key], states[1][key]) for key in run.best)
     assert not all(torch.equal(run.best[key], states[2][key]) for key in run.best)
 

@@ -109,9 +109,7 @@ def test_fresh_redoes(plan):
     assert result(plan(), 1, 0)["status"] == "done"
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"), [({"seed": 1}, "seed"), ({"subset_seed": 7}, "subset seed")]
-)
+@pytest.mark.parametrize(("changed", "named"), [({"seed": 1}, "seed"), ({"subset_seed": 7}, "subset seed")])
 def test_results_of_other_settings_are_refused(plan, changed, named):
     run(plan())
     before = numbers(plan())

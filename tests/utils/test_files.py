@@ -16,7 +16,7 @@ def test_a_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadInput, match="file: cannot be written .No space left on device.; free space") as refusal:
+    with pytest.raises(BadInput, match=r"file: cannot be written .No space left on device.; free space") as refusal:
         files.write_text(path, "new")
     assert path.read_text() == "old" and "\n" not in str(refusal.value)
     assert [p.name for p in path.parent.iterdir()] == ["file"]

@@ -22,12 +22,14 @@ def test_rows_by_hand():
 
 
 def test_the_printed_table():
-    assert results.markdown(results.rows(CELLS, {1: (90.74, 0.49)}, 92.83)) == "\n".join([
-        "|  N |         best |         last |            n | teacher |        paper | best - teacher | paper - its teacher |",
-        "| -: | -----------: | -----------: | -----------: | ------: | -----------: | -------------: | ------------------: |",
-        "|  1 | 81.00 ± 1.41 | 79.50 ± 0.71 | 2 (1 failed) |   92.30 | 90.74 ± 0.49 |         -11.30 |               -2.09 |",
-        "| 10 |        91.50 |        91.25 |            1 |   92.30 |            - |          -0.80 |                   - |",
-    ])
+    assert results.markdown(results.rows(CELLS, {1: (90.74, 0.49)}, 92.83)) == "\n".join(
+        [
+            "|  N |         best |         last |            n | teacher |        paper | best - teacher | paper - its teacher |",
+            "| -: | -----------: | -----------: | -----------: | ------: | -----------: | -------------: | ------------------: |",
+            "|  1 | 81.00 ± 1.41 | 79.50 ± 0.71 | 2 (1 failed) |   92.30 | 90.74 ± 0.49 |         -11.30 |               -2.09 |",
+            "| 10 |        91.50 |        91.25 |            1 |   92.30 |            - |          -0.80 |                   - |",
+        ]
+    )
 
 
 def test_the_csv_is_unrounded():

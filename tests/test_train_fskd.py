@@ -1,0 +1,229 @@
+"""The command line: every flag, every exit status, and the line that bad input gets."""
+
+import pickle
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, ROOT, TINY
+
+import train_fskd
+from data.fewshot import PUBLISHED_SHOTS
+from grafting import recipes
+from models import released
+from models.vgg import BlockwiseVGG
+from utils.arguments import parse
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch, dataset, recipe):
+    """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_fskd, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, published={}))
+    return tmp_path
+
+
+@pytest.fixture
+def with_teacher(at_home, teacher):
+    released.write_teacher(teacher, at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
+    return at_home
+
+
+def command(*arguments):
+    return train_fskd.main(["--dataset", "Folder", *arguments])
+
+
+def test_defaults():
+    args = parse([], "")
+    assert (args.dataset, args.nshot, args.trials, args.seed) == ("CIFAR10", list(PUBLISHED_SHOTS), 5, 0)
+    assert (str(args.data_path), str(args.student_dir)) == ("data/raw", "ckpt/student")
+    assert args.subset_seed is None and args.device is None and not args.fresh
+
+
+def test_every_flag_has_help_and_is_read():
+    source = "\n".join((ROOT / path).read_text() for path in ("train_fskd.py", "grafting/sweep.py"))
+    text = subprocess.run(
+        [sys.executable, "train_fskd.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for flag in vars(parse([], "")):
+        assert f"--{flag}" in text
+        assert f"args.{flag}" in source, f"--{flag} is parsed and never read"
+
+
+def test_sweep_table_and_evaluation(with_teacher, capsys):
+    assert command("--nshot", "2", "1", "--trials", "1") == 0
+    printed = capsys.readouterr().out
+    table = (with_teacher / "runs/Folder/table.md").read_text()
+    assert table in printed and (with_teacher / "runs/Folder/table.csv").exists()
+    (with_teacher / "runs/Folder/table.md").unlink()
+    assert command("--table") == 0
+    assert capsys.readouterr().out == table == (with_teacher / "runs/Folder/table.md").read_text()
+
+    best = table.splitlines()[2].split("|")[2].strip()
+    student = "ckpt/student/vgg-student-graft-{}-Tiny-1perclass-trial0.pth"
+    assert command("--evaluate", student.format("net")) == 0
+    assert "student (L=3), " in (line := capsys.readouterr().out) and f"test accuracy {best}%" in line
+    assert command("--evaluate", student.format("block")) == 0
+    assert [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "B0 alone", "B1 alone", "B2 alone",
+    ]  # fmt: skip
+    assert command("--evaluate", "ckpt/teacher/vgg16-blockwise-folder.pth") == 0
+    assert f"test accuracy {table.splitlines()[2].split('|')[5].strip()}%" in capsys.readouterr().out
+
+
+def test_the_same_command_again_runs_nothing(with_teacher, capsys):
+    arguments = ("--nshot", "1", "--trials", "2")
+    assert command(*arguments) == 0
+    capsys.readouterr()
+    assert command(*arguments) == 0
+    assert "2 of 2 cells are done already" in capsys.readouterr().out
+
+
+def test_output_and_student_dir(with_teacher):
+    assert command("--nshot", "1", "--trials", "1", "--output_dir", "elsewhere", "--student_dir", "pupils") == 0
+    assert (with_teacher / "elsewhere/results/1-shot/trial-0.json").exists()
+    assert len(list((with_teacher / "pupils").iterdir())) == 3
+    assert not (with_teacher / "runs").exists() and not (with_teacher / "ckpt/student").exists()
+
+
+def test_diagnose(with_teacher, capsys):
+    assert command("--diagnose", "--nshot", "4") == 0
+    printed = capsys.readouterr().out
+    assert "12 few-shot images (N = 4)" in printed
+    assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")][2:] == list("01234")
+    assert "The teacher itself: " in printed
+
+
+@pytest.mark.parametrize("recipe_name", ["published", "quick"])
+def test_train_teacher(at_home, capsys, recipe_name):
+    assert command(
+        "--train_teacher", "--teacher_recipe", recipe_name, "--teacher_epochs", "1",
+        "--teacher_architecture", "vgg11-small", "--teacher", "mine.pth", "--seed", "3",
+    ) == 0  # fmt: skip
+    assert "mine.pth: teacher of recipe " + recipe_name in capsys.readouterr().out
+    assert released.read_teacher(at_home / "mine.pth", CLASSES).architecture.widths[0] == (16,)
+    assert '"seed": 3' in (at_home / "mine.json").read_text()
+
+
+def test_build_dataset(official_files, capsys):
+    for spelling in (["--build_dataset", "True"], ["--build_dataset"]):
+        assert train_fskd.main([*spelling, "--data_path", str(official_files)]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 24
+    for name in ("cifar10", "cifar100"):
+        for shots in PUBLISHED_SHOTS:
+            assert (official_files / f"{name}-random-{shots}-per-class.pkl").exists()
+
+
+def test_subset_seed(with_teacher):
+    for seed in ("6", "7"):
+        folder = f"subset{seed}"
+        assert command("--nshot", "1", "--trials", "1", "--subset_seed", seed, "--output_dir", folder) == 0
+    hashes = {
+        line for seed in "67"
+        for line in (with_teacher / f"subset{seed}/results/1-shot/trial-0.json").read_text().splitlines()
+        if "subset_sha256" in line
+    }  # fmt: skip
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--dataset", "MNIST"], "invalid choice: 'MNIST'"),
+        (["--nshot", "0"], "argument --nshot: '0' is not a whole number from 1 on"),
+        (["--nshot", "two"], "argument --nshot: 'two' is not a whole number from 1 on"),
+        (["--trials", "-1"], "argument --trials: '-1' is not a whole number from 1 on"),
+        (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 on"),
+        (["--memory", "nan"], "argument --memory: 'nan' is not a number of gigabytes"),
+        (["--build_dataset", "maybe"], "argument --build_dataset: 'maybe' is neither True nor False"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--table", "--diagnose"], "not allowed with argument"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(capsys, arguments, line):
+    with pytest.raises(SystemExit) as stop:
+        train_fskd.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert line in error and error.startswith("train_fskd.py: ") and error.count("\n") == 1
+
+
+HERE = ["--output_dir", ".", "--student_dir", "."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--device", "abacus"], "--device abacus: "),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+        (["--table"], "--table: no results under runs/Folder/results"),
+        ([], "ckpt/teacher/vgg16-blockwise-folder.pth: no such teacher; train one: --dataset Tiny --train_teacher"),
+        (["--teacher", "missing.pth"], "missing.pth: no such teacher"),
+        (["--teacher", "."], ".: is a directory; expected a checkpoint"),
+        (["--teacher", "empty.pth"], "empty.pth: not a checkpoint, or damaged"),
+        (["--teacher", "ten.pth"], "ten.pth: has 10 classes, the data set 3"),
+        (["--evaluate", "empty.pth"], "empty.pth: not a checkpoint, or damaged"),
+        (["--evaluate", "missing.pth"], "missing.pth: no such file"),
+        (["--evaluate", "array.pkl"], "array.pkl: "),
+        (["--teacher", "good.pth", "--nshot", "5", *HERE], "--nshot 5: class 0 has only 4 training images"),
+        (["--teacher", "good.pth", "--nshot", "1", "--output_dir", "empty.pth"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, arguments, line):
+    (at_home / "empty.pth").touch()
+    (at_home / "array.pkl").write_bytes(pickle.dumps(np.zeros(3)))
+    released.write_teacher(teacher, at_home / "good.pth")
+    released.write_teacher(BlockwiseVGG(TINY, 10), at_home / "ten.pth")
+    before = sorted(path.name for path in at_home.rglob("*"))
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.startswith("train_fskd.py: ") and error.count("\n") == 1
+    assert sorted(path.name for path in at_home.rglob("*")) == before
+
+
+def test_a_student_of_another_layout_is_refused(with_teacher, capsys):
+    foreign = {"0.0.0.weight": torch.zeros(3)}
+    torch.save(foreign, with_teacher / "student.pth")
+    assert command("--evaluate", "student.pth") == 2
+    assert "student.pth: " in capsys.readouterr().err
+
+
+def test_a_failed_cell_is_exit_status_1(with_teacher, monkeypatch, capsys):
+    monkeypatch.setattr("grafting.distillation.distance", lambda s, t: (s * float("nan")).sum())
+    assert command("--nshot", "1", "--trials", "1") == 1
+    assert "failed: the loss is not finite in B0, epoch 1" in capsys.readouterr().out
+    assert command("--table") == 1
+
+
+@pytest.mark.parametrize(
+    ("kill", "status", "word"),
+    [(KeyboardInterrupt, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
+    def struck(*_):
+        if kill is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        signal.raise_signal(kill)
+
+    monkeypatch.setattr("grafting.distillation.distance", struck)
+    assert command("--nshot", "1", "--trials", "1") == status
+    assert f"train_fskd.py: {word}; the same command goes on from the last save\n" == capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_shapes10_from_end_to_end(tmp_path):
+    """The README's offline main job: a teacher of 90% or more, and more shots help."""
+    subprocess.run(
+        [sys.executable, str(ROOT / "train_fskd.py"), *"--dataset Shapes10 --nshot 1 5 10 --trials 1".split()],
+        cwd=tmp_path, check=True,
+    )  # fmt: skip
+    lines = (tmp_path / "runs/Shapes10/table.csv").read_text().splitlines()
+    columns = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    best = [float(row["best"]) for row in columns]
+    assert float(columns[0]["teacher"]) >= 90
+    assert best[0] < best[1] < best[2] and float(columns[2]["to_teacher"]) >= -5
