@@ -218,8 +218,9 @@ def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
 @pytest.mark.slow
 def test_shapes10_from_end_to_end(tmp_path):
     """The README's offline main job: a teacher of 90% or more, and more shots help."""
+    job = ["--dataset", "Shapes10", "--nshot", "1", "5", "10", "--trials", "1"]
     subprocess.run(
-        [sys.executable, str(ROOT / "train_fskd.py"), *"--dataset Shapes10 --nshot 1 5 10 --trials 1".split()],
+        [sys.executable, str(ROOT / "train_fskd.py"), *job],
         cwd=tmp_path, check=True,
     )  # fmt: skip
     lines = (tmp_path / "runs/Shapes10/table.csv").read_text().splitlines()
