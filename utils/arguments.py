@@ -109,7 +109,7 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
         "--eval_every",
         type=positive,
         metavar="K",
-        default=10,
+        default=20,
         help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best",
     )
     add(
