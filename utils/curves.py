@@ -18,6 +18,10 @@ from utils.results import Row
 SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
 
 
+STAGES = {"grafting, stage 1": ("B0", "B1", "B2"), "grafting, stage 2": ("L2", "L3")}
+OVER_SHOTS = "accuracy over N/best of L3, test %"
+
+
 class CellCurves:
     """The curves of one cell, written as they grow. A cell that begins again or goes on rewrites its own."""
 
@@ -25,15 +29,16 @@ class CellCurves:
         directory = output_dir / "tensorboard" / f"{shots:02d}-shot" / f"trial-{trial}"
         shutil.rmtree(directory, ignore_errors=True)
         self.writer = SummaryWriter(str(directory))
-        self.rates = {step["phase"]: step for step in setting["schedule"]}
+        self.rates = {step["phase"]: (step["lr_student"], step["lr_adapter"]) for step in setting["schedule"]}
+        self.stage_of = {phase: stage for stage, phases in STAGES.items() for phase in phases}
         self.written = dict.fromkeys(self.rates, 0)
-        stages = {"stage 1, block grafting": ["B0", "B1", "B2"], "stage 2, net grafting": ["L2", "L3"]}
         self.writer.add_custom_scalars(
             {
                 stage: {
-                    what: ["Multiline", [f"{what}/{phase}$" for phase in phases]] for what in ("loss", "test accuracy")
+                    what: ["Multiline", [f"{stage}: {what}/{phase}$" for phase in phases]]
+                    for what in ("loss", "test %")
                 }
-                for stage, phases in stages.items()
+                for stage, phases in STAGES.items()
             }
         )
         self.writer.add_text("configuration", f"```json\n{json.dumps(setting, indent=1)}\n```")
@@ -41,13 +46,13 @@ class CellCurves:
 
     def __call__(self, phase: str, curve: Any) -> None:
         """Write what is new of a phase's Curve (grafting/distillation.py)."""
-        rates = self.rates[phase]
+        stage, (student, adapters) = self.stage_of[phase], self.rates[phase]
         for epoch in range(self.written[phase] + 1, curve.epoch + 1):
-            self.writer.add_scalar(f"loss/{phase}", curve.losses[epoch - 1], epoch)
-            self.writer.add_scalar(f"learning rate, student/{phase}", rates["lr_student"], epoch)
-            self.writer.add_scalar(f"learning rate, adapters/{phase}", rates["lr_adapter"], epoch)
+            self.writer.add_scalar(f"{stage}: loss/{phase}", curve.losses[epoch - 1], epoch)
+            self.writer.add_scalar(f"learning rate/{phase}, student", student, epoch)
+            self.writer.add_scalar(f"learning rate/{phase}, adapters", adapters, epoch)
             if epoch in curve.accuracies:
-                self.writer.add_scalar(f"test accuracy/{phase}", curve.accuracies[epoch], epoch)
+                self.writer.add_scalar(f"{stage}: test %/{phase}", curve.accuracies[epoch], epoch)
         self.written[phase] = curve.epoch
 
     def close(self) -> None:
@@ -70,4 +75,4 @@ def write_accuracy_over_shots(output_dir: Path, table: list[Row]) -> None:
         if points:
             with SummaryWriter(str(directory / name)) as writer:
                 for shots, accuracy in points:
-                    writer.add_scalar("test accuracy over N/best of L3", accuracy, shots)
+                    writer.add_scalar(OVER_SHOTS, accuracy, shots)

@@ -29,9 +29,9 @@ def test_a_cells_run(tmp_path):
     curves("B0", curve)
     curves.close()
     run = events(tmp_path / "tensorboard/02-shot/trial-0")
-    assert points(run, "loss/B0") == [(1, 3.0), (2, 2.0)]
-    assert points(run, "test accuracy/B0") == [(2, 50.0)]
-    assert points(run, "learning rate, student/B0") == [(1, pytest.approx(2.5e-4)), (2, pytest.approx(2.5e-4))]
+    assert points(run, "grafting, stage 1: loss/B0") == [(1, 3.0), (2, 2.0)]
+    assert points(run, "grafting, stage 1: test %/B0") == [(2, 50.0)]
+    assert points(run, "learning rate/B0, student") == [(1, pytest.approx(2.5e-4)), (2, pytest.approx(2.5e-4))]
     assert run.Tags()["images"] and any("configuration" in tag for tag in run.Tags()["tensors"])
     assert any("custom_scalars" in tag for tag in run.Tags()["tensors"])
 
@@ -45,7 +45,7 @@ def test_a_cell_that_goes_on_leaves_one_whole_curve(tmp_path):
     second("B0", Curve([3.0, 2.0, 0.5], {}))
     second.close()
     run = events(tmp_path / "tensorboard/02-shot/trial-0")
-    assert points(run, "loss/B0") == [(1, 3.0), (2, 2.0), (3, 0.5)]
+    assert points(run, "grafting, stage 1: loss/B0") == [(1, 3.0), (2, 2.0), (3, 0.5)]
 
 
 def test_the_pictures_are_a_class_per_row():
@@ -59,6 +59,6 @@ def test_the_pictures_are_a_class_per_row():
 def test_accuracy_over_n_has_the_papers_line_beside_ours(tmp_path):
     row = Row(10, 1, 0, 91.0, None, 90.5, None, 92.3, 92.89, 0.06, -1.3, 0.06)
     write_accuracy_over_shots(tmp_path, [row])
-    tag = "test accuracy over N/best of L3"
+    tag = "accuracy over N/best of L3, test %"
     for run, value in (("ours best", 91.0), ("ours last", 90.5), ("teacher", 92.3), ("paper", 92.89)):
         assert points(events(tmp_path / "tensorboard/summary" / run), tag) == [(10, pytest.approx(value))]
