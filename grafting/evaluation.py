@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +24,7 @@ def evaluate(
     kind, state: from released.read(path). teacher: the file's own network, or the one its scions belong in.
     """
     network = frozen(teacher).to(device, memory_format=torch.channels_last)
-    store = StoredTeacher(network, dataset.normalization, dataset.test(), images=np.empty((0, 3, 32, 32), np.uint8))
+    store = StoredTeacher(network, dataset.normalization, dataset.test(), subsets=[], budget=0)
     if kind == "teacher":
         return [("teacher", parameter_count(network), accuracy(nn.Identity(), store.test_batches(len(network))))]
     row = nn.Sequential(*scions(network.architecture, network.classes, torch.Generator()))

@@ -7,7 +7,8 @@ memory. A cut c stands between blocks c-1 and c: `features(c, ...)` is the outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,9 +70,9 @@ class PlainViews:
 class StoredTeacher(PlainTeacher):
     """The same answers from memory, shared by all cells of a run.
 
-    images: the few-shot images (N, 3, 32, 32) uint8 that will be asked for, each once. cuts: the cuts whose
-    features are kept; those of another cut are computed from the nearest kept one on its left. An image's 162
-    views are computed together, when it is first asked for, so what is kept never depends on what else is.
+    subsets: the few-shot subsets (N, 3, 32, 32) uint8 that will be asked for. budget: bytes that their views'
+    features may take; the test set's come on top. What is kept for a subset depends on its own size alone, so that
+    no cell's numbers depend on which others run.
     """
 
     def __init__(
@@ -79,36 +80,31 @@ class StoredTeacher(PlainTeacher):
         teacher: BlockwiseVGG,
         normalization: Normalization,
         test: LabelledImages,
-        images: np.ndarray,
-        cuts: tuple[int, ...] = CUTS,
+        subsets: Sequence[np.ndarray],
+        budget: int,
     ):
         super().__init__(teacher, normalization, test)
-        self.row_of = {image.tobytes(): row for row, image in enumerate(images)}
-        self.filled: set[int] = set()
-        self.kept = {
-            cut: torch.empty(len(self.row_of) * VIEWS, *shape, device=self.device)
-            for cut, shape in output_shapes(teacher).items()
-            if cut in (*cuts, len(teacher))
-        }
+        self.subsets = subsets
+        self.budget = budget
+        self.store: ViewStore | None = None
         self.kept_test: dict[int, Tensor] = {}
 
-    def few_shot(self, images: np.ndarray) -> StoredViews:
-        rows = [self.row_of[image.tobytes()] for image in images]
-        for row, image in zip(rows, images, strict=True):
-            if row not in self.filled:
-                self._fill(row, image)
-        return StoredViews(self, torch.tensor(rows, device=self.device))
+    def few_shot(self, images: np.ndarray) -> PlainViews | StoredViews:
+        cuts = self.affordable_cuts(len(images))
+        if cuts is None:
+            return super().few_shot(images)
+        if self.store is None or self.store.cuts != cuts:
+            self.store = None  # gives its memory back before the next one takes some
+            alike = [subset for subset in self.subsets if self.affordable_cuts(len(subset)) == cuts]
+            self.store = ViewStore(self, np.unique(np.concatenate(alike), axis=0), cuts)
+        return self.store.views(images)
 
-    @torch.no_grad()
-    def _fill(self, row: int, image: np.ndarray) -> None:
-        view = torch.arange(VIEWS, device=self.device)
-        padded = pad(torch.from_numpy(image)[None]).to(self.device)
-        outputs = self.normalization(crop(padded, torch.zeros_like(view), view))
-        for block in range(len(self.network)):
-            outputs = self.network[block : block + 1](outputs)
-            if block + 1 in self.kept:
-                self.kept[block + 1][row * VIEWS : (row + 1) * VIEWS] = outputs
-        self.filled.add(row)
+    def affordable_cuts(self, images: int) -> tuple[int, ...] | None:
+        """The cuts whose features can be kept for so many images; None if not even the first one's."""
+        for cuts in (CUTS, CUTS[:1]):
+            if bytes_kept(self.network, images, cuts) <= self.budget:
+                return cuts
+        return None
 
     def test_batches(self, cut: int) -> Iterator[tuple[Tensor, Tensor]]:
         if cut not in self.kept_test:
@@ -125,10 +121,49 @@ class StoredTeacher(PlainTeacher):
         return torch.cat([between(features) for features, _ in self.test_batches(before)])
 
 
-class StoredViews:
-    """Views of few-shot images, looked up. rows: (N,) where each image's views begin in the store, over 162."""
+class ViewStore:
+    """Features and logits of all views of the images (N, 3, 32, 32) uint8, each image given once.
 
-    def __init__(self, store: StoredTeacher, rows: Tensor):
+    cuts: where features are kept; at another cut they are computed from the nearest kept one on its left. An
+    image's 162 views are computed together when it is first asked for, so they do not depend on what else is kept.
+    """
+
+    def __init__(self, teacher: PlainTeacher, images: np.ndarray, cuts: tuple[int, ...]):
+        self.teacher = teacher
+        self.cuts = cuts
+        self.row_of = {image.tobytes(): row for row, image in enumerate(images)}
+        self.filled: set[int] = set()
+        shapes = output_shapes(teacher.network)
+        self.kept = {
+            cut: torch.empty(len(images) * VIEWS, *shapes[cut], device=teacher.device)
+            for cut in (*cuts, len(teacher.network))
+        }
+
+    def views(self, images: np.ndarray) -> StoredViews:
+        """The views of some of the images, filled in as needed."""
+        rows = [self.row_of[image.tobytes()] for image in images]
+        for row, image in zip(rows, images, strict=True):
+            if row not in self.filled:
+                self._fill(row, image)
+        return StoredViews(self, torch.tensor(rows, device=self.teacher.device))
+
+    @torch.no_grad()
+    def _fill(self, row: int, image: np.ndarray) -> None:
+        network, device = self.teacher.network, self.teacher.device
+        view = torch.arange(VIEWS, device=device)
+        padded = pad(torch.from_numpy(image)[None]).to(device)
+        outputs = self.teacher.normalization(crop(padded, torch.zeros_like(view), view))
+        for block in range(len(network)):
+            outputs = network[block : block + 1](outputs)
+            if block + 1 in self.kept:
+                self.kept[block + 1][row * VIEWS : (row + 1) * VIEWS] = outputs
+        self.filled.add(row)
+
+
+class StoredViews:
+    """Views of few-shot images, looked up. rows: (N,), each image's row in the store."""
+
+    def __init__(self, store: ViewStore, rows: Tensor):
         self.store = store
         self.rows = rows
 
@@ -140,11 +175,11 @@ class StoredViews:
         """As PlainViews.features."""
         nearest = max(kept for kept in self.store.kept if kept <= cut)
         features = self.store.kept[nearest][self.rows[image] * VIEWS + view]
-        return self.store.network[nearest:cut](features)
+        return self.store.teacher.network[nearest:cut](features)
 
     def logits(self, image: Tensor, view: Tensor) -> Tensor:
         """As PlainViews.logits."""
-        return self.features(len(self.store.network), image, view)
+        return self.features(len(self.store.teacher.network), image, view)
 
 
 def output_shapes(teacher: BlockwiseVGG) -> dict[int, tuple[int, ...]]:
@@ -157,18 +192,4 @@ def output_shapes(teacher: BlockwiseVGG) -> dict[int, tuple[int, ...]]:
 def bytes_kept(teacher: BlockwiseVGG, images: int, cuts: tuple[int, ...]) -> int:
     """Memory that a store of the views of so many images takes, in bytes (float32)."""
     shapes = output_shapes(teacher)
-    return 4 * images * VIEWS * sum(int(np.prod(shapes[cut])) for cut in (*cuts, len(teacher)))
-
-
-def frozen_teacher(
-    teacher: BlockwiseVGG, normalization: Normalization, test: LabelledImages, images: np.ndarray, budget: int
-) -> PlainTeacher:
-    """The fastest way to ask the teacher that keeps at most `budget` bytes of the few-shot images' views.
-
-    images: all few-shot images of the run, repetitions allowed. The test set's features come on top.
-    """
-    images = np.unique(images, axis=0)
-    for cuts in (CUTS, CUTS[:1]):
-        if bytes_kept(teacher, len(images), cuts) <= budget:
-            return StoredTeacher(teacher, normalization, test, images, cuts)
-    return PlainTeacher(teacher, normalization, test)
+    return 4 * images * VIEWS * sum(math.prod(shapes[cut]) for cut in (*cuts, len(teacher)))

@@ -10,7 +10,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -20,7 +19,7 @@ from data.fewshot import subset
 from grafting.cell import Cell, Setting
 from grafting.distillation import Curve, NotFinite, accuracy
 from grafting.recipes import Recipe
-from grafting.store import PlainTeacher, frozen_teacher
+from grafting.store import StoredTeacher
 from models.vgg import BlockwiseVGG, frozen, name_of
 from utils import files, machine, results
 from utils.curves import CellCurves, write_accuracy_over_shots
@@ -78,8 +77,8 @@ class Sweep:
     def _run_cells(self, cells: list[tuple[int, int]]) -> None:
         plan = self.plan
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
-        images = np.concatenate([self.subsets[shots] for shots in sorted({shots for shots, _ in cells})])
-        teacher = frozen_teacher(network, plan.dataset.normalization, plan.dataset.test(), images, plan.memory)
+        subsets = list(self.subsets.values())
+        teacher = StoredTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory)
         reached = accuracy(nn.Identity(), teacher.test_batches(len(network)))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {reached:.2f}%")
         epochs = sum(phase.epochs for phase in plan.recipe.phases)
@@ -90,7 +89,7 @@ class Sweep:
                     plan.report(f"{name}: {self._run_cell(shots, trial, teacher, reached, inner)}")
                 outer.update()
 
-    def _run_cell(self, shots: int, trial: int, teacher: PlainTeacher, reached: float, bar: tqdm) -> str:
+    def _run_cell(self, shots: int, trial: int, teacher: StoredTeacher, reached: float, bar: tqdm) -> str:
         """Run one cell, write its result, and say in a line how it went."""
         plan, setting = self.plan, self._setting(shots, trial)
         checkpoint = results.path_of(plan.output_dir, shots, trial).with_suffix(".checkpoint.pt")

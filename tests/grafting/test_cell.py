@@ -20,7 +20,7 @@ def make(teacher, dataset, recipe, tmp_path):
         if plain:
             frozen = PlainTeacher(teacher, dataset.normalization, dataset.test())
         else:
-            frozen = StoredTeacher(teacher, dataset.normalization, dataset.test(), images)
+            frozen = StoredTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
         fields = {"seed": 0, "subset_seed": 6, "teacher_sha256": "t", "subset_sha256": "s", "recipe": recipe}
         folder = tmp_path / name
         students = {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")}

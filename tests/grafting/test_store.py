@@ -13,7 +13,7 @@ from torch import nn
 from data.views import VIEWS
 from grafting.distillation import distance
 from grafting.scions import scions
-from grafting.store import CUTS, PlainTeacher, StoredTeacher, bytes_kept, frozen_teacher
+from grafting.store import CUTS, PlainTeacher, StoredTeacher, StoredViews, ViewStore, bytes_kept
 
 KEPT = [CUTS, CUTS[:1]]
 
@@ -24,7 +24,8 @@ def plain(teacher, dataset):
 
 
 def stored(teacher, dataset, images, cuts=CUTS):
-    return StoredTeacher(teacher, dataset.normalization, dataset.test(), images, cuts)
+    budget = bytes_kept(teacher, len(images), cuts)
+    return StoredTeacher(teacher, dataset.normalization, dataset.test(), [images], budget)
 
 
 def draws(images, count=40):
@@ -72,7 +73,6 @@ def test_loss_and_gradients(teacher, dataset, plain, cuts, span):
 def test_what_is_kept_does_not_depend_on_the_other_images(teacher, dataset):
     images = pictures(5)
     many, few = stored(teacher, dataset, images), stored(teacher, dataset, images[3:4])
-    many.few_shot(images)
     image, view = torch.zeros(VIEWS, dtype=torch.long), torch.arange(VIEWS)
     for cut in (*CUTS, 6):
         alone = few.few_shot(images[3:4]).features(cut, image, view)
@@ -81,14 +81,13 @@ def test_what_is_kept_does_not_depend_on_the_other_images(teacher, dataset):
 
 def test_an_image_is_filled_once_when_it_is_first_asked_for(teacher, dataset, monkeypatch):
     images = pictures(5)
-    store = stored(teacher, dataset, images)
-    assert not store.filled
-    store.few_shot(images[:2])
-    assert len(store.filled) == 2
-    fills = []
-    monkeypatch.setattr(store, "_fill", lambda row, image: fills.append(row))
-    store.few_shot(images[:2])
-    assert fills == []
+    both = StoredTeacher(teacher, dataset.normalization, dataset.test(), [images[:2], images], 10**9)
+    filled = []
+    fill = ViewStore._fill
+    monkeypatch.setattr(ViewStore, "_fill", lambda self, row, image: filled.append(row) or fill(self, row, image))
+    for subset, count in ((images[:2], 2), (images[:2], 2), (images, 5), (images[:2], 5)):
+        both.few_shot(subset)
+        assert len(filled) == len(set(filled)) == count
 
 
 @pytest.mark.parametrize("cut", [3, 4, 5, 6])
@@ -101,15 +100,25 @@ def test_test_features(teacher, dataset, plain, cut):
         assert labels.tolist() == dataset.test().labels.tolist()
 
 
-def test_the_budget_decides_what_is_kept(teacher, dataset):
-    images = np.concatenate([pictures(3), pictures(3)])  # repeated images count once
-
-    def kept(budget):
-        chosen = frozen_teacher(teacher, dataset.normalization, dataset.test(), images, budget)
-        return sorted(chosen.kept) if isinstance(chosen, StoredTeacher) else None
-
+def test_the_budget_and_the_subsets_own_size_decide_what_is_kept(teacher, dataset):
+    one, three = pictures(1), pictures(3)
     everything, little = bytes_kept(teacher, 3, CUTS), bytes_kept(teacher, 3, CUTS[:1])
     assert little == 4 * 3 * VIEWS * (8 * 4 * 4 + 3)
-    assert kept(everything) == [3, 4, 5, 6]
-    assert kept(everything - 1) == kept(little) == [3, 6]
-    assert kept(little - 1) is None
+
+    def kept(subset, budget):
+        views = StoredTeacher(teacher, dataset.normalization, dataset.test(), [one, three], budget).few_shot(subset)
+        return sorted(views.store.kept) if isinstance(views, StoredViews) else None
+
+    assert kept(three, everything) == [3, 4, 5, 6]
+    assert kept(three, everything - 1) == kept(three, little) == [3, 6]
+    assert kept(three, little - 1) is None
+    assert kept(one, little) == [3, 4, 5, 6]
+
+
+def test_subsets_of_unlike_sizes_share_one_budget(teacher, dataset):
+    one, three = pictures(1), pictures(3)
+    budget = bytes_kept(teacher, 3, CUTS[:1])
+    shared = StoredTeacher(teacher, dataset.normalization, dataset.test(), [one, three], budget)
+    for subset, count in ((one, 1), (three, 3), (one, 1)):
+        shared.few_shot(subset)
+        assert len(shared.store.row_of) == count
