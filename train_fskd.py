@@ -17,7 +17,6 @@ import signal
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -27,25 +26,23 @@ from grafting.diagnosis import diagnose
 from grafting.evaluation import evaluate
 from grafting.recipes import RECIPES
 from grafting.store import PlainTeacher
-from grafting.sweep import Plan, Sweep
+from grafting.sweep import Plan, Sweep, summarize
 from models import released, training
 from models.fetching import fetch_teacher
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
-from utils import files, machine, results
+from utils import files, machine, ranks, results
 from utils.arguments import parse
 from utils.errors import BadInput
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+from utils.ranks import ALONE, Rank
+from utils.signals import Terminated, terminate
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     args = parse(argv, __doc__.split("\n\n")[0])
     try:
-        return run(args)
+        return run(args, ranks.join())
     except BadInput as error:
         return _stop(2, str(error))
     except OSError as error:
@@ -53,13 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except torch.cuda.OutOfMemoryError:
         return _stop(2, "the GPU's memory is full; give less to --memory, or take --device cpu")
     except KeyboardInterrupt:
-        return _stop(130, "interrupted; the same command goes on from the last save")
+        return _stop(130, f"interrupted; {where_things_stand(args)}")
     except Terminated:
-        return _stop(143, "terminated; the same command goes on from the last save")
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
+        return _stop(143, f"terminated; {where_things_stand(args)}")
 
 
 def _stop(status: int, message: str) -> int:
@@ -73,20 +66,28 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what was asked; raises BadInput."""
+def where_things_stand(args: argparse.Namespace) -> str:
+    """What an interrupted user has, and how to go on."""
+    done = len(results.paths(Job(args).output_dir))
+    return f"{done} cells are done in {Job(args).output_dir}; the same command goes on from the last save"
+
+
+def run(args: argparse.Namespace, rank: Rank = ALONE) -> int:
+    """Do what was asked; raises BadInput. Of several processes only a sweep makes use."""
+    job = Job(args, rank)
+    if not any((args.build_dataset, args.table, args.train_teacher, args.evaluate, args.diagnose)):
+        return job.sweep()
+    if not rank.leads:
+        return 0
     if args.build_dataset:
         return build_dataset(args)
-    job = Job(args)
     if args.table:
         return job.table()
     if args.train_teacher:
         return job.train_teacher(args.teacher_recipe)
     if args.evaluate:
         return job.evaluate(args.evaluate)
-    if args.diagnose:
-        return job.diagnose()
-    return job.sweep()
+    return job.diagnose()
 
 
 def build_dataset(args: argparse.Namespace) -> int:
@@ -104,17 +105,20 @@ def build_dataset(args: argparse.Namespace) -> int:
 class Job:
     """One data set's work: the arguments with their defaults resolved, and the parts they name."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, rank: Rank = ALONE):
         self.args = args
+        self.rank = rank
         self.recipe = RECIPES[args.dataset]
         self.output_dir = args.output_dir or Path("runs") / args.dataset
+        beside = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
+        self.student_dir = args.student_dir or beside
         self.architecture = args.teacher_architecture or self.recipe.teacher_architecture
         default = f"{self.architecture}-blockwise-{args.dataset.lower()}.pth"
         self.teacher_file = args.teacher or Path("ckpt/teacher") / default
 
     @cached_property
     def device(self) -> torch.device:
-        return machine.device_named(self.args.device)
+        return machine.device_named(self.args.device, self.rank.local_index)
 
     @cached_property
     def dataset(self):
@@ -142,7 +146,7 @@ class Job:
         if not found:
             raise BadInput(f"--table: no results under {self.output_dir}/results; name their --dataset or --output_dir")
         rows = results.rows(found, self.recipe.published, self.recipe.published_teacher)
-        say(results.write_table(self.output_dir, rows))
+        say("\n".join([results.write_table(self.output_dir, rows), *results.remarks(found)]))
         return 1 if any(row.failed for row in rows) else 0
 
     def train_teacher(self, recipe_name: str) -> int:
@@ -179,26 +183,36 @@ class Job:
         return 0
 
     def sweep(self) -> int:
+        """Run the cells, shared out over ranks; the leader prints the table when all are done."""
+        with self.rank.leader_first():
+            plan = self.plan()
+            sweep = Sweep(plan, self.device)
+        sweep.run()
+        self.rank.wait()
+        return 1 if self.rank.leads and summarize(plan) else 0
+
+    def plan(self) -> Plan:
         args = self.args
-        memory = machine.free_memory(self.device) // 2 if args.memory is None else int(args.memory * 1e9)
-        plan = Plan(
-            self.dataset,
-            self.recipe,
-            self.teacher(),
-            self.teacher_file,
-            tuple(sorted(set(args.nshot))),
-            args.trials,
-            args.seed,
-            self.subset_seed,
-            args.eval_every,
-            args.data_path,
-            self.output_dir,
-            args.student_dir,
-            memory,
-            args.fresh,
-            say,
+        every = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
+        mine = every[args.shard.index - 1 :: args.shard.count]
+        own = mine[self.rank.index :: self.rank.count]
+        free = machine.free_memory(self.device) // 2 // machine.sharing(self.device, self.rank.local_count)
+        return Plan(
+            dataset=self.dataset,
+            recipe=self.recipe,
+            teacher=self.teacher(),
+            teacher_file=self.teacher_file,
+            places=tuple(own + [place for place in mine if place not in own]),
+            seed=args.seed,
+            subset_seed=self.subset_seed,
+            eval_every=args.eval_every,
+            data_path=args.data_path,
+            output_dir=self.output_dir,
+            student_dir=self.student_dir,
+            memory=free if args.memory is None else int(args.memory * 1e9),
+            fresh=args.fresh and self.rank.leads,
+            report=say,
         )
-        return 1 if Sweep(plan, self.device).run() else 0
 
 
 if __name__ == "__main__":

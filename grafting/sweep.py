@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import filelock
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -23,18 +25,24 @@ from grafting.store import StoredTeacher
 from models.vgg import BlockwiseVGG, frozen, name_of
 from utils import files, machine, results
 from utils.curves import CellCurves, write_accuracy_over_shots
+from utils.errors import BadInput
+
+Place = tuple[int, int]  # (shots, trial)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. memory: bytes for what is kept of the teacher. report: told a line when a cell is done."""
+    """What to run.
+
+    places: the cells, in the order in which to take them. memory: bytes for what is kept of the teacher. report:
+    told a line when a cell is done.
+    """
 
     dataset: ImageDataset
     recipe: Recipe
     teacher: BlockwiseVGG
     teacher_file: Path
-    shots: tuple[int, ...]
-    trials: int
+    places: tuple[Place, ...]
     seed: int
     subset_seed: int
     eval_every: int
@@ -47,62 +55,90 @@ class Plan:
 
 
 class Sweep:
-    """The cells of a plan. `run()` returns how many failed."""
+    """The cells of a plan. Raises BadInput, before any work is lost, where something is wrong with the plan.
+
+    Several processes may run the same plan, by design or by mistake: each takes the next cell that is neither
+    done nor in another's hands. A cell in hand is locked by the operating system, so a killed process lets go.
+    """
 
     def __init__(self, plan: Plan, device: torch.device):
         self.plan = plan
         self.device = device
         for directory in (plan.output_dir, plan.student_dir):
             files.require_writable(directory)
-        self.subsets = {shots: subset(plan.dataset, shots, plan.subset_seed, plan.data_path) for shots in plan.shots}
+        shots = sorted({shots for shots, _ in plan.places})
+        self.subsets = {n: subset(plan.dataset, n, plan.subset_seed, plan.data_path) for n in shots}
+        self.subset_sha256 = {n: files.sha256(images.tobytes()) for n, images in self.subsets.items()}
         self.teacher_sha256 = files.sha256_of_file(plan.teacher_file)
+        if plan.fresh:
+            for place in plan.places:
+                self._forget(place)
+        self.left = [place for place in plan.places if not self._is_done(place)]
 
-    def run(self) -> int:
-        """Run what is not done yet, then write and report the table. Raises BadInput before any work is lost."""
-        cells = [(shots, trial) for shots in self.plan.shots for trial in range(self.plan.trials)]
-        left = [cell for cell in cells if not self._finished(*cell)]
-        if len(left) < len(cells):
-            self.plan.report(f"{len(cells) - len(left)} of {len(cells)} cells are done already; --fresh redoes them")
-        if left:
-            self._run_cells(left)
-        return self._summarise(cells)
-
-    def _finished(self, shots: int, trial: int) -> bool:
-        path = results.path_of(self.plan.output_dir, shots, trial)
-        if self.plan.fresh or not path.exists():
-            return False
-        self._setting(shots, trial).require_same(results.read(path)["setting"], path)
-        return True
-
-    def _run_cells(self, cells: list[tuple[int, int]]) -> None:
+    def run(self) -> None:
+        """Run what is neither done nor in another's hands."""
         plan = self.plan
+        if len(self.left) < len(plan.places):
+            done = len(plan.places) - len(self.left)
+            plan.report(f"{done} of {len(plan.places)} cells are done already; --fresh redoes them")
+        if not self.left:
+            return
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
         subsets = list(self.subsets.values())
         teacher = StoredTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory)
         reached = accuracy(nn.Identity(), teacher.test_batches(len(network)))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {reached:.2f}%")
         epochs = sum(phase.epochs for phase in plan.recipe.phases)
-        with tqdm(total=len(cells), unit="cell", disable=None, position=0) as outer:
-            for shots, trial in cells:
-                name = f"{shots}-shot trial {trial}"
+        with tqdm(total=len(self.left), unit="cell", disable=None, position=0) as outer:
+            for place in self.left:
+                name = "{}-shot trial {}".format(*place)
                 with tqdm(total=epochs, unit="epoch", desc=name, disable=None, position=1, leave=False) as inner:
-                    plan.report(f"{name}: {self._run_cell(shots, trial, teacher, reached, inner)}")
+                    if line := self._run_if_free(place, teacher, reached, inner):
+                        plan.report(f"{name}: {line}")
                 outer.update()
 
-    def _run_cell(self, shots: int, trial: int, teacher: StoredTeacher, reached: float, bar: tqdm) -> str:
+    def _is_done(self, place: Place) -> bool:
+        """Whether there is a result; raises BadInput if it is not of this plan's settings."""
+        path = results.path_of(self.plan.output_dir, *place)
+        if not path.exists():
+            return False
+        self._setting(place).require_same(results.read(path)["setting"], path)
+        return True
+
+    def _run_if_free(self, place: Place, teacher: StoredTeacher, reached: float, bar: tqdm) -> str | None:
+        """How the cell went, in a line; None if another process has done it or has it in hand."""
+        try:
+            with self._lock(place):
+                return None if self._is_done(place) else self._run_cell(place, teacher, reached, bar)
+        except filelock.Timeout:
+            return None
+
+    def _forget(self, place: Place) -> None:
+        path = results.path_of(self.plan.output_dir, *place)
+        try:
+            with self._lock(place):
+                path.unlink(missing_ok=True)
+                path.with_suffix(".checkpoint.pt").unlink(missing_ok=True)
+        except filelock.Timeout:
+            raise BadInput(f"--fresh: {path} is in another process's hands; stop that one first") from None
+
+    def _lock(self, place: Place) -> AbstractContextManager:
+        path = results.path_of(self.plan.output_dir, *place).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(path).acquire(timeout=0)
+
+    def _run_cell(self, place: Place, teacher: StoredTeacher, reached: float, bar: tqdm) -> str:
         """Run one cell, write its result, and say in a line how it went."""
-        plan, setting = self.plan, self._setting(shots, trial)
-        checkpoint = results.path_of(plan.output_dir, shots, trial).with_suffix(".checkpoint.pt")
-        if plan.fresh:
-            checkpoint.unlink(missing_ok=True)
+        plan, setting = self.plan, self._setting(place)
+        path, students = results.path_of(plan.output_dir, *place), self._student_files(place)
+        checkpoint = path.with_suffix(".checkpoint.pt")
+        for written in (path, checkpoint, *students.values()):
+            files.remove_leftovers(written)
         started = perf_counter()
-        images = self.subsets[shots]
-        views = teacher.few_shot(images)
+        views = teacher.few_shot(self.subsets[setting.shots])
         prepared = perf_counter() - started
-        curves = CellCurves(plan.output_dir, shots, trial, setting.identity, images)
-        students = self._student_files(shots, trial)
-        watch = partial(_watch, curves, bar)
-        cell = Cell(setting, teacher, views, plan.eval_every, checkpoint, students, watch)
+        curves = CellCurves(plan.output_dir, *place, setting.identity, self.subsets[setting.shots])
+        cell = Cell(setting, teacher, views, plan.eval_every, checkpoint, students, partial(_watch, curves, bar))
         try:
             cell.run()
             outcome: dict[str, Any] = {"status": "done", **_figures(cell.curves["L3"])}
@@ -112,59 +148,43 @@ class Sweep:
             line = f"failed: {failure}"
         finally:
             curves.close()
-        seconds = {"features": prepared} | {
-            what: sum(curve.seconds[what] for curve in cell.curves.values()) for what in ("training", "evaluation")
+        spent = {what: sum(c.seconds[what] for c in cell.curves.values()) for what in ("training", "evaluation")}
+        content = {
+            **outcome,
+            "setting": setting.identity,
+            "teacher": {"file": str(plan.teacher_file), "accuracy": reached},
+            "phases": {name: _phase_figures(curve) for name, curve in cell.curves.items()},
+            "seconds": {"features": prepared, **spent},
+            "eval_every": plan.eval_every,
+            "students": {kind: str(written) for kind, written in students.items()},
+            "machine": machine.description(self.device),
+            "command": sys.argv,
         }
-        files.write_json(
-            results.path_of(plan.output_dir, shots, trial),
-            {
-                **outcome,
-                "setting": setting.identity,
-                "teacher": {"file": str(plan.teacher_file), "accuracy": reached},
-                "phases": {name: _phase_figures(curve) for name, curve in cell.curves.items()},
-                "seconds": seconds,
-                "eval_every": plan.eval_every,
-                "students": {kind: str(path) for kind, path in students.items()},
-                "machine": machine.description(self.device),
-                "command": sys.argv,
-            },
-        )
+        files.write_json(path, content)
         checkpoint.unlink(missing_ok=True)
-        return f"{line}, {sum(seconds.values()):.0f} s"
+        return f"{line}, {prepared + sum(spent.values()):.0f} s"
 
-    def _setting(self, shots: int, trial: int) -> Setting:
-        plan = self.plan
-        subset_sha256 = files.sha256(self.subsets[shots].tobytes())
-        return Setting(
-            plan.dataset.name,
-            shots,
-            trial,
-            plan.seed,
-            plan.subset_seed,
-            self.teacher_sha256,
-            subset_sha256,
-            plan.recipe,
-        )
+    def _setting(self, place: Place) -> Setting:
+        plan, (shots, trial) = self.plan, place
+        hashes = self.teacher_sha256, self.subset_sha256[shots]
+        return Setting(plan.dataset.name, shots, trial, plan.seed, plan.subset_seed, *hashes, plan.recipe)
 
-    def _student_files(self, shots: int, trial: int) -> dict[str, Path]:
+    def _student_files(self, place: Place) -> dict[str, Path]:
         """The released names, with the trial added."""
         start = f"{name_of(self.plan.teacher.architecture)}-student-graft"
-        end = f"{self.plan.dataset.name}-{shots}perclass-trial{trial}"
-        block, net = (self.plan.student_dir / f"{start}-{kind}-{end}" for kind in ("block", "net"))
-        return {
-            "stage 1": block.with_name(f"{block.name}.pth"),
-            "best": net.with_name(f"{net.name}.pth"),
-            "last": net.with_name(f"{net.name}-last.pth"),
-        }
+        end = "{}-{}perclass-trial{}".format(self.plan.dataset.name, *place)
+        names = {"stage 1": f"{start}-block-{end}", "best": f"{start}-net-{end}", "last": f"{start}-net-{end}-last"}
+        return {kind: self.plan.student_dir / f"{name}.pth" for kind, name in names.items()}
 
-    def _summarise(self, cells: list[tuple[int, int]]) -> int:
-        plan = self.plan
-        found = results.read_all(plan.output_dir)
-        table = results.rows(found, plan.recipe.published, plan.recipe.published_teacher)
-        write_accuracy_over_shots(plan.output_dir, table)
-        plan.report(results.write_table(plan.output_dir, table))
-        asked = [r for r in found if (r["setting"]["shots"], r["setting"]["trial"]) in cells]
-        return sum(result["status"] == "failed" for result in asked)
+
+def summarize(plan: Plan) -> int:
+    """Write and report the table of all results there are; how many of the plan's cells failed."""
+    found = results.read_all(plan.output_dir)
+    table = results.rows(found, plan.recipe.published, plan.recipe.published_teacher)
+    write_accuracy_over_shots(plan.output_dir, table)
+    plan.report("\n".join([results.write_table(plan.output_dir, table), *results.remarks(found)]))
+    planned = [r for r in found if (r["setting"]["shots"], r["setting"]["trial"]) in plan.places]
+    return sum(result["status"] == "failed" for result in planned)
 
 
 def _watch(curves: CellCurves, bar: tqdm, phase: str, curve: Curve) -> None:

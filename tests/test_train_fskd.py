@@ -41,12 +41,12 @@ def command(*arguments):
 def test_defaults():
     args = parse([], "")
     assert (args.dataset, args.nshot, args.trials, args.seed) == ("CIFAR10", list(PUBLISHED_SHOTS), 5, 0)
-    assert (str(args.data_path), str(args.student_dir)) == ("data/raw", "ckpt/student")
+    assert str(args.data_path) == "data/raw" and str(args.shard) == "1/1"
     assert args.subset_seed is None and args.device is None and not args.fresh
 
 
 def test_every_flag_has_help_and_is_read():
-    source = "\n".join((ROOT / path).read_text() for path in ("train_fskd.py", "grafting/sweep.py"))
+    source = (ROOT / "train_fskd.py").read_text()
     text = subprocess.run(
         [sys.executable, "train_fskd.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -89,6 +89,17 @@ def test_output_and_student_dir(with_teacher):
     assert (with_teacher / "elsewhere/results/1-shot/trial-0.json").exists()
     assert len(list((with_teacher / "pupils").iterdir())) == 3
     assert not (with_teacher / "runs").exists() and not (with_teacher / "ckpt/student").exists()
+    assert command("--nshot", "1", "--trials", "1", "--output_dir", "another") == 0
+    assert len(list((with_teacher / "another/student").iterdir())) == 3
+    assert not (with_teacher / "ckpt/student").exists()
+
+
+def test_shards_share_the_cells_out(with_teacher, capsys):
+    assert command("--nshot", "1", "2", "--trials", "2", "--output_dir", "whole") == 0
+    whole = capsys.readouterr().out.splitlines()[-4:]
+    for index in "321":
+        assert command("--nshot", "1", "2", "--trials", "2", "--output_dir", "parts", "--shard", f"{index}/3") == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == whole
 
 
 def test_diagnose(with_teacher, capsys):
@@ -141,6 +152,8 @@ def test_subset_seed(with_teacher):
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 on"),
         (["--memory", "nan"], "argument --memory: 'nan' is not a number of gigabytes"),
         (["--build_dataset", "maybe"], "argument --build_dataset: 'maybe' is neither True nor False"),
+        (["--shard", "3/2"], "argument --shard: '3/2' is not I/K"),
+        (["--shard", "1"], "argument --shard: '1' is not I/K"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["--table", "--diagnose"], "not allowed with argument"),
     ],
@@ -212,7 +225,8 @@ def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
 
     monkeypatch.setattr("grafting.distillation.distance", struck)
     assert command("--nshot", "1", "--trials", "1") == status
-    assert f"train_fskd.py: {word}; the same command goes on from the last save\n" == capsys.readouterr().err
+    line = f"train_fskd.py: {word}; 0 cells are done in runs/Folder; the same command goes on from the last save\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from data.datasets import NAMES
 from data.fewshot import PUBLISHED_SHOTS
@@ -52,6 +52,24 @@ def gigabytes(text: str) -> float:
     return value
 
 
+class Shard(NamedTuple):
+    """The index-th of count shares of the cells, counted from 1."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def shard(text: str) -> Shard:
+    """argparse type: I/K."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/K with I from 1 to K")
+    return Shard(int(index), int(count))
+
+
 def true_or_false(text: str) -> bool:
     """argparse type: the released spelling `--build_dataset True`."""
     if text.lower() not in ("true", "false"):
@@ -90,8 +108,7 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
         "--student_dir",
         type=Path,
         metavar="DIR",
-        default=Path("ckpt/student"),
-        help="weights of the students",
+        help="weights of the students (default: ckpt/student; with --output_dir, its folder student)",
     )
     add(
         "--teacher",
@@ -120,6 +137,13 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     )
     add("--device", help="torch device (default: cuda if there is one, else cpu)")
     add("--fresh", action="store_true", help="redo what is already done")
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/K",
+        default=Shard(1, 1),
+        help="run the I-th of K shares of the cells, for job arrays",
+    )
 
     alone = parser.add_argument_group("instead of the sweep").add_mutually_exclusive_group()
     alone.add_argument(

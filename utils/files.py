@@ -10,7 +10,7 @@ import pickle
 import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ import numpy as np
 import torch
 
 from utils.errors import BadInput
+from utils.signals import held_back
 
 
+@held_back()
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` at `path` at once: a reader sees the old file or the new one, never a part.
 
-    Raises BadInput where the disk is full or the directory cannot be written; the old file is then whole.
+    An interruption waits until the file is in place. Raises BadInput where the disk is full or the directory
+    cannot be written; the old file is then whole.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -38,8 +41,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another place"
         ) from error
     finally:
-        if temporary.exists():
+        with suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writes of `path` left behind when they were killed. Nobody may be writing it."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

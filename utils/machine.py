@@ -14,10 +14,11 @@ import torchvision
 from utils.errors import BadInput
 
 
-def device_named(name: str | None) -> torch.device:
-    """The device of that name; without one, CUDA if there is one, else the CPU."""
+def device_named(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device of that name; without one, a GPU if there is one (each rank its own), else the CPU."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpus = torch.cuda.device_count()
+        return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -36,6 +37,11 @@ def free_memory(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def sharing(device: torch.device, processes: int) -> int:
+    """How many of this machine's `processes` have to share the device's memory."""
+    return -(-processes // torch.cuda.device_count()) if device.type == "cuda" else processes
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

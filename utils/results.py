@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,20 @@ def read(path: Path) -> dict[str, Any]:
     return result
 
 
-def read_all(output_dir: Path) -> list[dict[str, Any]]:
-    """Every result under `output_dir`, by N and trial."""
-    found = [
+def paths(output_dir: Path) -> list[Path]:
+    """Where results lie under `output_dir`."""
+    return [
         path
         for path in (output_dir / "results").glob("*-shot/trial-*.json")
         if re.fullmatch(r"\d+-shot", path.parent.name) and re.fullmatch(r"trial-\d+\.json", path.name)
     ]
-    return sorted(map(read, found), key=lambda result: (result["setting"]["shots"], result["setting"]["trial"]))
+
+
+def read_all(output_dir: Path) -> list[dict[str, Any]]:
+    """Every result under `output_dir`, by N and trial."""
+    return sorted(
+        map(read, paths(output_dir)), key=lambda result: (result["setting"]["shots"], result["setting"]["trial"])
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,21 @@ def _require_unmixed(results: list[dict[str, Any]]) -> None:
                     f"{other['shots']}-shot trial {other['trial']} was made with another {name.replace('_', ' ')} than"
                     f" {first['shots']}-shot trial {first['trial']}; keep them in different --output_dir"
                 )
+
+
+def remarks(results: list[dict[str, Any]]) -> list[str]:
+    """What a reader of the table should know: trials that are missing, cells of unlike machines."""
+    trials = max((result["setting"]["trial"] for result in results), default=0) + 1
+    lines = []
+    for shots in sorted({result["setting"]["shots"] for result in results}):
+        there = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
+        if missing := sorted(set(range(trials)) - there):
+            lines.append(f"gap: N = {shots} lacks trial {', '.join(map(str, missing))}")
+    for what in ("device", "threads", "torch"):
+        values = Counter(str(result.get("machine", {}).get(what)) for result in results)
+        if len(values) > 1:
+            lines.append(f"mixture: {what} " + ", ".join(f"{value} ({n} cells)" for value, n in values.items()))
+    return lines
 
 
 def _mean_and_spread(values: list[float]) -> tuple[float | None, float | None]:

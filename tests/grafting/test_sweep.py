@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -8,9 +9,9 @@ from conftest import pictures, weights
 
 from data.datasets import LabelledImages
 from grafting.distillation import Distillation, NotFinite
-from grafting.sweep import Plan, Sweep
+from grafting.sweep import Plan, Sweep, summarize
 from models import released
-from utils import files
+from utils import files, results
 from utils.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -25,8 +26,8 @@ def plan(teacher, dataset, recipe, tmp_path):
 
     def make(name="run", **changed):
         return replace(Plan(
-            dataset, recipe, teacher, teacher_file, (1, 2), 2, 0, 6, 2, tmp_path / "data", tmp_path / name,
-            tmp_path / name / "students", 10**9, False, lines.append,
+            dataset, recipe, teacher, teacher_file, ((1, 0), (1, 1), (2, 0), (2, 1)), 0, 6, 2, tmp_path / "data",
+            tmp_path / name, tmp_path / name / "students", 10**9, False, lines.append,
         ), **changed)  # fmt: skip
 
     make.lines = lines
@@ -34,7 +35,8 @@ def plan(teacher, dataset, recipe, tmp_path):
 
 
 def run(plan):
-    return Sweep(plan, CPU).run()
+    Sweep(plan, CPU).run()
+    return summarize(plan)
 
 
 def result(plan, shots, trial):
@@ -74,8 +76,8 @@ def test_files_of_a_sweep(plan, teacher):
 
 def test_the_order_of_cells_and_which_others_run_change_nothing(plan):
     run(plan("all"))
-    for shots, trials in (((2,), 1), ((1,), 2), ((2,), 2)):
-        run(plan("apart", shots=shots, trials=trials))
+    for places in ([(2, 1)], [(1, 1), (1, 0)], [(2, 0), (2, 1)]):
+        run(plan("apart", places=tuple(places)))
     assert numbers(plan("apart")) == numbers(plan("all"))
 
 
@@ -89,12 +91,12 @@ def test_memory_and_eval_every_change_no_result(plan):
 
 
 def test_finished_cells_are_not_run_again(plan):
-    run(plan(trials=1))
+    run(plan(places=((1, 0), (2, 0))))
     before = result(plan(), 1, 0)
     watched = Sweep(plan(), CPU)
     begun = []
     original = watched._run_cell
-    watched._run_cell = lambda shots, trial, *rest: begun.append((shots, trial)) or original(shots, trial, *rest)
+    watched._run_cell = lambda place, *rest: begun.append(place) or original(place, *rest)
     watched.run()
     assert begun == [(1, 1), (2, 1)]
     assert result(plan(), 1, 0) == before
@@ -140,6 +142,30 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(plan, monkeypatch):
     assert (failed["status"], failed["phase"], failed["epoch"]) == ("failed", "L2", 2)
     assert [result(plan(), *cell)["status"] for cell in ((1, 0), (2, 0), (2, 1))] == ["done"] * 3
     assert "1 (1 failed)" in plan.lines[-1]
+
+
+def test_a_cell_in_another_process_hands_is_left_alone(plan):
+    lock = plan().output_dir / "results/1-shot/trial-0.lock"
+    lock.parent.mkdir(parents=True)
+    with filelock.FileLock(lock, is_singleton=False):
+        run(plan())
+        assert [path.name for path in results.paths(plan().output_dir) if path.parent.name == "1-shot"] == [
+            "trial-1.json"
+        ]
+        assert plan.lines[-1].endswith("gap: N = 1 lacks trial 0")
+        with pytest.raises(BadInput, match=r"--fresh: .*trial-0\.json is in another process's hands"):
+            run(plan(fresh=True))
+    assert run(plan()) == 0
+    assert len(results.paths(plan().output_dir)) == 4
+
+
+def test_what_a_killed_process_left_behind_is_removed(plan):
+    folder = plan().output_dir / "results/1-shot"
+    folder.mkdir(parents=True)
+    leftover = folder / ".trial-0.checkpoint.pt.0123abcd.tmp"
+    leftover.write_text("torn")
+    run(plan())
+    assert not leftover.exists()
 
 
 def test_training_labels_are_never_read_in_distillation(plan, dataset):

@@ -1,4 +1,5 @@
 import os
+import signal
 import stat
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from utils import files
 from utils.errors import BadInput
+from utils.signals import Terminated, terminate
 
 
 def test_a_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
@@ -20,6 +22,16 @@ def test_a_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
         files.write_text(path, "new")
     assert path.read_text() == "old" and "\n" not in str(refusal.value)
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_an_interruption_waits_until_the_file_is_in_place(tmp_path, monkeypatch, number, raised):
+    monkeypatch.setattr(os, "fsync", lambda fd: signal.raise_signal(number))
+    before = signal.signal(signal.SIGTERM, terminate)
+    with pytest.raises(raised):
+        files.write_text(tmp_path / "file", "new")
+    signal.signal(signal.SIGTERM, before)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

@@ -44,6 +44,13 @@ def test_mixed_results_make_no_table(field):
         results.rows([CELLS[0], cell(10, 0, 91.0, 91.0, **{field: "other"})], {}, None)
 
 
+def test_remarks_name_gaps_and_mixtures():
+    assert results.remarks(CELLS) == ["gap: N = 10 lacks trial 1, 2"]
+    machines = [{"device": "cpu", "torch": "2.6"}, {"device": "cpu", "torch": "2.7"}]
+    unlike = [cell(1, trial, 80.0, 79.0) | {"machine": machine} for trial, machine in enumerate(machines)]
+    assert results.remarks(unlike) == ["mixture: torch 2.6 (1 cells), 2.7 (1 cells)"]
+
+
 def test_only_results_are_read(tmp_path):
     folder = tmp_path / "results/1-shot"
     folder.mkdir(parents=True)
