@@ -1,4 +1,4 @@
-"""Small things to test with: a narrow teacher, drawn images, a two-epoch recipe, official-format files."""
+"""Fixtures: the small things of small.py, a web server, files of the official formats, the real files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import tarfile
-from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,60 +14,25 @@ from threading import Thread
 
 import numpy as np
 import pytest
-import torch
+from small import short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
-from data.datasets import ImageDataset, LabelledImages
-from data.views import Normalization
-from grafting.recipes import CIFAR10, Recipe
-from models.vgg import Architecture, BlockwiseVGG, frozen, initialize
-
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Architecture(((4,), (4,), (8,), (8, 8), (8,)), hidden=8)
-CLASSES = 3
-
-
-def pictures(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 3, 32, 32), np.uint8)
-
-
-def weights(path: Path) -> dict[str, bytes]:
-    """The bytes of every tensor in a checkpoint. (The file's own bytes hold addresses: its format wants them.)"""
-    content = torch.load(path, weights_only=True)
-    states = content if "block-0" in content else {"": content}
-    return {f"{name} {key}": value.numpy().tobytes() for name, state in states.items() for key, value in state.items()}
 
 
 @pytest.fixture
-def teacher() -> BlockwiseVGG:
-    """A frozen narrow teacher whose BatchNorm has seen something."""
-    torch.manual_seed(0)
-    network = initialize(BlockwiseVGG(TINY, CLASSES), torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for linear in (network.classifier[0], network.classifier[2]):
-            linear.weight.mul_(100)  # logits well apart from 0
-        network.train()
-        network(torch.randn(64, 3, 32, 32))
-    return frozen(network)
+def teacher():
+    return small_teacher()
 
 
 @pytest.fixture
-def dataset() -> ImageDataset:
-    """Three classes of random pictures, 12 for training and 20 for testing."""
-    train = LabelledImages(pictures(12, 1), np.arange(12) % CLASSES)
-    test = LabelledImages(pictures(20, 2), np.arange(20) % CLASSES)
-    normalization = Normalization((0.5, 0.4, 0.6), (0.2, 0.25, 0.3))
-    return ImageDataset("Tiny", CLASSES, normalization, 6, False, lambda: train, lambda: test)
+def dataset():
+    return small_dataset()
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    """CIFAR10's, with 3, 2, 2 and 2, 4 epochs."""
-
-    def shortened(phases, epochs):
-        return tuple(replace(phase, epochs=e) for phase, e in zip(phases, epochs, strict=True))
-
-    return replace(CIFAR10, stage1=shortened(CIFAR10.stage1, (3, 2, 2)), stage2=shortened(CIFAR10.stage2, (2, 4)))
+def recipe():
+    return short_recipe()
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import pickle
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, ROOT, TINY
+from conftest import ROOT
+from small import CLASSES, TINY
 
 import train_fskd
 from data.fewshot import PUBLISHED_SHOTS
@@ -24,7 +24,7 @@ def at_home(tmp_path, monkeypatch, dataset, recipe):
     """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_fskd, "open_dataset", lambda name, path: dataset)
-    monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, published={}))
+    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
     return tmp_path
 
 

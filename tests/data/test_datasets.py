@@ -2,8 +2,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import pictures
 from PIL import Image
+from small import pictures
 from torchvision import datasets as torchvision_datasets
 
 from data import shapes

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
-from conftest import pictures
 from PIL import Image
+from small import pictures
 from torchvision.transforms import functional as pillow
 
 from data.views import IDENTITY, VIEWS, Normalization, crop, pad

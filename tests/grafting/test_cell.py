@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import pictures, weights
+from small import pictures, weights
 
 from grafting import cell as cell_module
 from grafting.cell import Cell, Setting

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import pictures
+from small import pictures
 from torch import nn
 
 from grafting import distillation

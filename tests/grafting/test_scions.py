@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import CLASSES, TINY
+from small import CLASSES, TINY
 from torch import nn
 
 from grafting.recipes import CIFAR10

@@ -7,7 +7,7 @@ tolerance is 1e-5 of the largest value. The whole of a batch in one view order i
 import numpy as np
 import pytest
 import torch
-from conftest import pictures
+from small import pictures
 from torch import nn
 
 from data.views import VIEWS

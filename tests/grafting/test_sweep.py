@@ -5,7 +5,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from conftest import pictures, weights
+from small import pictures, weights
 
 from data.datasets import LabelledImages
 from grafting.distillation import Distillation, NotFinite

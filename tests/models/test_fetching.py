@@ -1,5 +1,5 @@
 import pytest
-from conftest import CLASSES, TINY
+from small import CLASSES, TINY
 
 from models import released
 from models.fetching import RELEASE, fetch_teacher

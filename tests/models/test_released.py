@@ -3,7 +3,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import CLASSES, TINY
+from small import CLASSES, TINY
 
 from grafting.scions import scions
 from models import released

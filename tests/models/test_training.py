@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CLASSES, TINY, weights
+from small import CLASSES, TINY, weights
 
 from grafting.recipes import CIFAR10, CIFAR100
 from models import released, training

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import pictures
+from small import pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grafting.distillation import Curve

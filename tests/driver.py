@@ -1,0 +1,36 @@
+"""train_fskd.py, with --dataset Folder standing for the small data set and a short schedule.
+
+    python tests/driver.py ARGUMENTS
+
+KILL_RANK: the rank that kills itself; KILL_AFTER: after so many epochs.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from small import short_recipe, small_dataset
+
+import train_fskd
+from grafting import cell, recipes
+from grafting.distillation import Distillation
+
+recipes.RECIPES["Folder"] = short_recipe()
+train_fskd.open_dataset = lambda name, path: small_dataset()
+cell.CHECKPOINT_SECONDS = -1.0
+
+if os.environ.get("KILL_RANK") == os.environ.get("RANK", "0"):
+    train, epochs = Distillation._train, iter(range(int(os.environ["KILL_AFTER"])))
+
+    def train_until_killed(self, *arguments):
+        if next(epochs, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(self, *arguments)
+
+    Distillation._train = train_until_killed
+
+if __name__ == "__main__":
+    sys.exit(train_fskd.main(["--dataset", "Folder", *sys.argv[1:]]))

@@ -1,0 +1,59 @@
+"""Small things to test with: a narrow teacher, random pictures, a short schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.datasets import ImageDataset, LabelledImages
+from data.views import Normalization
+from grafting.recipes import CIFAR10, Recipe
+from models.vgg import Architecture, BlockwiseVGG, frozen, initialize
+
+TINY = Architecture(((4,), (4,), (8,), (8, 8), (8,)), hidden=8)
+CLASSES = 3
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, 32, 32), np.uint8)
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    """The bytes of every tensor in a checkpoint. (The file's own bytes hold addresses: its format wants them.)"""
+    content = torch.load(path, weights_only=True)
+    states = content if "block-0" in content else {"": content}
+    return {f"{name} {key}": value.numpy().tobytes() for name, state in states.items() for key, value in state.items()}
+
+
+def small_teacher() -> BlockwiseVGG:
+    """A frozen narrow teacher whose BatchNorm has seen something."""
+    random = torch.Generator().manual_seed(1)
+    network = initialize(BlockwiseVGG(TINY, CLASSES), random)
+    with torch.no_grad():
+        for linear in (network.classifier[0], network.classifier[2]):
+            linear.weight.mul_(100)  # logits well apart from 0
+        network.train()
+        network(torch.randn(64, 3, 32, 32, generator=random))
+    return frozen(network)
+
+
+def small_dataset() -> ImageDataset:
+    """Three classes of random pictures, 12 for training and 20 for testing."""
+    train = LabelledImages(pictures(12, 1), np.arange(12) % CLASSES)
+    test = LabelledImages(pictures(20, 2), np.arange(20) % CLASSES)
+    normalization = Normalization((0.5, 0.4, 0.6), (0.2, 0.25, 0.3))
+    return ImageDataset("Tiny", CLASSES, normalization, 6, False, lambda: train, lambda: test)
+
+
+def short_recipe(stage1: tuple[int, int, int] = (3, 2, 2), stage2: tuple[int, int] = (2, 4)) -> Recipe:
+    """CIFAR10's with so few epochs, and no published figures."""
+
+    def shortened(phases, epochs):
+        return tuple(replace(phase, epochs=e) for phase, e in zip(phases, epochs, strict=True))
+
+    return replace(
+        CIFAR10, stage1=shortened(CIFAR10.stage1, stage1), stage2=shortened(CIFAR10.stage2, stage2), published={}
+    )

@@ -1,0 +1,145 @@
+"""Power cuts, lost ranks and second runs: whatever happens, the numbers are those of an undisturbed run."""
+
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from time import sleep
+
+import pytest
+import torch
+from conftest import ROOT
+from small import short_recipe, small_dataset, small_teacher, weights
+
+from grafting import cell
+from grafting.sweep import Plan, Sweep, summarize
+from models import released
+
+PLACES = ((1, 0), (1, 1), (2, 0), (2, 1))
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["torch.utils.tensorboard", "torchvision.utils", "filelock", "tqdm", "pytest"])
+
+
+def sweep(folder: str) -> None:
+    """Run four cells of 90 epochs each, saving after every epoch."""
+    torch.set_num_threads(1)
+    cell.CHECKPOINT_SECONDS = -1.0
+    root = Path(folder)
+    recipe = short_recipe((25, 15, 15), (15, 20))
+    plan = Plan(
+        small_dataset(), recipe, small_teacher(), root.parent / "teacher.pth", PLACES, 0, 6, 2,
+        root / "data", root, root / "students", 10**9, False, lambda line: None,
+    )  # fmt: skip
+    Sweep(plan, torch.device("cpu")).run()
+    summarize(plan)
+
+
+def numbers(output_dir: Path, students: Path):
+    """Every figure and weight, without times and command lines."""
+    figures = {}
+    for path in sorted((output_dir / "results").rglob("*.json")):
+        content = json.loads(path.read_text())
+        phases = {name: (p["losses"], p["accuracies"]) for name, p in content["phases"].items()}
+        figures[str(path.relative_to(output_dir))] = (content["best"], content["best_epoch"], content["last"], phases)
+    return figures, {path.name: weights(path) for path in sorted(students.glob("*.pth"))}
+
+
+def run_in(folder: Path):
+    process = processes.Process(target=sweep, args=(str(folder),))
+    process.start()
+    return process
+
+
+def finish(process) -> int:
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders for runs, the first of them with an undisturbed one."""
+    released.write_teacher(small_teacher(), tmp_path / "teacher.pth")
+    assert finish(run_in(tmp_path / "undisturbed")) == 0
+    return tmp_path
+
+
+def latest_save(folder: Path) -> int:
+    """When a checkpoint or a result was last put in place, in nanoseconds."""
+    moments = [0]
+    for path in [*folder.glob("results/*/trial-*.json"), *folder.glob("results/*/trial-*.pt")]:
+        with suppress(FileNotFoundError):  # a checkpoint goes when its cell is done
+            moments.append(path.stat().st_mtime_ns)
+    return max(moments)
+
+
+def test_power_cuts_at_random_moments_change_nothing(folders):
+    """SIGKILL up to 0.2 s after a run's first save, again and again until a run gets through."""
+    moments = random.Random(0)
+    cut, struck_at = folders / "cut", []
+    while True:
+        before = latest_save(cut)
+        process = run_in(cut)
+        while process.is_alive() and latest_save(cut) == before:
+            sleep(0.01)
+        process.join(moments.uniform(0, 0.2))
+        process.kill()
+        if finish(process) == 0:
+            break
+        struck_at.append(len(list(cut.glob("results/*/trial-*.json"))))
+    sys.stdout.write(f"{len(struck_at)} kills; results there at each: {struck_at}\n")  # pytest -s shows it
+    assert len(struck_at) >= 8 and len(set(struck_at)) >= 3, "the kills did not strike along the whole run"
+    assert numbers(cut, cut / "students") == numbers(folders / "undisturbed", folders / "undisturbed/students")
+    assert (cut / "table.md").read_text() == (folders / "undisturbed/table.md").read_text()
+    assert not [path for path in cut.rglob("*") if path.suffix in (".tmp", ".pt")]
+
+
+def test_two_runs_in_one_folder_do_each_cell_once(folders):
+    both = folders / "both"
+    one, two = run_in(both), run_in(both)
+    assert finish(one) == finish(two) == 0
+    assert numbers(both, both / "students") == numbers(folders / "undisturbed", folders / "undisturbed/students")
+
+
+def command(folder, *launcher, **environment):
+    """The small sweep through the command line; (exit status, output)."""
+    arguments = [
+        "--nshot",
+        "1",
+        "2",
+        "--trials",
+        "2",
+        "--teacher",
+        str(folder.parent / "teacher.pth"),
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "tests/driver.py"), *arguments, "--output_dir", str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment},
+        capture_output=True, text=True, cwd=folder.parent,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def test_torchrun_gives_the_table_of_one_process_also_after_a_lost_rank(tmp_path):
+    released.write_teacher(small_teacher(), tmp_path / "teacher.pth")
+    assert command(tmp_path / "one")[0] == 0
+    expected = numbers(tmp_path / "one", tmp_path / "one/student")
+    table = (tmp_path / "one/table.md").read_text()
+
+    status, printed = command(tmp_path / "two", *TORCHRUN)
+    assert status == 0 and printed.count(table) == 1
+    assert numbers(tmp_path / "two", tmp_path / "two/student") == expected
+
+    status, _ = command(tmp_path / "lost", *TORCHRUN, KILL_RANK="1", KILL_AFTER="5")
+    assert status != 0 and not (tmp_path / "lost/table.md").exists()
+    status, printed = command(tmp_path / "lost", *TORCHRUN)
+    assert status == 0 and printed.count(table) == 1
+    assert numbers(tmp_path / "lost", tmp_path / "lost/student") == expected
