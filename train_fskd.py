@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from data import fewshot
-from data.datasets import open_dataset
+from data.datasets import NAMES, open_dataset
 from grafting.diagnosis import diagnose
 from grafting.evaluation import evaluate
 from grafting.recipes import RECIPES
@@ -31,7 +31,7 @@ from models import released, training
 from models.fetching import fetch_teacher
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
 from utils import files, machine, ranks, results
-from utils.arguments import parse
+from utils.arguments import parser
 from utils.errors import BadInput
 from utils.ranks import ALONE, Rank
 from utils.signals import Terminated, terminate
@@ -40,7 +40,7 @@ from utils.signals import Terminated, terminate
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, terminate)
-    args = parse(argv, __doc__.split("\n\n")[0])
+    args = arguments(argv)
     try:
         return run(args, ranks.join())
     except BadInput as error:
@@ -53,6 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         return _stop(130, f"interrupted; {where_things_stand(args)}")
     except Terminated:
         return _stop(143, f"terminated; {where_things_stand(args)}")
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's, checked; a wrong one ends the program with one line and exit status 2."""
+    trainable = [name for name in ARCHITECTURES if not name.endswith("-graft")]
+    return parser(__doc__.split("\n\n")[0], NAMES, fewshot.PUBLISHED_SHOTS, trainable).parse_args(argv)
 
 
 def _stop(status: int, message: str) -> int:

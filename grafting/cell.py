@@ -104,6 +104,7 @@ class Cell:
         self.current: Distillation | None = None
         self._restored: dict[str, Any] | None = None
         self._saved_at = monotonic()
+        self.saving_seconds = 0.0
 
     def run(self) -> None:
         """Both stages, and the students' files (METHOD: sections 4 and 5). Raises NotFinite."""
@@ -137,6 +138,7 @@ class Cell:
 
     def checkpoint(self) -> None:
         """Save position, scions, optimiser, best so far and curves. The draws need no state (utils/seeds.py)."""
+        started = monotonic()
         files.write_tensors(
             self.path,
             {
@@ -149,6 +151,7 @@ class Cell:
             },
         )
         self._saved_at = monotonic()
+        self.saving_seconds += self._saved_at - started
 
     def resume(self) -> None:
         """Take up the checkpoint, if there is one. Raises BadInput for one made with other settings."""

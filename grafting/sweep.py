@@ -93,8 +93,8 @@ class Sweep:
             for place in self.left:
                 name = "{}-shot trial {}".format(*place)
                 with tqdm(total=epochs, unit="epoch", desc=name, disable=None, position=1, leave=False) as inner:
-                    if line := self._run_if_free(place, teacher, reached, inner):
-                        plan.report(f"{name}: {line}")
+                    line = self._run_if_free(place, teacher, reached, inner)
+                plan.report(f"{name}: {line}")
                 outer.update()
 
     def _is_done(self, place: Place) -> bool:
@@ -105,13 +105,15 @@ class Sweep:
         self._setting(place).require_same(results.read(path)["setting"], path)
         return True
 
-    def _run_if_free(self, place: Place, teacher: StoredTeacher, reached: float, bar: tqdm) -> str | None:
-        """How the cell went, in a line; None if another process has done it or has it in hand."""
+    def _run_if_free(self, place: Place, teacher: StoredTeacher, reached: float, bar: tqdm) -> str:
+        """How the cell went, in a line."""
         try:
             with self._lock(place):
-                return None if self._is_done(place) else self._run_cell(place, teacher, reached, bar)
+                return (
+                    "done by another process" if self._is_done(place) else self._run_cell(place, teacher, reached, bar)
+                )
         except filelock.Timeout:
-            return None
+            return "in another process's hands"
 
     def _forget(self, place: Place) -> None:
         path = results.path_of(self.plan.output_dir, *place)
@@ -154,7 +156,7 @@ class Sweep:
             "setting": setting.identity,
             "teacher": {"file": str(plan.teacher_file), "accuracy": reached},
             "phases": {name: _phase_figures(curve) for name, curve in cell.curves.items()},
-            "seconds": {"features": prepared, **spent},
+            "seconds": {"features": prepared, **spent, "saving": cell.saving_seconds},
             "eval_every": plan.eval_every,
             "students": {kind: str(written) for kind, written in students.items()},
             "machine": machine.description(self.device),

@@ -19,9 +19,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data.datasets import ImageDataset
-from data.views import IMAGE_SIZE, VIEWS, crop, pad
+from data.views import VIEWS, crop, pad
 from models import released
-from models.vgg import FIRST_GRAFTED, Architecture, BlockwiseVGG, initialize
+from models.apprentice import Apprentice, fold_batchnorm
+from models.vgg import Architecture, BlockwiseVGG, initialize
 from utils import files, machine
 from utils.errors import BadInput
 from utils.seeds import generator, torch_generator
@@ -103,47 +104,6 @@ def train_teacher(
     return accuracy
 
 
-class Apprentice(nn.Module):
-    """A teacher in training, with what only training needs: BatchNorm behind its convolutions, a second head."""
-
-    def __init__(self, network: BlockwiseVGG, recipe: TeacherRecipe, generator: torch.Generator):
-        super().__init__()
-        self.network = add_batchnorm(network) if recipe.batchnorm else network
-        self.auxiliary = None
-        if recipe.auxiliary:
-            size = network.architecture.width_after(FIRST_GRAFTED - 1) * (IMAGE_SIZE >> FIRST_GRAFTED) ** 2
-            linear = initialize(nn.Linear(size, network.classes), generator)
-            self.auxiliary = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size, affine=False), linear)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """images: (B, 3, 32, 32) -> logits (B, classes), and those read off block 2's output, if there are any."""
-        features = self.network[:FIRST_GRAFTED](images)  # (B, 256, 4, 4)
-        second = None
-        if self.auxiliary:
-            flatten, standardize, linear = self.auxiliary
-            second = linear(standardize(flatten(features)) / 16)
-        return self.network[FIRST_GRAFTED:](features), second
-
-
-def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
-    """Put a BatchNorm behind every convolution, at the convolution's own position."""
-    for block in network.features:
-        for position, layer in enumerate(block):
-            if isinstance(layer, nn.Conv2d):
-                block[position] = nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels))
-    return network
-
-
-@torch.no_grad()
-def fold_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
-    """Absorb every BatchNorm behind a convolution into its weights and bias; same outputs in evaluation mode."""
-    for block in network.features:
-        for position, layer in enumerate(block):
-            if isinstance(layer, nn.Sequential):
-                block[position] = nn.utils.fusion.fuse_conv_bn_eval(*layer.eval())
-    return network
-
-
 class TeacherTraining:
     """A teacher's training. `run()` returns it, in the plain layout.
 
@@ -165,7 +125,9 @@ class TeacherTraining:
         self.resume_file, self.report = resume_file, report
         generator = torch_generator(seed, "teacher")
         network = initialize(BlockwiseVGG(architecture, dataset.classes), generator)
-        self.apprentice = Apprentice(network, recipe, generator).to(device, memory_format=torch.channels_last)
+        self.apprentice = Apprentice(network, recipe.batchnorm, recipe.auxiliary > 0, generator).to(
+            device, memory_format=torch.channels_last
+        )
         self.optimizer = torch.optim.SGD(
             self._parameter_groups(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
         )

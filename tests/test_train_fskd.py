@@ -16,7 +16,6 @@ from data.fewshot import PUBLISHED_SHOTS
 from grafting import recipes
 from models import released
 from models.vgg import BlockwiseVGG
-from utils.arguments import parse
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def command(*arguments):
 
 
 def test_defaults():
-    args = parse([], "")
+    args = train_fskd.arguments([])
     assert (args.dataset, args.nshot, args.trials, args.seed) == ("CIFAR10", list(PUBLISHED_SHOTS), 5, 0)
     assert str(args.data_path) == "data/raw" and str(args.shard) == "1/1"
     assert args.subset_seed is None and args.device is None and not args.fresh
@@ -50,7 +49,7 @@ def test_every_flag_has_help_and_is_read():
     text = subprocess.run(
         [sys.executable, "train_fskd.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    for flag in vars(parse([], "")):
+    for flag in vars(train_fskd.arguments([])):
         assert f"--{flag}" in text
         assert f"args.{flag}" in source, f"--{flag} is parsed and never read"
 

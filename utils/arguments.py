@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
-
-from data.datasets import NAMES
-from data.fewshot import PUBLISHED_SHOTS
-from models.vgg import ARCHITECTURES
+from typing import Any, NamedTuple, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,114 +74,64 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
-    """The arguments; a wrong one ends the program with one line and exit status 2."""
-    parser = Parser(
+def parser(description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str]) -> Parser:
+    """The command line. The data sets, the default shots and the teachers' architectures are the caller's."""
+    made = Parser(
         prog="train_fskd.py",
         description=description,
         epilog="Exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    add("--dataset", choices=NAMES, default="CIFAR10", help="data set")
-    add(
-        "--nshot",
-        type=positive,
-        nargs="+",
-        metavar="N",
-        default=list(PUBLISHED_SHOTS),
-        help="shots: images per class",
-    )
+    made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
+    add_sweep(made.add_argument_group("the sweep").add_argument, shots)
+    add_places(made.add_argument_group("places").add_argument)
+    add_commands(made.add_argument_group("instead of the sweep").add_mutually_exclusive_group().add_argument)
+    add_training(made.add_argument_group("with --train_teacher").add_argument, architectures)
+    return made
+
+
+# fmt: off
+def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
+    add("--nshot", type=positive, nargs="+", metavar="N", default=list(shots), help="shots: images per class")
     add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with its own draws")
-    add(
-        "--data_path",
-        type=Path,
-        metavar="DIR",
-        default=Path("data/raw"),
-        help="where the official files and the few-shot pickles are; for Folder, where train/ and test/ are",
-    )
-    add("--output_dir", type=Path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
-    add(
-        "--student_dir",
-        type=Path,
-        metavar="DIR",
-        help="weights of the students (default: ckpt/student; with --output_dir, its folder student)",
-    )
-    add(
-        "--teacher",
-        type=Path,
-        metavar="FILE",
-        help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, fetched if missing)",
-    )
     add("--seed", type=seed, default=0, help="decides the draws of every cell")
-    add(
-        "--subset_seed",
-        type=seed,
-        help="decides the few-shot subset (default: the released one, 6; CIFAR100: 10)",
-    )
-    add(
-        "--eval_every",
-        type=positive,
-        metavar="K",
-        default=20,
-        help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best",
-    )
-    add(
-        "--memory",
-        type=gigabytes,
-        metavar="GB",
-        help="memory for what is kept of the frozen teacher, in 10^9 bytes (default: half of what is free)",
-    )
+    add("--subset_seed", type=seed, help="decides the few-shot subset (default: the released one, 6; CIFAR100: 10)")
+    add("--eval_every", type=positive, metavar="K", default=20,
+        help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best")
     add("--device", help="torch device (default: cuda if there is one, else cpu)")
+    add("--memory", type=gigabytes, metavar="GB",
+        help="memory for what is kept of the frozen teacher, in 10^9 bytes (default: half of what is free)")
+    add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),
+        help="the I-th of K shares of the cells, for job arrays")
     add("--fresh", action="store_true", help="redo what is already done")
-    add(
-        "--shard",
-        type=shard,
-        metavar="I/K",
-        default=Shard(1, 1),
-        help="run the I-th of K shares of the cells, for job arrays",
-    )
 
-    alone = parser.add_argument_group("instead of the sweep").add_mutually_exclusive_group()
-    alone.add_argument(
-        "--build_dataset",
-        type=true_or_false,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="True",
-        help="write the 24 few-shot files of both CIFARs, fetching them if missing",
-    )
-    alone.add_argument(
-        "--train_teacher",
-        action="store_true",
-        help="train a teacher on the labelled training set and write it to --teacher",
-    )
-    alone.add_argument(
-        "--diagnose",
-        action="store_true",
-        help="is the teacher graftable? linear readability of each block, from the few-shot images"
-        " (the largest --nshot up to 10)",
-    )
-    alone.add_argument("--evaluate", type=Path, metavar="FILE", help="test accuracy of a teacher or student file")
-    alone.add_argument("--table", action="store_true", help="the table from the result files alone")
 
-    training = parser.add_argument_group("with --train_teacher")
-    training.add_argument(
-        "--teacher_recipe",
-        choices=("published", "quick"),
-        default="published",
-        help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle",
-    )
-    training.add_argument(
-        "--teacher_epochs",
-        type=positive,
-        metavar="E",
-        help="epochs; the schedule stretches (default: the recipe's own)",
-    )
-    training.add_argument(
-        "--teacher_architecture",
-        choices=[a for a in ARCHITECTURES if "graft" not in a],
-        help="network (default: vgg16; Shapes10: vgg11-small)",
-    )
-    return parser.parse_args(argv)
+def add_places(add: Callable[..., Any]) -> None:
+    add("--data_path", type=Path, metavar="DIR", default=Path("data/raw"),
+        help="where the official files and the few-shot pickles are; for Folder, where train/ and test/ are")
+    add("--teacher", type=Path, metavar="FILE",
+        help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, fetched if missing)")
+    add("--output_dir", type=Path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
+    add("--student_dir", type=Path, metavar="DIR",
+        help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
+
+
+def add_commands(add: Callable[..., Any]) -> None:
+    add("--build_dataset", type=true_or_false, nargs="?", const=True, default=False, metavar="True",
+        help="write the 24 few-shot files of both CIFARs, fetching them if missing")
+    add("--train_teacher", action="store_true",
+        help="train a teacher on the labelled training set, write it to --teacher")
+    add("--diagnose", action="store_true",
+        help="is the teacher graftable? linear readability of each block, from few-shot images (--nshot's largest"
+             " up to 10)")
+    add("--evaluate", type=Path, metavar="FILE", help="test accuracy of a teacher or student file, ours or released")
+    add("--table", action="store_true", help="the table from the result files alone")
+
+
+def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
+    add("--teacher_recipe", choices=("published", "quick"), default="published",
+        help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle")
+    add("--teacher_epochs", type=positive, metavar="E",
+        help="epochs; the schedule stretches (default: the recipe's own)")
+    add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
+# fmt: on

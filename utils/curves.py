@@ -72,7 +72,8 @@ def write_accuracy_over_shots(output_dir: Path, table: list[Row]) -> None:
     lines = {"ours best": "best", "ours last": "last", "teacher": "teacher", "paper": "paper"}
     for name, column in lines.items():
         points = [(row.shots, getattr(row, column)) for row in table if getattr(row, column) is not None]
-        if points:
-            with SummaryWriter(str(directory / name)) as writer:
-                for shots, accuracy in points:
-                    writer.add_scalar(OVER_SHOTS, accuracy, shots)
+        if not points:
+            continue
+        with SummaryWriter(str(directory / name)) as writer:
+            for shots, accuracy in points:
+                writer.add_scalar(OVER_SHOTS, accuracy, shots)

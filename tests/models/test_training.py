@@ -8,7 +8,8 @@ from small import CLASSES, TINY, weights
 
 from grafting.recipes import CIFAR10, CIFAR100
 from models import released, training
-from models.training import Apprentice, TeacherTraining, add_batchnorm, fold_batchnorm, stretched
+from models.apprentice import Apprentice, add_batchnorm, fold_batchnorm
+from models.training import TeacherTraining, stretched
 from models.vgg import BlockwiseVGG, initialize
 from utils.errors import BadInput
 
@@ -35,14 +36,15 @@ def test_folding_leaves_the_plain_layout_and_the_same_outputs():
     assert torch.allclose(folded(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_published_recipe_has_no_batchnorm_in_its_blocks():
-    apprentice = Apprentice(network(), CIFAR10.teachers["published"], torch.Generator())
+def test_published_recipe_has_no_batchnorm_in_its_blocks(dataset, tmp_path):
+    recipe = CIFAR10.teachers["published"]
+    apprentice = TeacherTraining(dataset, TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).apprentice
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in apprentice.modules())
     assert apprentice.auxiliary is None
 
 
 def test_quick_recipe_reads_block_2_while_training():
-    apprentice = Apprentice(network(), CIFAR10.teachers["quick"], torch.Generator())
+    apprentice = Apprentice(network(), True, True, torch.Generator())
     logits, second = apprentice(torch.randn(4, 3, 32, 32))
     assert logits.shape == second.shape == (4, CLASSES)
 
