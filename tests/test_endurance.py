@@ -87,7 +87,9 @@ def test_power_cuts_at_random_moments_change_nothing(folders):
             sleep(0.01)
         process.join(moments.uniform(0, 0.2))
         process.kill()
-        if finish(process) == 0:
+        status = finish(process)
+        assert status in (0, -9), "the sweep fell over"
+        if status == 0:
             break
         struck_at.append(len(list(cut.glob("results/*/trial-*.json"))))
     sys.stdout.write(f"{len(struck_at)} kills; results there at each: {struck_at}\n")  # pytest -s shows it

@@ -49,6 +49,13 @@ def gigabytes(text: str) -> float:
     return value
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the defaults that are values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Shard(NamedTuple):
     """The index-th of count shares of the cells, counted from 1."""
 
@@ -80,7 +87,7 @@ def parser(description: str, datasets: Sequence[str], shots: Sequence[int], arch
         prog="train_fskd.py",
         description=description,
         epilog="Exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
     add_sweep(made.add_argument_group("the sweep").add_argument, shots)
