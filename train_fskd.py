@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from data import fewshot
 from data.datasets import NAMES, open_dataset
@@ -67,8 +68,8 @@ def _stop(status: int, message: str) -> int:
 
 
 def say(line: str) -> None:
-    """A line on standard output, at once."""
-    sys.stdout.write(line + "\n")
+    """A line on standard output, at once, above the progress bars if there are any."""
+    tqdm.write(line)
     sys.stdout.flush()
 
 

@@ -24,6 +24,15 @@ def test_a_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 
 
+def test_a_reader_in_the_middle_of_a_write_sees_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    files.write_text(path, "old")
+    with path.open() as reader:
+        files.write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_an_interruption_waits_until_the_file_is_in_place(tmp_path, monkeypatch, number, raised):
     monkeypatch.setattr(os, "fsync", lambda fd: signal.raise_signal(number))
