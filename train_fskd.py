@@ -203,7 +203,7 @@ class Job:
         every = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
         mine = every[args.shard.index - 1 :: args.shard.count]
         own = mine[self.rank.index :: self.rank.count]
-        free = machine.free_memory(self.device) // 2 // machine.sharing(self.device, self.rank.local_count)
+        free = machine.free_memory(self.device) * 3 // 4 // machine.sharing(self.device, self.rank.local_count)
         return Plan(
             dataset=self.dataset,
             recipe=self.recipe,

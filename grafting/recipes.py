@@ -98,7 +98,7 @@ CIFAR100 = Recipe(
     teachers={
         "published": TeacherRecipe(
             "published", epochs=200, lr=0.01, nesterov=True, warmup_epochs=1,
-            falls=((0.3, 0.2), (0.6, 0.2), (0.8, 0.2)),
+            falls=((0.3, 0.2), (0.6, 0.2), (0.9, 0.2)),
         ),
         "quick": _QUICK,
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from data.fewshot import subset
 from grafting.cell import Cell, Setting
 from grafting.distillation import Curve, NotFinite, accuracy
 from grafting.recipes import Recipe
-from grafting.store import StoredTeacher
+from grafting.store import CUTS, StoredTeacher, bytes_kept
 from models.vgg import BlockwiseVGG, frozen, name_of
 from utils import files, machine, results
 from utils.curves import CellCurves, write_accuracy_over_shots
@@ -88,6 +89,10 @@ class Sweep:
         teacher = StoredTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory)
         reached = accuracy(nn.Identity(), teacher.test_batches(len(network)))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {reached:.2f}%")
+        for shots, images in self.subsets.items():
+            if teacher.affordable_cuts(len(images)) is None:
+                needed = math.ceil(bytes_kept(network, len(images), CUTS[:1]) / 1e8) / 10
+                plan.report(f"N = {shots}: the teacher is asked anew at every step; --memory {needed} would keep it")
         epochs = sum(phase.epochs for phase in plan.recipe.phases)
         with tqdm(total=len(self.left), unit="cell", disable=None, position=0) as outer:
             for place in self.left:

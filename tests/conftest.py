@@ -98,3 +98,14 @@ def real_data(tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("raw")
     subprocess.run([sys.executable, str(unpack), str(target)], check=True, capture_output=True)
     return target
+
+
+@pytest.fixture(scope="session")
+def real_teachers(tmp_path_factory) -> Path:
+    """A folder with real teachers of both CIFARs, where they are at hand beside the repository."""
+    unpack = ROOT.parent / "shared/ckpt/unpack.py"
+    if not unpack.exists():
+        pytest.skip("no real teacher is at hand")
+    target = tmp_path_factory.mktemp("teachers")
+    subprocess.run([sys.executable, str(unpack), str(target)], check=True, capture_output=True)
+    return target

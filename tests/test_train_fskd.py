@@ -229,6 +229,14 @@ def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "accuracy"), [("cifar10", "92.30%"), ("cifar100", "67.58%")])
+def test_real_teachers_have_their_published_accuracy(real_data, real_teachers, capsys, name, accuracy):
+    teacher = real_teachers / f"vgg16-blockwise-{name}.pth"
+    assert train_fskd.main(["--dataset", name.upper(), "--data_path", str(real_data), "--evaluate", str(teacher)]) == 0
+    assert f"test accuracy {accuracy}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_shapes10_from_end_to_end(tmp_path):
     """The README's offline main job: a teacher of 90% or more, and more shots help."""
     job = ["--dataset", "Shapes10", "--nshot", "1", "5", "10", "--trials", "1"]

@@ -107,7 +107,7 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
         help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best")
     add("--device", help="torch device (default: cuda if there is one, else cpu)")
     add("--memory", type=gigabytes, metavar="GB",
-        help="memory for what is kept of the frozen teacher, in 10^9 bytes (default: half of what is free)")
+        help="memory for what is kept of the frozen teacher, in 10^9 bytes (default: three quarters of what is free)")
     add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),
         help="the I-th of K shares of the cells, for job arrays")
     add("--fresh", action="store_true", help="redo what is already done")

@@ -84,6 +84,7 @@ def test_the_order_of_cells_and_which_others_run_change_nothing(plan):
 def test_memory_and_eval_every_change_no_result(plan):
     run(plan("kept"))
     run(plan("plain", memory=0, eval_every=100))
+    assert any("N = 2: the teacher is asked anew at every step; --memory 0.1 would keep it" in x for x in plan.lines)
     (kept, _), (plain, _) = numbers(plan("kept")), numbers(plan("plain"))
     for cell, (best, _, last, phases) in kept.items():
         assert plain[cell][3]["L3"][0] == pytest.approx(phases["L3"][0], rel=1e-4)

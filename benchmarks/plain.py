@@ -1,0 +1,84 @@
+"""METHOD.md done plainly: PIL, DataLoader, the whole network at every step. What the store is measured against."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from data.datasets import ImageDataset
+from grafting.distillation import distance
+from grafting.recipes import Phase, batch_size
+from grafting.scions import graft, parameters_by_role
+from models.vgg import BlockwiseVGG
+
+WORKERS = 4  # as the released code has it
+TEST_BATCH = 256
+
+
+class Pictures(Dataset):
+    """uint8 images (N, 3, 32, 32) through PIL; labels where there are any, else 0."""
+
+    def __init__(self, images: np.ndarray, transform: transforms.Compose, labels: np.ndarray | None = None):
+        self.images = images.transpose(0, 2, 3, 1)
+        self.transform = transform
+        self.labels = np.zeros(len(images), np.int64) if labels is None else labels
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class PlainProcedure:
+    """Seconds that an epoch of training and a test evaluation take, phase by phase."""
+
+    def __init__(
+        self, teacher: BlockwiseVGG, dataset: ImageDataset, few_shot: np.ndarray, shots: int, device: torch.device
+    ):
+        normalized = [
+            transforms.ToTensor(),
+            transforms.Normalize(dataset.normalization.mean, dataset.normalization.std),
+        ]
+        augmented = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *normalized]
+        test = dataset.test()
+        self.teacher = teacher.to(device).eval().requires_grad_(True)  # as released: gradients that nobody uses
+        self.device = device
+        self.shots = shots
+        train_set = Pictures(few_shot, transforms.Compose(augmented))
+        test_set = Pictures(test.images, transforms.Compose(normalized), test.labels)
+        self.train_loader = DataLoader(train_set, batch_size(shots), shuffle=True, num_workers=WORKERS)
+        self.test_loader = DataLoader(test_set, TEST_BATCH, num_workers=WORKERS)
+
+    def optimizer(self, phase: Phase, row: nn.Sequential) -> torch.optim.Adam:
+        groups = zip(parameters_by_role(row), phase.rates(self.shots), strict=True)
+        return torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in groups])
+
+    def training_epoch(self, phase: Phase, row: nn.Sequential, optimizer: torch.optim.Adam) -> float:
+        """Seconds of one epoch."""
+        started = perf_counter()
+        for pictures, _ in self.train_loader:
+            images = pictures.to(self.device)
+            target = self.teacher(images).detach()
+            loss = distance(graft(self.teacher, row, phase.span, images), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        return perf_counter() - started
+
+    @torch.no_grad()
+    def evaluation(self, phase: Phase, row: nn.Sequential) -> float:
+        """Seconds of one test accuracy over the whole test set."""
+        started = perf_counter()
+        correct = 0
+        for pictures, labels in self.test_loader:
+            logits = graft(self.teacher, row, phase.span, pictures.to(self.device))
+            correct += int((logits.argmax(1) == labels.to(self.device)).sum())
+        return perf_counter() - started
