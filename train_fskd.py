@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from data import fewshot
-from data.datasets import NAMES, open_dataset
+from data.datasets import NAMES, ImageDataset, open_dataset
 from grafting.diagnosis import diagnose
 from grafting.evaluation import evaluate
 from grafting.recipes import RECIPES
@@ -76,6 +76,8 @@ def say(line: str) -> None:
 
 def where_things_stand(args: argparse.Namespace) -> str:
     """What an interrupted user has, and how to go on."""
+    if args.train_teacher:
+        return "the same command goes on after the last whole epoch"
     done = len(results.paths(Job(args).output_dir))
     return f"{done} cells are done in {Job(args).output_dir}; the same command goes on from the last save"
 
@@ -129,7 +131,7 @@ class Job:
         return machine.device_named(self.args.device, self.rank.local_index)
 
     @cached_property
-    def dataset(self):
+    def dataset(self) -> ImageDataset:
         return open_dataset(self.args.dataset, self.args.data_path)
 
     @cached_property

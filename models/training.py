@@ -7,6 +7,7 @@ arithmetic costs. Every epoch leaves a resume file behind; the draws are functio
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -160,6 +161,8 @@ class TeacherTraining:
         with tqdm(total=self.recipe.epochs * steps, initial=begun * steps, unit="step", disable=None) as bar:
             for epoch in range(begun, self.recipe.epochs):
                 figures = self._train(epoch, images, labels, bar)
+                if not math.isfinite(figures["loss"]):
+                    raise BadInput(f"--train_teacher: the loss is not finite in epoch {epoch + 1}; try another --seed")
                 with self._autocast():
                     figures["test_accuracy"] = self.test_accuracy(self.apprentice.network)
                 self.history.append(figures)
@@ -188,11 +191,9 @@ class TeacherTraining:
                 pictures = self.dataset.normalization(crop(images, chosen, shown))
                 logits, second = self.apprentice(pictures.contiguous(memory_format=torch.channels_last))
                 loss = functional.cross_entropy(logits, labels[chosen])
-                both = (
-                    loss
-                    if second is None
-                    else (loss + self.recipe.auxiliary * functional.cross_entropy(second, labels[chosen]))
-                )
+                both = loss
+                if second is not None:
+                    both = loss + self.recipe.auxiliary * functional.cross_entropy(second, labels[chosen])
             self.optimizer.zero_grad()
             both.backward()
             self.optimizer.step()

@@ -115,6 +115,13 @@ def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
     assert released.read_teacher(tmp_path / "t.pth", CLASSES).architecture == TINY
 
 
+def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
+    recipe = replace(CIFAR10.teachers["published"], epochs=2, lr=float("inf"))
+    with pytest.raises(BadInput, match="the loss is not finite in epoch"):
+        training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+    assert not (tmp_path / "t.pth").exists()
+
+
 def test_a_half_done_training_of_other_settings_is_refused(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["quick"], epochs=2)
     resume_file = tmp_path / "t.resume.pt"
