@@ -69,8 +69,12 @@ def write_tensors(path: Path, content: Any, legacy: bool = False) -> None:
 def require_writable(directory: Path) -> None:
     """Make the directory, and raise BadInput now rather than after hours if it cannot be written."""
     probe = directory / f".probe.{secrets.token_hex(4)}"
-    write_bytes(probe, b"")
-    probe.unlink()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"{directory}: cannot be written ({error.strerror or error}); choose another place") from error
 
 
 UNREADABLE = (  # what unpicklers and tensor readers raise for bytes that are not theirs
@@ -105,7 +109,10 @@ def read_tensors(path: Path, kind: str) -> Any:
             raise EOFError("the file is empty")
         with warnings.catch_warnings():  # about other pickles' protocols; what matters is raised
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:  # whose own text explains how to load it unsafely
+                raise ValueError("it is torn, or holds more than tensors in plain containers") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
