@@ -57,5 +57,6 @@ def join() -> Rank:
     rank = Rank(*(int(os.environ[name]) for name in names))
     if rank.count > 1:
         distributed.init_process_group("gloo", timeout=PATIENCE)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_count))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // rank.local_count))
     return rank
