@@ -78,8 +78,10 @@ def where_things_stand(args: argparse.Namespace) -> str:
     """What an interrupted user has, and how to go on."""
     if args.train_teacher:
         return "the same command goes on after the last whole epoch"
-    done = len(results.paths(Job(args).output_dir))
-    return f"{done} cells are done in {Job(args).output_dir}; the same command goes on from the last save"
+    output_dir = Job(args).output_dir
+    return (
+        f"{len(results.paths(output_dir))} cells are done in {output_dir}; the same command goes on from the last save"
+    )
 
 
 def run(args: argparse.Namespace, rank: Rank = ALONE) -> int:

@@ -3,7 +3,8 @@
     python -m benchmarks.speed --dataset CIFAR10 --nshot 10
 
 The plain side (benchmarks/plain.py) is timed for a few epochs and one test evaluation per phase, and extrapolated
-to the schedule; ours is a whole cell as train_fskd.py runs it. Prints a Markdown table and writes JSON.
+to the schedule; ours is a whole cell from reading the files on, but for TensorBoard. Prints a Markdown table and
+writes JSON.
 """
 
 from __future__ import annotations

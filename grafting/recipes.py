@@ -40,7 +40,8 @@ class Phase:
 class Recipe:
     """All that is particular to one data set's distillation and teacher.
 
-    published: the paper's best test accuracy (mean, spread) in percent by N. published_teacher: its teacher's.
+    published: the paper's best test accuracy (mean, spread) in percent by N. published_teacher: its teacher's, as
+    reported for CIFAR10; CIFAR100's is not known here.
     """
 
     stage1: tuple[Phase, Phase, Phase]

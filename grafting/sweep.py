@@ -163,6 +163,7 @@ class Sweep:
             "phases": {name: _phase_figures(curve) for name, curve in cell.curves.items()},
             "seconds": {"features": prepared, **spent, "saving": cell.saving_seconds},
             "eval_every": plan.eval_every,
+            "cuts_kept": teacher.affordable_cuts(len(self.subsets[setting.shots])),
             "students": {kind: str(written) for kind, written in students.items()},
             "machine": machine.description(self.device),
             "command": sys.argv,

@@ -1,4 +1,4 @@
-"""Training a teacher, the only code that reads training labels.
+"""Training a teacher, the only training that reads labels.
 
 The training set sits on the device as uint8 and is cropped and flipped there, so an epoch costs what its
 arithmetic costs. Every epoch leaves a resume file behind; the draws are functions of the epoch.
@@ -124,9 +124,9 @@ class TeacherTraining:
     ):
         self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
         self.resume_file, self.report = resume_file, report
-        generator = torch_generator(seed, "teacher")
-        network = initialize(BlockwiseVGG(architecture, dataset.classes), generator)
-        self.apprentice = Apprentice(network, recipe.batchnorm, recipe.auxiliary > 0, generator).to(
+        random = torch_generator(seed, "teacher")
+        network = initialize(BlockwiseVGG(architecture, dataset.classes), random)
+        self.apprentice = Apprentice(network, recipe.batchnorm, recipe.auxiliary > 0, random).to(
             device, memory_format=torch.channels_last
         )
         self.optimizer = torch.optim.SGD(

@@ -92,20 +92,19 @@ def real_data(tmp_path_factory) -> Path:
     """The official files, where they lie at hand: in data/raw, or beside the repository."""
     if (ROOT / "data/raw/cifar-10-batches-py/test_batch").exists():
         return ROOT / "data/raw"
-    unpack = ROOT.parent / "shared/data/unpack.py"
-    if not unpack.exists():
-        pytest.skip("the official CIFAR files are not at hand")
-    target = tmp_path_factory.mktemp("raw")
-    subprocess.run([sys.executable, str(unpack), str(target)], check=True, capture_output=True)
-    return target
+    return unpacked("data", tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture(scope="session")
 def real_teachers(tmp_path_factory) -> Path:
     """A folder with real teachers of both CIFARs, where they are at hand beside the repository."""
-    unpack = ROOT.parent / "shared/ckpt/unpack.py"
+    return unpacked("ckpt", tmp_path_factory.mktemp("teachers"))
+
+
+def unpacked(what: str, target: Path) -> Path:
+    """`target`, filled with what is kept beside the repository; skips the test where nothing is."""
+    unpack = ROOT.parent / "shared" / what / "unpack.py"
     if not unpack.exists():
-        pytest.skip("no real teacher is at hand")
-    target = tmp_path_factory.mktemp("teachers")
+        pytest.skip(f"{unpack} is not at hand")
     subprocess.run([sys.executable, str(unpack), str(target)], check=True, capture_output=True)
     return target

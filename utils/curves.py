@@ -16,8 +16,6 @@ from torchvision.utils import make_grid
 from utils.results import Row
 
 SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
-
-
 STAGES = {"grafting, stage 1": ("B0", "B1", "B2"), "grafting, stage 2": ("L2", "L3")}
 OVER_SHOTS = "accuracy over N/best of L3, test %"
 

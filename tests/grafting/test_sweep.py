@@ -69,6 +69,7 @@ def test_files_of_a_sweep(plan, teacher):
         f"vgg-student-graft-{kind}-Tiny-{n}perclass-trial{t}{end}.pth"
         for n in (1, 2) for t in (0, 1) for kind, end in (("block", ""), ("net", ""), ("net", "-last"))
     )  # fmt: skip
+    assert one["cuts_kept"] == [3, 4, 5]
     assert not list(plan().output_dir.rglob("*.checkpoint.pt"))
     assert {path.name for path in plan().output_dir.iterdir()} >= {"results", "table.md", "table.csv", "tensorboard"}
     assert plan.lines[0].startswith(f"teacher {plan().teacher_file}: test accuracy ")
