@@ -35,6 +35,7 @@ from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
 from utils import files, machine, ranks, results
 from utils.arguments import parser
 from utils.errors import BadInput
+from utils.precision import arithmetic
 from utils.ranks import ALONE, Rank
 from utils.signals import Terminated, terminate
 
@@ -181,7 +182,9 @@ class Job:
             teacher = released.teacher_from_state(state, path, self.dataset.classes)
         else:
             teacher = self.teacher()
-        for name, parameters, accuracy in evaluate(kind, state, path, teacher, self.dataset, self.device):
+        with arithmetic(self.args.precision, self.device):
+            figures = evaluate(kind, state, path, teacher, self.dataset, self.device)
+        for name, parameters, accuracy in figures:
             say(f"{path}: {name}, {parameters:,} parameters, test accuracy {accuracy:.2f}%")
         return 0
 
@@ -217,6 +220,7 @@ class Job:
             places=tuple(own + [place for place in mine if place not in own]),
             seed=args.seed,
             subset_seed=self.subset_seed,
+            precision=args.precision,
             eval_every=args.eval_every,
             data_path=args.data_path,
             output_dir=self.output_dir,

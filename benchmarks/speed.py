@@ -1,137 +1,251 @@
-"""How much faster than the plain procedure a cell runs, on the machine at hand.
+"""How much faster than the plain procedure a cell runs, and where its time goes, on the machine at hand.
 
-    python -m benchmarks.speed --dataset CIFAR10 --nshot 10
+    python -m benchmarks.speed --dataset CIFAR10 --nshot 1 10
 
-The plain side (benchmarks/plain.py) is timed for a few epochs and one test evaluation per phase, and extrapolated
-to the schedule; ours is a whole cell from reading the files on, but for TensorBoard. Prints a Markdown table and
-writes JSON.
+Ours is `train_fskd.py` with its default flags, one cell a process, from starting Python to the table. The plain side
+(benchmarks/plain.py) is timed for a few epochs and one test evaluation per phase, and extrapolated to the schedule.
+Prints Markdown tables and writes JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PlainProcedure
 from data import fewshot
-from data.datasets import open_dataset
-from grafting.cell import Cell, Setting
-from grafting.distillation import accuracy
-from grafting.recipes import RECIPES, Recipe
+from data.datasets import ImageDataset, open_dataset
+from data.views import IMAGE_SIZE, VIEWS
+from grafting.distillation import Distillation, distance, draw_views, train
+from grafting.recipes import RECIPES, Phase, Recipe, batch_size
 from grafting.scions import scions
 from grafting.store import StoredTeacher
 from models import released
-from models.vgg import frozen
-from utils import files, machine
+from models.vgg import BlockwiseVGG, frozen
+from utils import files, machine, results
+
+TRAIN = Path(__file__).resolve().parent.parent / "train_fskd.py"
+Seconds = dict[str, float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset", choices=list(RECIPES), default="CIFAR10")
-    parser.add_argument("--nshot", type=int, default=10)
+    parser.add_argument("--nshot", type=int, nargs="+", default=[10])
     parser.add_argument("--plain_epochs", type=int, default=3, help="training epochs of each phase timed plainly")
-    parser.add_argument("--eval_every", type=int, default=20, help="as in train_fskd.py, for our side")
+    parser.add_argument("--step_epochs", type=int, default=10, help="epochs of each phase in which steps are timed")
     parser.add_argument("--data_path", type=Path, default=Path("data/raw"))
     parser.add_argument("--teacher", type=Path, help="default: ckpt/teacher/vgg16-blockwise-<dataset>.pth")
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    recipe, device = RECIPES[args.dataset], machine.device_named(args.device)
-    path = args.teacher or Path(f"ckpt/teacher/vgg16-blockwise-{args.dataset.lower()}.pth")
+    args.teacher = args.teacher or Path(f"ckpt/teacher/vgg16-blockwise-{args.dataset.lower()}.pth")
 
-    ours = measure_ours(args, recipe, path, device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    plain = measure_plain(args, recipe, path, device)
+    ours = {shots: measure_ours(args, shots) for shots in args.nshot}
+    bench = Bench(args)
+    plain = {shots: bench.measure_plain(shots) for shots in args.nshot}
     report = {
-        "date": date.today().isoformat(), "machine": machine.description(device), "command": sys.argv[1:],
-        "dataset": args.dataset, "shots": args.nshot, "plain": plain, "ours": ours, "peak_memory_bytes": peak,
-        "ratio": sum(plain.values()) / sum(ours.values()),
-    }  # fmt: skip
-    name = f"speed-{args.dataset}-{args.nshot}shot-{device.type}-{report['date']}.json"
-    files.write_json(args.output / name, report)
+        "date": date.today().isoformat(),
+        "machine": machine.description(bench.device),
+        "command": sys.argv[1:],
+        "dataset": args.dataset,
+        "cells": [
+            {
+                "shots": shots,
+                "plain": plain[shots],
+                **ours[shots],
+                "ratio": sum(plain[shots].values()) / sum(ours[shots]["ours"].values()),
+                "operations": bench.operations(shots),
+            }
+            for shots in args.nshot
+        ],
+        "steps": bench.measure_steps(args.nshot[-1]),
+        "product_flops_per_second": bench.measure_product(),
+    }
+    files.write_json(args.output / f"speed-{args.dataset}-{bench.device.type}-{report['date']}.json", report)
     sys.stdout.write(markdown(report) + "\n")
 
 
-def measure_ours(args: argparse.Namespace, recipe: Recipe, path: Path, device: torch.device) -> dict[str, float]:
-    """Seconds of a whole cell by part, everything included from the files on."""
-    started = perf_counter()
-    dataset = open_dataset(args.dataset, args.data_path)
-    images = fewshot.subset(dataset, args.nshot, dataset.subset_seed, args.data_path)
-    network = frozen(released.read_teacher(path, dataset.classes)).to(device, memory_format=torch.channels_last)
-    budget = machine.free_memory(device) * 3 // 4
-    teacher = StoredTeacher(network, dataset.normalization, dataset.test(), [images], budget)
-    seconds = {"loading": lap(started)}
-    started = perf_counter()
-    accuracy(nn.Identity(), teacher.test_batches(len(network)))
-    seconds["test features"] = lap(started)
-    started = perf_counter()
-    views = teacher.few_shot(images)
-    seconds["store"] = lap(started)
+def measure_ours(args: argparse.Namespace, shots: int) -> dict[str, Any]:
+    """A cell in a process of its own: seconds by part, and the most memory it held, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        students = {kind: Path(folder) / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
-        hashes = files.sha256_of_file(path), files.sha256(images.tobytes())
-        setting = Setting(args.dataset, args.nshot, 0, 0, dataset.subset_seed, *hashes, recipe)
-        checkpoint = Path(folder) / "checkpoint.pt"
-        cell = Cell(setting, teacher, views, args.eval_every, checkpoint, students, lambda phase, curve: None)
-        cell.run()
-    for phase, curve in cell.curves.items():
-        seconds[f"{phase} training"] = curve.seconds["training"]
-        seconds[f"{phase} test"] = curve.seconds["evaluation"]
-    seconds["checkpoints"] = cell.saving_seconds
-    return seconds
+        flags = {"--dataset": args.dataset, "--nshot": shots, "--trials": 1, "--data_path": args.data_path}
+        flags |= {"--teacher": args.teacher, "--output_dir": folder, "--device": args.device}
+        command = [str(word) for flag in flags.items() if flag[1] is not None for word in flag]
+        started = perf_counter()
+        process = subprocess.Popen([sys.executable, str(TRAIN), *command], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        whole = perf_counter() - started
+        if status:
+            raise SystemExit(f"{TRAIN.name} {' '.join(command)} failed")
+        result = results.read(results.path_of(Path(folder), shots, 0))
+    seconds = {"test features": result["teacher"]["seconds"], "store": result["seconds"]["features"]}
+    for phase, curve in result["phases"].items():
+        seconds[f"{phase} training"] = curve["seconds"]["training"]
+        seconds[f"{phase} test"] = curve["seconds"]["evaluation"]
+    seconds["saving"] = result["seconds"]["saving"]
+    seconds["Python, files, curves"] = whole - sum(seconds.values())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"ours": seconds, "peak_memory": usage.ru_maxrss * unit, "peak_gpu_memory": result["peak_gpu_memory"]}
 
 
-def lap(started: float) -> float:
+class Bench:
+    """What is timed in this process: the plain procedure, single steps, the machine itself."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.device = machine.device_named(args.device)
+        self.recipe: Recipe = RECIPES[args.dataset]
+        self.dataset: ImageDataset = open_dataset(args.dataset, args.data_path)
+        self.plain_tests: Seconds = {}
+
+    def teacher(self) -> BlockwiseVGG:
+        return released.read_teacher(self.args.teacher, self.dataset.classes)
+
+    def subset(self, shots: int) -> Any:
+        return fewshot.subset(self.dataset, shots, self.dataset.subset_seed, self.args.data_path)
+
+    def row(self, phase: Phase) -> nn.Sequential:
+        """The phase's scions, fresh."""
+        architecture = self.teacher().architecture
+        fresh = scions(architecture, self.dataset.classes, torch.Generator().manual_seed(0))
+        first, last = (cut - self.recipe.phases[0].span[0] for cut in phase.span)
+        return nn.Sequential(*fresh[first:last]).to(self.device)
+
+    def measure_plain(self, shots: int) -> Seconds:
+        """Seconds by part of a whole cell, extrapolated: median epoch and one test evaluation, times the epochs."""
+        procedure = PlainProcedure(self.teacher(), self.dataset, self.subset(shots), shots, self.device)
+        seconds = {}
+        for phase in self.recipe.phases:
+            row = self.row(phase)
+            optimizer = procedure.optimizer(phase, row)
+            epochs = [procedure.training_epoch(phase, row, optimizer) for _ in range(self.args.plain_epochs)]
+            if phase.name not in self.plain_tests:  # the same for every N
+                self.plain_tests[phase.name] = procedure.evaluation(phase, row)
+            seconds[f"{phase.name} training"] = statistics.median(epochs) * phase.epochs
+            seconds[f"{phase.name} test"] = self.plain_tests[phase.name] * phase.epochs
+        return seconds
+
+    def measure_steps(self, shots: int) -> dict[str, Seconds]:
+        """Median seconds of an epoch's steps by phase: ours, and no more than the scion's on tensors at hand."""
+        network, images = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last), self.subset(shots)
+        budget = machine.free_memory(self.device) * 3 // 4
+        teacher = StoredTeacher(network, self.dataset.normalization, self.dataset.test(), [images], budget)
+        views = teacher.few_shot(images)
+        order, view = (drawn.to(self.device) for drawn in draw_views(len(images), "speed"))
+        found = {}
+        for phase in self.recipe.phases:
+            run, bare = (Distillation(phase, self.row(phase), shots) for _ in range(2))
+            step, tail = run.step_for(teacher, views), network[phase.span[1] :]
+            batches = [
+                (views.features(phase.span[0], image, shown), views.logits(image, shown))
+                for image, shown in zip(*(drawn.split(batch_size(shots)) for drawn in (order, view)), strict=True)
+            ]
+
+            def ours(step=step):
+                train(step, order, view, batch_size(shots))
+
+            def no_more(bare=bare, tail=tail, batches=batches):
+                for features, logits in batches:
+                    bare.optimizer.zero_grad()
+                    distance(tail(bare.row(features)), logits).backward()
+                    bare.optimizer.step()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+
+            found[phase.name] = dict(zip(("ours", "bare"), self.in_turn(ours, no_more), strict=True))
+        return found
+
+    def in_turn(self, *acts: Callable[[], None]) -> list[float]:
+        """Median seconds of each, taken in turn, so that a busy moment strikes all; the first round does not count."""
+        rounds = [[timed(act) for act in acts] for _ in range(self.args.step_epochs + 1)]
+        return [statistics.median(taken) for taken in zip(*rounds[1:], strict=True)]
+
+    def operations(self, shots: int) -> dict[str, float]:
+        """Additions and multiplications of a cell's parts, as their layers define them."""
+        network, phases = frozen(self.teacher()), self.recipe.phases
+        image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+        grafts = {p: nn.Sequential(self.row(p).cpu(), network[p.span[1] :]) for p in phases}
+        features = {p: network[: p.span[0]](image) for p in phases}
+        images, tests, last = shots * self.dataset.classes, len(self.dataset.test().labels), phases[-1]
+        return {
+            "store": images * VIEWS * flops(network, image),
+            "test features": tests * flops(network, image),
+            "training": sum(p.epochs * images * flops(grafts[p], features[p], backward=True) for p in phases),
+            f"{last.name} test": last.epochs * tests * flops(grafts[last], features[last]),
+        }
+
+    def measure_product(self) -> float:
+        """Operations per second of a large matrix product in float32."""
+        factor = torch.randn(2048, 2048, device=self.device)
+        seconds = self.in_turn(lambda: (factor @ factor)[0, 0].item())
+        return 2 * 2048**3 / seconds[0]
+
+
+def timed(act: Callable[[], None]) -> float:
+    started = perf_counter()
+    act()
     return perf_counter() - started
 
 
-def measure_plain(args: argparse.Namespace, recipe: Recipe, path: Path, device: torch.device) -> dict[str, float]:
-    """Seconds of a whole cell by part, extrapolated: median epoch and one evaluation, times the epochs."""
-    started = perf_counter()
-    dataset = open_dataset(args.dataset, args.data_path)
-    images = fewshot.subset(dataset, args.nshot, dataset.subset_seed, args.data_path)
-    procedure = PlainProcedure(released.read_teacher(path, dataset.classes), dataset, images, args.nshot, device)
-    b0, b1, b2 = (s.to(device) for s in scions(procedure.teacher.architecture, dataset.classes, torch.Generator()))
-    seconds = {"loading": lap(started)}
-    for phase, parts in zip(recipe.phases, ((b0,), (b1,), (b2,), (b0, b1), (b0, b1, b2)), strict=True):
-        row = nn.Sequential(*parts)
-        optimizer = procedure.optimizer(phase, row)
-        epochs = [procedure.training_epoch(phase, row, optimizer) for _ in range(args.plain_epochs)]
-        seconds[f"{phase.name} training"] = statistics.median(epochs) * phase.epochs
-        seconds[f"{phase.name} test"] = procedure.evaluation(phase, row) * phase.epochs
-    return seconds
+def flops(network: nn.Module, features: Tensor, backward: bool = False) -> int:
+    """Additions and multiplications of the forward pass, and of the backward pass if wanted."""
+    with FlopCounterMode(display=False) as counter:
+        output = network(features)
+        if backward:
+            output.sum().backward()
+    return counter.get_total_flops()
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a table, in seconds."""
-    plain, ours = report["plain"], report["ours"]
+    """The report as tables."""
     lines = [
-        f"{report['dataset']}, {report['shots']}-shot, {report['machine']['threads']} threads,"
+        f"{report['dataset']}, {report['machine']['device_type']}, {report['machine']['threads']} threads,"
         f" torch {report['machine']['torch']}, {report['date']}; plain is extrapolated from a few epochs",
-        "",
-        "| part | plain, s | ours, s | ratio |",
-        "| :--- | -------: | ------: | ----: |",
-    ]
-    for part in dict.fromkeys([*plain, *ours]):
-        ratio = f"{plain[part] / ours[part]:.1f}" if plain.get(part) and ours.get(part) else "-"
-        lines.append(f"| {part} | {_seconds(plain, part)} | {_seconds(ours, part)} | {ratio} |")
-    lines.append(f"| **whole cell** | {sum(plain.values()):.1f} | {sum(ours.values()):.1f} | {report['ratio']:.1f} |")
-    lines.append(f"\nPeak memory of ours: {report['peak_memory_bytes'] / 1e9:.2f} GB")
+        "", "| N | plain, s | ours, s | ratio | memory, GB |", "| -: | -: | -: | -: | -: |",
+    ]  # fmt: skip
+    for cell in report["cells"]:
+        memory = (cell["peak_gpu_memory"] or cell["peak_memory"]) / 1e9
+        plain, ours = sum(cell["plain"].values()), sum(cell["ours"].values())
+        lines.append(f"| {cell['shots']} | {plain:,.0f} | {ours:.1f} | {cell['ratio']:.1f} | {memory:.2f} |")
+    for cell in report["cells"]:
+        plain, ours = cell["plain"], cell["ours"]
+        lines += [
+            "",
+            f"| part, N = {cell['shots']} | plain, s | ours, s | of ours | ratio |",
+            "| :- | -: | -: | -: | -: |",
+        ]
+        for part, seconds in ours.items():
+            share, there = seconds / sum(ours.values()), plain.get(part)
+            beside = (f"{there:,.1f}", f"{there / seconds:.1f}") if there else ("-", "-")
+            lines.append(f"| {part} | {beside[0]} | {seconds:.1f} | {share:.1%} | {beside[1]} |")
+        lines += [
+            "",
+            f"| floor, N = {cell['shots']} | TFLOP | ours, s | at a matrix product's speed, s |",
+            "| :- | -: | -: | -: |",
+        ]
+        for what, operations in cell["operations"].items():
+            taken = sum(seconds for part, seconds in ours.items() if part.endswith(what))
+            least = operations / report["product_flops_per_second"]
+            lines.append(f"| {what} | {operations / 1e12:.1f} | {taken:.1f} | {least:.1f} |")
+    lines += ["", "| an epoch's steps | bare, ms | ours, ms | ratio |", "| :- | -: | -: | -: |"]
+    for phase, step in report["steps"].items():
+        ratio = step["ours"] / step["bare"]
+        lines.append(f"| {phase} | {1e3 * step['bare']:.1f} | {1e3 * step['ours']:.1f} | {ratio:.2f} |")
     return "\n".join(lines)
-
-
-def _seconds(times: dict[str, float], part: str) -> str:
-    return f"{times[part]:.1f}" if part in times else "-"
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Setting:
     trial: int
     seed: int
     subset_seed: int
+    precision: str
     teacher_sha256: str
     subset_sha256: str
     recipe: Recipe

@@ -7,8 +7,9 @@ are data (grafting/store.py); what is computed here is scion and tail.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from data.views import VIEWS
 from grafting.recipes import Phase
+from grafting.recording import RecordedStep, Step
 from grafting.scions import parameters_by_role
 from grafting.store import PlainTeacher, PlainViews, StoredViews
 from models.released import on_cpu
@@ -34,9 +36,9 @@ class NotFinite(Exception):
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared Euclidean distance of the L2-normalised logits, summed over the batch (METHOD: section 3).
 
-    student, teacher: (B, classes) -> scalar.
+    student, teacher: (B, classes) -> scalar, in float32 whatever they come in.
     """
-    difference = functional.normalize(student, dim=1) - functional.normalize(teacher, dim=1)
+    difference = functional.normalize(student.float(), dim=1) - functional.normalize(teacher.float(), dim=1)
     return difference.square().sum()
 
 
@@ -75,7 +77,7 @@ class Distillation:
         self.phase = phase
         self.row = row
         self.optimizer = torch.optim.Adam(
-            [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}]
+            [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}], fused=True
         )
         self.curve = Curve()
         self.best: dict[str, Tensor] | None = None
@@ -96,55 +98,50 @@ class Distillation:
         """
         cut, end = self.phase.span
         tail = teacher.network[end:]
+        step = self.step_for(teacher, views)
         while self.curve.epoch < self.phase.epochs:
             epoch = self.curve.epoch + 1
             started = perf_counter()
             order, view = draw_views(len(views), *purpose, self.phase.name, epoch)
-            loss = self._train(tail, views, cut, order.to(teacher.device), view.to(teacher.device), batch)
+            loss = train(step, order.to(teacher.device), view.to(teacher.device), batch)
             self.curve.seconds["training"] += perf_counter() - started
             if not math.isfinite(loss):
                 raise NotFinite(self.phase.name, epoch)
             self.curve.losses.append(loss)
             if self.phase.selects or epoch % eval_every == 0 or epoch == self.phase.epochs:
                 started = perf_counter()
-                self.curve.accuracies[epoch] = accuracy(nn.Sequential(self.row, tail), teacher.test_batches(cut))
+                self.curve.accuracies[epoch] = teacher.accuracy(nn.Sequential(self.row, tail), cut)
                 self.curve.seconds["evaluation"] += perf_counter() - started
                 if self.phase.selects and self.curve.best_epoch == epoch:
                     self.best = on_cpu(self.row)
             after_epoch(self)
 
-    def _train(
-        self,
-        tail: nn.Module,
-        views: PlainViews | StoredViews,
-        cut: int,
-        order: Tensor,
-        view: Tensor,
-        batch: int,
-    ) -> float:
-        """One epoch over the images in `order`, each in its view; the mean loss per image."""
-        total = torch.zeros((), device=order.device)
-        for images, shown in zip(order.split(batch), view.split(batch), strict=True):
-            features = views.features(cut, images, shown)
-            loss = distance(tail(self.row(features)), views.logits(images, shown))
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            total += loss.detach()
-        return total.item() / len(order)
+    def step_for(self, teacher: PlainTeacher, views: PlainViews | StoredViews) -> Step:
+        """An optimiser step on images in given views; recorded, where the device and the views allow it."""
+        cut, end = self.phase.span
+        step = partial(self._step, teacher.network[end:], views, cut)
+        recordable = teacher.device.type == "cuda" and isinstance(views, StoredViews)
+        return RecordedStep(step, self.optimizer) if recordable else step
+
+    def _step(self, tail: nn.Module, views: PlainViews | StoredViews, cut: int, image: Tensor, view: Tensor) -> Tensor:
+        """One step on image[b] in its view[b]; the batch's loss."""
+        features = views.features(cut, image, view)
+        loss = distance(tail(self.row(features)), views.logits(image, view))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def train(step: Step, order: Tensor, view: Tensor, batch: int) -> float:
+    """One epoch over the images in `order`, each in its view; the mean loss per image. Waits for the device once."""
+    total = torch.zeros((), device=order.device)
+    for images, shown in zip(order.split(batch), view.split(batch), strict=True):
+        total += step(images, shown)
+    return total.item() / len(order)
 
 
 def draw_views(images: int, *purpose: int | str) -> tuple[Tensor, Tensor]:
     """An epoch's random order of the images (images,) and the view in which each appears (images,)."""
     random = generator(*purpose)
     return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(VIEWS, size=images))
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Percent of (features, labels) batches that the network classifies as labelled."""
-    correct, total = 0, 0
-    for features, labels in batches:
-        correct += (network(features).argmax(1) == labels).sum()
-        total += len(labels)
-    return 100 * int(correct) / total

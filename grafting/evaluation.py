@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from data.datasets import ImageDataset
-from grafting.distillation import accuracy
 from grafting.scions import scions
 from grafting.store import CUTS, StoredTeacher
 from models import released
@@ -26,7 +25,7 @@ def evaluate(
     network = frozen(teacher).to(device, memory_format=torch.channels_last)
     store = StoredTeacher(network, dataset.normalization, dataset.test(), subsets=[], budget=0)
     if kind == "teacher":
-        return [("teacher", parameter_count(network), accuracy(nn.Identity(), store.test_batches(len(network))))]
+        return [("teacher", parameter_count(network), store.accuracy(nn.Identity(), len(network)))]
     row = nn.Sequential(*scions(network.architecture, network.classes, torch.Generator()))
     if kind == "stage 2":
         released.load(row, state, path)
@@ -39,7 +38,7 @@ def evaluate(
         (
             name,
             sum(map(parameter_count, (network[:i], scion, network[j:]))),
-            accuracy(nn.Sequential(scion.to(device), network[j:]), store.test_batches(i)),
+            store.accuracy(nn.Sequential(scion.to(device), network[j:]), i),
         )
         for name, scion, (i, j) in grafts
     ]

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.datasets import LabelledImages
 from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
+from grafting.screening import screened_predictions
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG
 
 CUTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans begin: before blocks 3, 4 and 5
@@ -46,6 +47,15 @@ class PlainTeacher:
         for images, labels in batches:
             yield self.network[:cut](self.normalization(images.to(self.device))), labels
 
+    @torch.no_grad()
+    def predictions(self, network: nn.Module, cut: int) -> Tensor:
+        """The classes of the test set (N,) that a network predicts from the features at `cut`."""
+        return torch.cat([network(features).argmax(1) for features, _ in self.test_batches(cut)])
+
+    def accuracy(self, network: nn.Module, cut: int) -> float:
+        """Percent of the test set that it predicts as labelled."""
+        return 100 * int((self.predictions(network, cut) == self.test_labels).sum()) / len(self.test_labels)
+
 
 class PlainViews:
     """Views of few-shot images, each cut out and shown to the teacher anew."""
@@ -71,8 +81,8 @@ class StoredTeacher(PlainTeacher):
     """The same answers from memory, shared by all cells of a run.
 
     subsets: the few-shot subsets (N, 3, 32, 32) uint8 that will be asked for. budget: bytes that their views'
-    features may take; the test set's come on top. What is kept for a subset depends on its own size alone, so that
-    no cell's numbers depend on which others run.
+    features may take; the test set's come on top. dtype: in which they are kept. What is kept for a subset depends on
+    its own size alone, so that no cell's numbers depend on which others run.
     """
 
     def __init__(
@@ -82,10 +92,12 @@ class StoredTeacher(PlainTeacher):
         test: LabelledImages,
         subsets: Sequence[np.ndarray],
         budget: int,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__(teacher, normalization, test)
         self.subsets = subsets
         self.budget = budget
+        self.dtype = dtype
         self.store: ViewStore | None = None
         self.kept_test: dict[int, Tensor] = {}
 
@@ -96,46 +108,56 @@ class StoredTeacher(PlainTeacher):
         if self.store is None or self.store.cuts != cuts:
             self.store = None  # gives its memory back before the next one takes some
             alike = [subset for subset in self.subsets if self.affordable_cuts(len(subset)) == cuts]
-            self.store = ViewStore(self, np.unique(np.concatenate(alike), axis=0), cuts)
+            self.store = ViewStore(self, np.unique(np.concatenate(alike), axis=0), cuts, self.dtype)
         return self.store.views(images)
 
     def affordable_cuts(self, images: int) -> tuple[int, ...] | None:
         """The cuts whose features can be kept for so many images; None if not even the first one's."""
         for cuts in (CUTS, CUTS[:1]):
-            if bytes_kept(self.network, images, cuts) <= self.budget:
+            if bytes_kept(self.network, images, cuts, self.dtype) <= self.budget:
                 return cuts
         return None
 
     def test_batches(self, cut: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.test_features(cut).split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
+
+    def predictions(self, network: nn.Module, cut: int) -> Tensor:
+        features = self.test_features(cut)
+        if self.device.type == "cpu" and features.dtype == torch.float32 and cut in CUTS:
+            return screened_predictions(network, features)
+        return super().predictions(network, cut)
+
+    def test_features(self, cut: int) -> Tensor:
+        """The test set's features at `cut`: (N, C, H, W)."""
         if cut not in self.kept_test:
             self.kept_test[cut] = self._compute_test(cut)
-        yield from zip(self.kept_test[cut].split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
+        return self.kept_test[cut]
 
     @torch.no_grad()
     def _compute_test(self, cut: int) -> Tensor:
-        """The test set's features at `cut`, from those at the cut before it: (N, C, H, W)."""
+        """From the features at the cut before it."""
         before = max((c for c in CUTS if c < cut), default=None)
         if before is None:
             return torch.cat([features for features, _ in super().test_batches(cut)])
         between = self.network[before:cut]
-        return torch.cat([between(features) for features, _ in self.test_batches(before)])
+        return torch.cat([between(features) for features in self.test_features(before).split(TEST_BATCH)])
 
 
 class ViewStore:
     """Features and logits of all views of the images (N, 3, 32, 32) uint8, each image given once.
 
-    cuts: where features are kept; at another cut they are computed from the nearest kept one on its left. An
+    cuts: where features are kept, in dtype; at another cut they are computed from the nearest kept one on its left. An
     image's 162 views are computed together when it is first asked for, so they do not depend on what else is kept.
     """
 
-    def __init__(self, teacher: PlainTeacher, images: np.ndarray, cuts: tuple[int, ...]):
+    def __init__(self, teacher: PlainTeacher, images: np.ndarray, cuts: tuple[int, ...], dtype: torch.dtype):
         self.teacher = teacher
         self.cuts = cuts
         self.row_of = {image.tobytes(): row for row, image in enumerate(images)}
         self.filled: set[int] = set()
         shapes = output_shapes(teacher.network)
         self.kept = {
-            cut: torch.empty(len(images) * VIEWS, *shapes[cut], device=teacher.device)
+            cut: torch.empty(len(images) * VIEWS, *shapes[cut], dtype=dtype, device=teacher.device)
             for cut in (*cuts, len(teacher.network))
         }
 
@@ -189,7 +211,7 @@ def output_shapes(teacher: BlockwiseVGG) -> dict[int, tuple[int, ...]]:
     return {**shapes, len(teacher): (teacher.classes,)}
 
 
-def bytes_kept(teacher: BlockwiseVGG, images: int, cuts: tuple[int, ...]) -> int:
-    """Memory that a store of the views of so many images takes, in bytes (float32)."""
+def bytes_kept(teacher: BlockwiseVGG, images: int, cuts: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
+    """Memory that a store of the views of so many images takes, in bytes."""
     shapes = output_shapes(teacher)
-    return 4 * images * VIEWS * sum(math.prod(shapes[cut]) for cut in (*cuts, len(teacher)))
+    return dtype.itemsize * images * VIEWS * sum(math.prod(shapes[cut]) for cut in (*cuts, len(teacher)))

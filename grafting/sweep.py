@@ -20,13 +20,14 @@ from tqdm import tqdm
 from data.datasets import ImageDataset
 from data.fewshot import subset
 from grafting.cell import Cell, Setting
-from grafting.distillation import Curve, NotFinite, accuracy
+from grafting.distillation import Curve, NotFinite
 from grafting.recipes import Recipe
 from grafting.store import CUTS, StoredTeacher, bytes_kept
 from models.vgg import BlockwiseVGG, frozen, name_of
 from utils import files, machine, results
 from utils.curves import CellCurves, write_accuracy_over_shots
 from utils.errors import BadInput
+from utils.precision import arithmetic, kept_dtype
 
 Place = tuple[int, int]  # (shots, trial)
 
@@ -35,8 +36,8 @@ Place = tuple[int, int]  # (shots, trial)
 class Plan:
     """What to run.
 
-    places: the cells, in the order in which to take them. memory: bytes for what is kept of the teacher. report:
-    told a line when a cell is done.
+    places: the cells, in the order in which to take them. precision: one of utils.precision. memory: bytes for what
+    is kept of the teacher. report: told a line when a cell is done.
     """
 
     dataset: ImageDataset
@@ -46,6 +47,7 @@ class Plan:
     places: tuple[Place, ...]
     seed: int
     subset_seed: int
+    precision: str
     eval_every: int
     data_path: Path
     output_dir: Path
@@ -78,6 +80,10 @@ class Sweep:
 
     def run(self) -> None:
         """Run what is neither done nor in another's hands."""
+        with arithmetic(self.plan.precision, self.device):
+            self._run()
+
+    def _run(self) -> None:
         plan = self.plan
         if len(self.left) < len(plan.places):
             done = len(plan.places) - len(self.left)
@@ -85,20 +91,22 @@ class Sweep:
         if not self.left:
             return
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
-        subsets = list(self.subsets.values())
-        teacher = StoredTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory)
-        reached = accuracy(nn.Identity(), teacher.test_batches(len(network)))
+        subsets, dtype = list(self.subsets.values()), kept_dtype(plan.precision)
+        teacher = StoredTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
+        started = perf_counter()
+        reached = teacher.accuracy(nn.Identity(), len(network))
+        asked = {"file": str(plan.teacher_file), "accuracy": reached, "seconds": perf_counter() - started}
         plan.report(f"teacher {plan.teacher_file}: test accuracy {reached:.2f}%")
         for shots, images in self.subsets.items():
             if teacher.affordable_cuts(len(images)) is None:
-                needed = math.ceil(bytes_kept(network, len(images), CUTS[:1]) / 1e8) / 10
+                needed = math.ceil(bytes_kept(network, len(images), CUTS[:1], dtype) / 1e8) / 10
                 plan.report(f"N = {shots}: the teacher is asked anew at every step; --memory {needed} would keep it")
         epochs = sum(phase.epochs for phase in plan.recipe.phases)
         with tqdm(total=len(self.left), unit="cell", disable=None, position=0) as outer:
             for place in self.left:
                 name = "{}-shot trial {}".format(*place)
                 with tqdm(total=epochs, unit="epoch", desc=name, disable=None, position=1, leave=False) as inner:
-                    line = self._run_if_free(place, teacher, reached, inner)
+                    line = self._run_if_free(place, teacher, asked, inner)
                 plan.report(f"{name}: {line}")
                 outer.update()
 
@@ -110,13 +118,11 @@ class Sweep:
         self._setting(place).require_same(results.read(path)["setting"], path)
         return True
 
-    def _run_if_free(self, place: Place, teacher: StoredTeacher, reached: float, bar: tqdm) -> str:
+    def _run_if_free(self, place: Place, teacher: StoredTeacher, asked: dict[str, Any], bar: tqdm) -> str:
         """How the cell went, in a line."""
         try:
             with self._lock(place):
-                return (
-                    "done by another process" if self._is_done(place) else self._run_cell(place, teacher, reached, bar)
-                )
+                return "done by another process" if self._is_done(place) else self._run_cell(place, teacher, asked, bar)
         except filelock.Timeout:
             return "in another process's hands"
 
@@ -134,7 +140,7 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(path).acquire(timeout=0)
 
-    def _run_cell(self, place: Place, teacher: StoredTeacher, reached: float, bar: tqdm) -> str:
+    def _run_cell(self, place: Place, teacher: StoredTeacher, asked: dict[str, Any], bar: tqdm) -> str:
         """Run one cell, write its result, and say in a line how it went."""
         plan, setting = self.plan, self._setting(place)
         path, students = results.path_of(plan.output_dir, *place), self._student_files(place)
@@ -159,13 +165,14 @@ class Sweep:
         content = {
             **outcome,
             "setting": setting.identity,
-            "teacher": {"file": str(plan.teacher_file), "accuracy": reached},
+            "teacher": asked,
             "phases": {name: _phase_figures(curve) for name, curve in cell.curves.items()},
             "seconds": {"features": prepared, **spent, "saving": cell.saving_seconds},
             "eval_every": plan.eval_every,
             "cuts_kept": teacher.affordable_cuts(len(self.subsets[setting.shots])),
             "students": {kind: str(written) for kind, written in students.items()},
             "machine": machine.description(self.device),
+            "peak_gpu_memory": machine.peak_gpu_memory(self.device),
             "command": sys.argv,
         }
         files.write_json(path, content)
@@ -174,8 +181,17 @@ class Sweep:
 
     def _setting(self, place: Place) -> Setting:
         plan, (shots, trial) = self.plan, place
-        hashes = self.teacher_sha256, self.subset_sha256[shots]
-        return Setting(plan.dataset.name, shots, trial, plan.seed, plan.subset_seed, *hashes, plan.recipe)
+        return Setting(
+            dataset=plan.dataset.name,
+            shots=shots,
+            trial=trial,
+            seed=plan.seed,
+            subset_seed=plan.subset_seed,
+            precision=plan.precision,
+            teacher_sha256=self.teacher_sha256,
+            subset_sha256=self.subset_sha256[shots],
+            recipe=plan.recipe,
+        )
 
     def _student_files(self, place: Place) -> dict[str, Path]:
         """The released names, with the trial added."""

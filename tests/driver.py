@@ -15,22 +15,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from small import short_recipe, small_dataset
 
 import train_fskd
-from grafting import cell, recipes
-from grafting.distillation import Distillation
+from grafting import cell, distillation, recipes
 
 recipes.RECIPES["Folder"] = short_recipe()
 train_fskd.open_dataset = lambda name, path: small_dataset()
 cell.CHECKPOINT_SECONDS = -1.0
 
 if os.environ.get("KILL_RANK") == os.environ.get("RANK", "0"):
-    train, epochs = Distillation._train, iter(range(int(os.environ["KILL_AFTER"])))
+    train, epochs = distillation.train, iter(range(int(os.environ["KILL_AFTER"])))
 
-    def train_until_killed(self, *arguments):
+    def train_until_killed(*arguments):
         if next(epochs, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return train(self, *arguments)
+        return train(*arguments)
 
-    Distillation._train = train_until_killed
+    distillation.train = train_until_killed
 
 if __name__ == "__main__":
     sys.exit(train_fskd.main(["--dataset", "Folder", *sys.argv[1:]]))

@@ -31,7 +31,7 @@ def sweep(folder: str) -> None:
     root = Path(folder)
     recipe = short_recipe((25, 15, 15), (15, 20))
     plan = Plan(
-        small_dataset(), recipe, small_teacher(), root.parent / "teacher.pth", PLACES, 0, 6, 2,
+        small_dataset(), recipe, small_teacher(), root.parent / "teacher.pth", PLACES, 0, 6, "tf32", 2,
         root / "data", root, root / "students", 10**9, False, lambda line: None,
     )  # fmt: skip
     Sweep(plan, torch.device("cpu")).run()

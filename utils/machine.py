@@ -15,15 +15,20 @@ from utils.errors import BadInput
 
 
 def device_named(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device of that name; without one, a GPU if there is one (each rank its own), else the CPU."""
+    """The device of that name; without one, a GPU if there is one (each rank its own), else the CPU.
+
+    A GPU becomes the current one, which streams and graphs refer to.
+    """
     if name is None:
         gpus = torch.cuda.device_count()
-        return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+        name = f"cuda:{local_rank % gpus}" if gpus else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -37,6 +42,11 @@ def free_memory(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def peak_gpu_memory(device: torch.device) -> int | None:
+    """Most bytes that this process has held on the GPU; None on another device."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def sharing(device: torch.device, processes: int) -> int:

@@ -1,8 +1,10 @@
+import argparse
 import json
 import sys
 
 import torch
-from small import pictures
+from conftest import ROOT
+from small import CLASSES, pictures
 from torch import nn
 
 from benchmarks import plain, speed
@@ -13,21 +15,40 @@ from models import released
 
 
 def test_the_benchmark_from_end_to_end(teacher, dataset, recipe, tmp_path, monkeypatch, capsys):
-    """Every part of both sides is timed, and the report says what it is."""
+    """Every part of both sides is timed, at every N, and the report says what it is."""
     released.write_teacher(teacher, tmp_path / "teacher.pth")
     monkeypatch.setattr(plain, "WORKERS", 0)
+    monkeypatch.setattr(speed, "TRAIN", ROOT / "tests/driver.py")
     monkeypatch.setattr(speed, "open_dataset", lambda name, path: dataset)
     monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
-    arguments = ["--dataset", "Folder", "--nshot", "2", "--plain_epochs", "1", "--device", "cpu"]
-    places = ["--teacher", str(tmp_path / "teacher.pth"), "--output", str(tmp_path)]
+    arguments = ["--dataset", "Folder", "--nshot", "1", "2", "--plain_epochs", "1", "--step_epochs", "2"]
+    places = ["--device", "cpu", "--teacher", str(tmp_path / "teacher.pth"), "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["speed.py", *arguments, *places])
     speed.main()
-    report = json.loads(next(tmp_path.glob("speed-Folder-2shot-cpu-*.json")).read_text())
+    report = json.loads(next(tmp_path.glob("speed-Folder-cpu-*.json")).read_text())
     parts = {f"{phase} {what}" for phase in ("B0", "B1", "B2", "L2", "L3") for what in ("training", "test")}
-    assert set(report["plain"]) == {"loading", *parts}
-    assert set(report["ours"]) == {"loading", "test features", "store", "checkpoints", *parts}
-    assert report["ratio"] == sum(report["plain"].values()) / sum(report["ours"].values())
+    assert [cell["shots"] for cell in report["cells"]] == [1, 2]
+    for cell in report["cells"]:
+        assert set(cell["plain"]) == parts
+        assert set(cell["ours"]) == {"test features", "store", "saving", "Python, files, curves", *parts}
+        assert all(seconds >= 0 for seconds in cell["ours"].values()) and cell["peak_memory"] > 10**8
+        assert cell["ratio"] == sum(cell["plain"].values()) / sum(cell["ours"].values())
+    assert set(report["steps"]) == {"B0", "B1", "B2", "L2", "L3"}
     assert "plain is extrapolated from a few epochs" in capsys.readouterr().out
+
+
+def test_operations_by_hand(teacher, dataset, recipe, tmp_path, monkeypatch):
+    """The tiny teacher's layers: 3-4, 4-4, 4-8, 8-8-8 and 8-8 channels, 8-8 and 8-3 linear."""
+    released.write_teacher(teacher, tmp_path / "teacher.pth")
+    monkeypatch.setattr(speed, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
+    namespace = argparse.Namespace(dataset="Folder", device="cpu", data_path=tmp_path, teacher=tmp_path / "teacher.pth")
+    found = speed.Bench(namespace).operations(2)
+    asked = 2 * (1024 * 27 * 4 + 256 * 36 * 4 + 64 * 36 * 8 + 16 * 72 * 8 * 2 + 4 * 72 * 8 + 8 * 8 + 8 * 3)
+    scion = 2 * (16 * 72 * 4 + 16 * 36 * 4 + 4 * 32 * 2 + 4 * 36 * 4 + 32 * 2 + 4 * 8 + 8 * 3)
+    assert found["store"] == 2 * CLASSES * 162 * asked and found["test features"] == 20 * asked
+    assert found["L3 test"] == 4 * 20 * scion
+    assert found["training"] > 2 * found["L3 test"] / 20 * 6
 
 
 def test_the_plain_procedure_trains_the_scion(teacher, dataset, recipe, monkeypatch):

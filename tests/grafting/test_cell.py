@@ -21,7 +21,14 @@ def make(teacher, dataset, recipe, tmp_path):
             frozen = PlainTeacher(teacher, dataset.normalization, dataset.test())
         else:
             frozen = StoredTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
-        fields = {"seed": 0, "subset_seed": 6, "teacher_sha256": "t", "subset_sha256": "s", "recipe": recipe}
+        fields = {
+            "seed": 0,
+            "subset_seed": 6,
+            "precision": "tf32",
+            "teacher_sha256": "t",
+            "subset_sha256": "s",
+            "recipe": recipe,
+        }
         folder = tmp_path / name
         students = {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
         return Cell(
@@ -69,6 +76,7 @@ def test_store_and_plain_teacher_agree(make):
     stored.run(), plain.run()
     for phase, curve in plain.curves.items():
         assert stored.curves[phase].losses == pytest.approx(curve.losses, rel=1e-4)
+        assert stored.curves[phase].accuracies == curve.accuracies
 
 
 class PowerCut(BaseException):
@@ -100,6 +108,7 @@ def test_a_cut_cell_goes_on_to_the_same_bits(make, monkeypatch, epoch):
     [
         ({"seed": 1}, "seed"),
         ({"subset_seed": 1}, "subset seed"),
+        ({"precision": "bfloat16"}, "precision"),
         ({"teacher_sha256": "other"}, "teacher sha256"),
         ({"subset_sha256": "other"}, "subset sha256"),
     ],

@@ -7,7 +7,7 @@ from small import pictures
 from torch import nn
 
 from grafting import distillation
-from grafting.distillation import Curve, Distillation, NotFinite, accuracy, distance
+from grafting.distillation import Curve, Distillation, NotFinite, distance
 from grafting.scions import scions
 from grafting.store import PlainTeacher
 
@@ -83,7 +83,7 @@ def test_the_first_of_equal_epochs_is_best():
 
 def test_best_weights_are_those_of_the_best_epoch(started, recipe, monkeypatch):
     figures = iter([50.0, 70.0, 70.0, 60.0])
-    monkeypatch.setattr(distillation, "accuracy", lambda network, batches: next(figures))
+    monkeypatch.setattr(PlainTeacher, "accuracy", lambda self, network, cut: next(figures))
     states = []
     run = started(
         recipe.stage2[1], after=lambda d: states.append({k: v.clone() for k, v in d.row.state_dict().items()})
@@ -99,9 +99,3 @@ def test_a_loss_that_is_not_finite_stops_the_phase(started, recipe):
 
     with pytest.raises(NotFinite, match="not finite in B0, epoch 3"):
         started(recipe.stage1[0], after=poison)
-
-
-def test_accuracy():
-    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    batches = [(logits[:2], torch.tensor([0, 0])), (logits[2:], torch.tensor([0]))]
-    assert accuracy(nn.Identity(), batches) == pytest.approx(200 / 3)

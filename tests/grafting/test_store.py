@@ -7,7 +7,7 @@ tolerance is 1e-5 of the largest value. The whole of a batch in one view order i
 import numpy as np
 import pytest
 import torch
-from small import pictures
+from small import CLASSES, pictures
 from torch import nn
 
 from data.views import VIEWS
@@ -122,3 +122,34 @@ def test_subsets_of_unlike_sizes_share_one_budget(teacher, dataset):
     for subset, count in ((one, 1), (three, 3), (one, 1)):
         shared.few_shot(subset)
         assert len(shared.store.row_of) == count
+
+
+def test_accuracy_counts_the_predictions_that_are_the_labels(plain, dataset, monkeypatch):
+    labels = torch.from_numpy(dataset.test().labels)
+    predictions = torch.where(torch.arange(20) < 5, labels, (labels + 1) % CLASSES)
+    monkeypatch.setattr(plain, "predictions", lambda network, cut: predictions)
+    assert plain.accuracy(nn.Identity(), 6) == 25.0
+
+
+@pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 5), (3, 6)])
+def test_predictions(teacher, dataset, plain, span):
+    """Screened where the store screens, of the whole network where the plain teacher runs it."""
+    row = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
+    network = nn.Sequential(row[span[0] - 3 : span[1] - 3], teacher[span[1] :]).requires_grad_(False)
+    last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
+    last.bias -= torch.cat([network(features) for features, _ in plain.test_batches(span[0])]).mean(0)
+    found = stored(teacher, dataset, pictures(1)).predictions(network, span[0])
+    assert found.tolist() == plain.predictions(network, span[0]).tolist()
+    assert len(set(found.tolist())) > 1
+
+
+def test_half_the_bits_are_kept_in_half_the_bytes(teacher, dataset, plain):
+    images = pictures(4)
+    budget = bytes_kept(teacher, 4, CUTS, torch.bfloat16)
+    assert 2 * budget == bytes_kept(teacher, 4, CUTS)
+    half = StoredTeacher(teacher, dataset.normalization, dataset.test(), [images], budget, torch.bfloat16)
+    views = half.few_shot(images)
+    assert views.store.cuts == CUTS and {kept.dtype for kept in views.store.kept.values()} == {torch.bfloat16}
+    image, view = draws(4)
+    expected = plain.few_shot(images).features(3, image, view)
+    assert torch.allclose(views.features(3, image, view).float(), expected, rtol=2**-8)

@@ -26,8 +26,8 @@ def plan(teacher, dataset, recipe, tmp_path):
 
     def make(name="run", **changed):
         return replace(Plan(
-            dataset, recipe, teacher, teacher_file, ((1, 0), (1, 1), (2, 0), (2, 1)), 0, 6, 2, tmp_path / "data",
-            tmp_path / name, tmp_path / name / "students", 10**9, False, lines.append,
+            dataset, recipe, teacher, teacher_file, ((1, 0), (1, 1), (2, 0), (2, 1)), 0, 6, "tf32", 2,
+            tmp_path / "data", tmp_path / name, tmp_path / name / "students", 10**9, False, lines.append,
         ), **changed)  # fmt: skip
 
     make.lines = lines
@@ -190,3 +190,13 @@ def test_test_labels_count_accuracy_and_decide_nothing_but_the_best_epoch(plan, 
     for name in ("block-Tiny-1perclass-trial0.pth", "net-Tiny-1perclass-trial0-last.pth"):
         written = [plan(run).student_dir / f"vgg-student-graft-{name}" for run in ("true", "wrong")]
         assert weights(written[0]) == weights(written[1])
+
+
+def test_precisions_are_never_mixed(plan):
+    full, half = plan("full", places=((1, 0),)), plan("half", places=((1, 0),), precision="bfloat16")
+    run(full), run(half)
+    losses = [[loss for p in result(made, 1, 0)["phases"].values() for loss in p["losses"]] for made in (full, half)]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert [result(made, 1, 0)["setting"]["precision"] for made in (full, half)] == ["tf32", "bfloat16"]
+    with pytest.raises(BadInput, match='another precision \\("tf32", now "bfloat16"\\)'):
+        Sweep(replace(full, precision="bfloat16"), CPU)

@@ -1,0 +1,100 @@
+"""What runs otherwise on a GPU: recorded steps, the store and the test features there, precisions.
+
+Kernels add up in another order than the CPU's, and may themselves from run to run: losses are compared to 1e-3.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from small import pictures
+from torch import nn
+
+from data.views import VIEWS
+from grafting.cell import Cell, Setting
+from grafting.distillation import Distillation
+from grafting.recording import WARM_UP, RecordedStep
+from grafting.scions import scions
+from grafting.store import PlainTeacher, StoredTeacher
+from utils.precision import PRECISIONS, arithmetic, kept_dtype
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def cell(teacher, dataset, recipe, tmp_path):
+    """A function that runs a cell on a device and returns it."""
+
+    def run(device, precision="float32", stored=True):
+        images = pictures(12, seed=9)
+        network = teacher.to(device, memory_format=torch.channels_last)
+        with arithmetic(precision, device):
+            if stored:
+                parts = [images], 10**9, kept_dtype(precision)
+                frozen = StoredTeacher(network, dataset.normalization, dataset.test(), *parts)
+            else:
+                frozen = PlainTeacher(network, dataset.normalization, dataset.test())
+            students = {kind: tmp_path / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
+            setting = Setting("Tiny", 4, 0, 0, 6, precision, "t", "s", recipe)
+            made = Cell(setting, frozen, frozen.few_shot(images), 2, tmp_path / "c.pt", students, lambda *_: None)
+            made.run()
+        return made
+
+    return run
+
+
+def losses(cell):
+    return [loss for curve in cell.curves.values() for loss in curve.losses]
+
+
+def test_a_cell_is_that_of_the_cpu(cell):
+    on_gpu, plainly_on_gpu, on_cpu = cell(CUDA), cell(CUDA, stored=False), cell(CPU)
+    assert losses(on_gpu) == pytest.approx(losses(on_cpu), rel=1e-3)
+    assert losses(plainly_on_gpu) == pytest.approx(losses(on_cpu), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision(cell, precision):
+    tolerance = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.1}[precision]
+    assert losses(cell(CUDA, precision)) == pytest.approx(losses(cell(CPU)), rel=tolerance)
+
+
+@pytest.fixture
+def distilling(teacher, dataset, recipe):
+    """A function that begins L=3 on a device: the Distillation, and its step."""
+
+    def begin(device, precision="float32"):
+        images, kept = pictures(12), kept_dtype(precision)
+        network = teacher.to(device)
+        frozen = StoredTeacher(network, dataset.normalization, dataset.test(), [images], 10**9, kept)
+        row = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
+        run = Distillation(recipe.phases[4], row.to(device), 4)
+        return run, partial(run._step, network[6:], frozen.few_shot(images), 3)
+
+    return begin
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_recorded_steps_are_the_steps(distilling, precision):
+    """Both batch sizes of a subset, well beyond the warm-up."""
+    with arithmetic(precision, CUDA):
+        (_, plain), (run, step) = distilling(CUDA, precision), distilling(CUDA, precision)
+        recorded = RecordedStep(step, run.optimizer)
+        random = torch.Generator().manual_seed(0)
+        for size in (8, 4) * (WARM_UP + 5):
+            image, view = (torch.randint(top, (size,), generator=random).to(CUDA) for top in (12, VIEWS))
+            expected = plain(image, view).item()
+            assert recorded(image, view).item() == pytest.approx(expected, rel=1e-3 if precision == "float32" else 0.02)
+        assert set(recorded.recorded) == {8, 4}
+
+
+@pytest.mark.parametrize(("before", "after"), [(CPU, CUDA), (CUDA, CPU)])
+def test_adam_goes_on_on_another_device(distilling, before, after):
+    image, view = torch.arange(12), torch.arange(12)
+    begun, step = distilling(before)
+    step(image.to(before), view.to(before))
+    gone_on, step = distilling(after)
+    gone_on.optimizer.load_state_dict(begun.optimizer.state_dict())
+    step(image.to(after), view.to(after))
+    assert {value.device.type for state in gone_on.optimizer.state.values() for value in state.values()} == {after.type}

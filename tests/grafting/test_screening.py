@@ -1,0 +1,77 @@
+"""What is screened is what float32 predicts, however bad the fast logits are."""
+
+import pytest
+import torch
+from torch import nn
+
+from grafting import screening
+from grafting.screening import screened_predictions
+
+
+@pytest.fixture
+def network():
+    """Four classes read off a 2x2 map."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 8, 3, padding=1)
+    return nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 4)).requires_grad_(False)
+
+
+@pytest.fixture
+def features():
+    return torch.randn(4000, 6, 2, 2, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def screened(network, features):
+    """A function that screens: (whether the predictions are the network's own, how many images it was shown)."""
+
+    def screen():
+        counts = []
+        hook = network.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
+        found = screened_predictions(network, features)
+        hook.remove()
+        return torch.equal(found, network(features).argmax(1)), sum(counts)
+
+    return screen
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_predictions_are_the_networks_own(screened, monkeypatch, hardware):
+    monkeypatch.setattr(screening.machine, "has_fast_bfloat16", lambda device: hardware)
+    same, shown = screened()
+    assert same and shown <= (1000 if hardware else 250)
+
+
+class Noisy(nn.Module):
+    """Stands for fast arithmetic whose logits are off by up to a size; `broken`: by nothing but NaN on some images."""
+
+    def __init__(self, network, noise, broken=False):
+        super().__init__()
+        self.layers, self.noise, self.broken = list(network), noise, broken
+
+    def forward(self, features):
+        logits = nn.Sequential(*self.layers)(features.float())
+        error = self.noise * (2 * torch.rand(logits.shape, generator=torch.Generator().manual_seed(2)) - 1)
+        if self.broken:
+            error[::70, 0] = torch.nan
+        return logits + error
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(1e-4, 250, 250), (0.03, 500, 3000), (100.0, 4000, 4000)])
+def test_errors_of_any_size_change_nothing(network, features, screened, monkeypatch, noise, least, most):
+    fast = Noisy(network, noise)
+    monkeypatch.setattr(screening, "as_matrix_products", lambda *_: fast)
+    same, shown = screened()
+    assert same and least <= shown <= most
+    assert noise < 0.01 or not torch.equal(fast(features).argmax(1), network(features).argmax(1))
+
+
+def test_what_is_not_a_number_is_shown_to_the_network(network, screened, monkeypatch):
+    monkeypatch.setattr(screening, "as_matrix_products", lambda *_: Noisy(network, 1e-4, broken=True))
+    same, shown = screened()
+    assert same and shown < 1000
+
+
+def test_fewer_images_than_a_batch_and_a_single_class(features):
+    single = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6, 1))
+    assert screened_predictions(single, features[:3]).tolist() == [0, 0, 0]

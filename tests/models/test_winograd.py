@@ -1,0 +1,63 @@
+import pytest
+import torch
+from small import CLASSES, TINY, small_teacher
+from torch import nn
+from torch.nn import functional
+
+from grafting.scions import scions
+from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize
+from models.winograd import ALGORITHMS, Convolution, MaxPool, as_matrix_products
+
+
+@pytest.mark.parametrize("side", ALGORITHMS)
+def test_the_algorithms_are_convolutions_exactly(side):
+    a, g, b = (torch.tensor(matrix, dtype=torch.float64) for matrix in ALGORITHMS[side])
+    kernels, maps = torch.eye(3, dtype=torch.float64), torch.eye(side, dtype=torch.float64)
+    for kernel in kernels:  # bilinear, so that unit vectors say it all
+        for pixels in maps:
+            expected = functional.conv1d(pixels[None, None], kernel[None, None], padding=1)[0, 0]
+            assert torch.allclose(a @ ((g @ kernel / 24) * (b @ pixels)), expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("side", ALGORITHMS)
+def test_convolution(side):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(5, 7, 3, padding=1)
+    maps = torch.randn(4, 5, side, side)
+    found = Convolution(layer, side)(maps.permute(2, 3, 0, 1).flatten(0, 1))
+    assert torch.allclose(found.unflatten(0, (side, side)).permute(2, 3, 0, 1), layer(maps), atol=1e-5)
+
+
+def test_max_pool():
+    maps = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = MaxPool()(maps.permute(2, 3, 0, 1).flatten(0, 1))
+    assert torch.equal(found.unflatten(0, (2, 2)).permute(2, 3, 0, 1), functional.max_pool2d(maps, 2))
+
+
+@pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 5), (3, 6)])
+def test_every_graft(span):
+    """All that is left of a phase's network behind its cut, a BatchNorm of the teacher's included."""
+    teacher = small_teacher()
+    row = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0))[span[0] - 3 : span[1] - 3])
+    network = nn.Sequential(row, teacher[span[1] :])
+    features = teacher[: span[0]](torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    expected = network(features)
+    fast = as_matrix_products(network, features.shape[-1])
+    assert torch.allclose(fast(features), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg19"])
+def test_other_depths(name):
+    network = frozen(initialize(BlockwiseVGG(ARCHITECTURES[name], 10), torch.Generator().manual_seed(0)))[3:]
+    features = torch.rand(5, 256, 4, 4, generator=torch.Generator().manual_seed(1))
+    expected = network(features)
+    found = as_matrix_products(network, 4)(features)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_linear_layers_become_one():
+    row = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0)))
+    names = [type(layer).__name__ for layer in as_matrix_products(row, 4)]
+    block3, between, block4 = ["Convolution", "ReLU"] * 2, ["Affine"], ["Convolution", "ReLU"]
+    assert names == ["ToRows", *block3, "MaxPool", *between, *block4, "MaxPool", "Affine", "OnlyPixel"]
