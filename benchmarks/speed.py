@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -127,6 +128,7 @@ class Bench:
 
     def measure_plain(self, shots: int) -> Seconds:
         """Seconds by part of a whole cell, extrapolated: median epoch and one test evaluation, times the epochs."""
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # as many workers as released
         procedure = PlainProcedure(self.teacher(), self.dataset, self.subset(shots), shots, self.device)
         seconds = {}
         for phase in self.recipe.phases:

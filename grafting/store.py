@@ -81,8 +81,8 @@ class StoredTeacher(PlainTeacher):
     """The same answers from memory, shared by all cells of a run.
 
     subsets: the few-shot subsets (N, 3, 32, 32) uint8 that will be asked for. budget: bytes that their views'
-    features may take; the test set's come on top. dtype: in which they are kept. What is kept for a subset depends on
-    its own size alone, so that no cell's numbers depend on which others run.
+    features may take, kept in dtype; the test set's come on top. What is kept for a subset depends on its own size
+    alone, so that no cell's numbers depend on which others run.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class StoredTeacher(PlainTeacher):
         return zip(self.test_features(cut).split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
 
     def predictions(self, network: nn.Module, cut: int) -> Tensor:
+        """As the plain teacher's; on the CPU, most of them proved by arithmetic that is faster than float32's."""
         features = self.test_features(cut)
         if self.device.type == "cpu" and features.dtype == torch.float32 and cut in CUTS:
             return screened_predictions(network, features)

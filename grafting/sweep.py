@@ -95,7 +95,7 @@ class Sweep:
         teacher = StoredTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
         reached = teacher.accuracy(nn.Identity(), len(network))
-        asked = {"file": str(plan.teacher_file), "accuracy": reached, "seconds": perf_counter() - started}
+        record = {"file": str(plan.teacher_file), "accuracy": reached, "seconds": perf_counter() - started}
         plan.report(f"teacher {plan.teacher_file}: test accuracy {reached:.2f}%")
         for shots, images in self.subsets.items():
             if teacher.affordable_cuts(len(images)) is None:
@@ -106,7 +106,7 @@ class Sweep:
             for place in self.left:
                 name = "{}-shot trial {}".format(*place)
                 with tqdm(total=epochs, unit="epoch", desc=name, disable=None, position=1, leave=False) as inner:
-                    line = self._run_if_free(place, teacher, asked, inner)
+                    line = self._run_if_free(place, teacher, record, inner)
                 plan.report(f"{name}: {line}")
                 outer.update()
 
@@ -118,11 +118,13 @@ class Sweep:
         self._setting(place).require_same(results.read(path)["setting"], path)
         return True
 
-    def _run_if_free(self, place: Place, teacher: StoredTeacher, asked: dict[str, Any], bar: tqdm) -> str:
+    def _run_if_free(self, place: Place, teacher: StoredTeacher, record: dict[str, Any], bar: tqdm) -> str:
         """How the cell went, in a line."""
         try:
             with self._lock(place):
-                return "done by another process" if self._is_done(place) else self._run_cell(place, teacher, asked, bar)
+                return (
+                    "done by another process" if self._is_done(place) else self._run_cell(place, teacher, record, bar)
+                )
         except filelock.Timeout:
             return "in another process's hands"
 
@@ -140,7 +142,7 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(path).acquire(timeout=0)
 
-    def _run_cell(self, place: Place, teacher: StoredTeacher, asked: dict[str, Any], bar: tqdm) -> str:
+    def _run_cell(self, place: Place, teacher: StoredTeacher, record: dict[str, Any], bar: tqdm) -> str:
         """Run one cell, write its result, and say in a line how it went."""
         plan, setting = self.plan, self._setting(place)
         path, students = results.path_of(plan.output_dir, *place), self._student_files(place)
@@ -165,7 +167,7 @@ class Sweep:
         content = {
             **outcome,
             "setting": setting.identity,
-            "teacher": asked,
+            "teacher": record,
             "phases": {name: _phase_figures(curve) for name, curve in cell.curves.items()},
             "seconds": {"features": prepared, **spent, "saving": cell.saving_seconds},
             "eval_every": plan.eval_every,

@@ -55,10 +55,10 @@ def sharing(device: torch.device, processes: int) -> int:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is done in hardware."""
+    """Whether bfloat16 arithmetic is done in hardware; of the CPUs, those of x86 are asked."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def description(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""On real images, with a real teacher: nothing that makes a cell fast changes it."""
+
+import pytest
+import torch
+from torch import nn
+
+from data.datasets import LabelledImages, open_dataset
+from data.fewshot import subset
+from grafting.distillation import Distillation, train
+from grafting.recipes import CIFAR10
+from grafting.scions import scions
+from grafting.store import PlainTeacher, StoredTeacher
+from models import released
+from models.vgg import frozen
+
+TESTS = 2000
+
+
+@pytest.mark.slow
+def test_a_few_epochs_with_the_store_and_without(real_data, real_teachers, tmp_path):
+    """The same draws: losses to 1e-4 (convolutions see other batches), and predictions that are the same."""
+    dataset = open_dataset("CIFAR10", real_data)
+    images, every = subset(dataset, 1, dataset.subset_seed, tmp_path), dataset.test()
+    test = LabelledImages(every.images[:TESTS], every.labels[:TESTS])
+    network = frozen(released.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10))
+    plain = PlainTeacher(network, dataset.normalization, test)
+    stored = StoredTeacher(network, dataset.normalization, test, [images], 10**9)
+    for phase in CIFAR10.phases:
+        first, last = (cut - 3 for cut in phase.span)
+        losses, runs = [], []
+        for teacher in (plain, stored):
+            row = nn.Sequential(*scions(network.architecture, 10, torch.Generator().manual_seed(0))[first:last])
+            runs.append(Distillation(phase, row, 1))
+            step, random = runs[-1].step_for(teacher, teacher.few_shot(images)), torch.Generator().manual_seed(1)
+            views = torch.randint(162, (5, 10), generator=random)
+            losses.append([train(step, torch.arange(10), view, 6) for view in views])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+        graft = nn.Sequential(runs[1].row, network[phase.span[1] :])
+        assert torch.equal(stored.predictions(graft, phase.span[0]), plain.predictions(graft, phase.span[0]))
