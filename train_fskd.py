@@ -7,7 +7,7 @@
     python train_fskd.py --dataset CIFAR10 --diagnose        is this teacher graftable?
     python train_fskd.py --dataset CIFAR10 --train_teacher   a teacher of your own
 
-CIFAR10 at N = 10, one trial, a stand-in teacher of 92.30%, torch 2.15: best 91.21%, last 91.17% (README, Results).
+CIFAR10 at N = 10, one trial, a stand-in teacher of 92.30%, torch 2.15: best 91.21%, last 91.14% (README, Results).
 Results, table and curves lie in runs/<dataset>; `tensorboard --logdir runs` shows the curves.
 """
 
