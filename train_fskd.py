@@ -211,7 +211,7 @@ class Job:
         every = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
         mine = every[args.shard.index - 1 :: args.shard.count]
         own = mine[self.rank.index :: self.rank.count]
-        free = machine.free_memory(self.device) * 3 // 4 // machine.sharing(self.device, self.rank.local_count)
+        usual = machine.memory_to_use(self.device, self.rank.local_count)
         return Plan(
             dataset=self.dataset,
             recipe=self.recipe,
@@ -225,7 +225,7 @@ class Job:
             data_path=args.data_path,
             output_dir=self.output_dir,
             student_dir=self.student_dir,
-            memory=free if args.memory is None else int(args.memory * 1e9),
+            memory=usual if args.memory is None else int(args.memory * 1e9),
             fresh=args.fresh and self.rank.leads,
             report=say,
         )

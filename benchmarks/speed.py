@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from time import perf_counter
@@ -35,7 +35,7 @@ from grafting.recipes import RECIPES, Phase, Recipe, batch_size
 from grafting.scions import scions
 from grafting.store import StoredTeacher
 from models import released
-from models.vgg import BlockwiseVGG, frozen
+from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen
 from utils import files, machine, results
 
 TRAIN = Path(__file__).resolve().parent.parent / "train_fskd.py"
@@ -55,6 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     args.teacher = args.teacher or Path(f"ckpt/teacher/vgg16-blockwise-{args.dataset.lower()}.pth")
 
+    # first, while this process is small: the peak of a process it starts is never below its own size
     ours = {shots: measure_ours(args, shots) for shots in args.nshot}
     bench = Bench(args)
     plain = {shots: bench.measure_plain(shots) for shots in args.nshot}
@@ -111,6 +112,7 @@ class Bench:
         self.device = machine.device_named(args.device)
         self.recipe: Recipe = RECIPES[args.dataset]
         self.dataset: ImageDataset = open_dataset(args.dataset, args.data_path)
+        self.architecture = self.teacher().architecture
         self.plain_tests: Seconds = {}
 
     def teacher(self) -> BlockwiseVGG:
@@ -121,9 +123,8 @@ class Bench:
 
     def row(self, phase: Phase) -> nn.Sequential:
         """The phase's scions, fresh."""
-        architecture = self.teacher().architecture
-        fresh = scions(architecture, self.dataset.classes, torch.Generator().manual_seed(0))
-        first, last = (cut - self.recipe.phases[0].span[0] for cut in phase.span)
+        fresh = scions(self.architecture, self.dataset.classes, torch.Generator().manual_seed(0))
+        first, last = (cut - FIRST_GRAFTED for cut in phase.span)
         return nn.Sequential(*fresh[first:last]).to(self.device)
 
     def measure_plain(self, shots: int) -> Seconds:
@@ -144,14 +145,14 @@ class Bench:
     def measure_steps(self, shots: int) -> dict[str, Seconds]:
         """Median seconds of an epoch's steps by phase: ours, and no more than the scion's on tensors at hand."""
         network, images = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last), self.subset(shots)
-        budget = machine.free_memory(self.device) * 3 // 4
-        teacher = StoredTeacher(network, self.dataset.normalization, self.dataset.test(), [images], budget)
+        memory = machine.memory_to_use(self.device)
+        teacher = StoredTeacher(network, self.dataset.normalization, self.dataset.test(), [images], memory)
         views = teacher.few_shot(images)
         order, view = (drawn.to(self.device) for drawn in draw_views(len(images), "speed"))
         found = {}
         for phase in self.recipe.phases:
             run, bare = (Distillation(phase, self.row(phase), shots) for _ in range(2))
-            step, tail = run.step_for(teacher, views), network[phase.span[1] :]
+            step, graft = run.step_for(teacher, views), bare.graft(teacher)
             batches = [
                 (views.features(phase.span[0], image, shown), views.logits(image, shown))
                 for image, shown in zip(*(drawn.split(batch_size(shots)) for drawn in (order, view)), strict=True)
@@ -160,11 +161,11 @@ class Bench:
             def ours(step=step):
                 train(step, order, view, batch_size(shots))
 
-            def no_more(bare=bare, tail=tail, batches=batches):
+            def no_more(adam=bare.optimizer, graft=graft, batches=batches):
                 for features, logits in batches:
-                    bare.optimizer.zero_grad()
-                    distance(tail(bare.row(features)), logits).backward()
-                    bare.optimizer.step()
+                    adam.zero_grad()
+                    distance(graft(features), logits).backward()
+                    adam.step()
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
 
@@ -213,41 +214,42 @@ def flops(network: nn.Module, features: Tensor, backward: bool = False) -> int:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as tables."""
-    lines = [
+    """The report as tables: cells, the parts and floors of each, steps."""
+    parts = [
         f"{report['dataset']}, {report['machine']['device_type']}, {report['machine']['threads']} threads,"
         f" torch {report['machine']['torch']}, {report['date']}; plain is extrapolated from a few epochs",
-        "", "| N | plain, s | ours, s | ratio | memory, GB |", "| -: | -: | -: | -: | -: |",
-    ]  # fmt: skip
+        table("N | plain, s | ours, s | ratio | memory, GB", map(cell_line, report["cells"])),
+    ]
     for cell in report["cells"]:
-        memory = (cell["peak_gpu_memory"] or cell["peak_memory"]) / 1e9
-        plain, ours = sum(cell["plain"].values()), sum(cell["ours"].values())
-        lines.append(f"| {cell['shots']} | {plain:,.0f} | {ours:.1f} | {cell['ratio']:.1f} | {memory:.2f} |")
-    for cell in report["cells"]:
-        plain, ours = cell["plain"], cell["ours"]
-        lines += [
-            "",
-            f"| part, N = {cell['shots']} | plain, s | ours, s | of ours | ratio |",
-            "| :- | -: | -: | -: | -: |",
-        ]
+        shots, plain, ours = cell["shots"], cell["plain"], cell["ours"]
+        lines = []
         for part, seconds in ours.items():
-            share, there = seconds / sum(ours.values()), plain.get(part)
-            beside = (f"{there:,.1f}", f"{there / seconds:.1f}") if there else ("-", "-")
-            lines.append(f"| {part} | {beside[0]} | {seconds:.1f} | {share:.1%} | {beside[1]} |")
-        lines += [
-            "",
-            f"| floor, N = {cell['shots']} | TFLOP | ours, s | at a matrix product's speed, s |",
-            "| :- | -: | -: | -: |",
-        ]
+            there, ratio = (f"{plain[part]:,.1f}", f"{plain[part] / seconds:.1f}") if part in plain else ("-", "-")
+            lines.append(f"{part} | {there} | {seconds:.1f} | {seconds / sum(ours.values()):.1%} | {ratio}")
+        parts.append(table(f"part, N = {shots} | plain, s | ours, s | of ours | ratio", lines))
+        lines = []
         for what, operations in cell["operations"].items():
             taken = sum(seconds for part, seconds in ours.items() if part.endswith(what))
             least = operations / report["product_flops_per_second"]
-            lines.append(f"| {what} | {operations / 1e12:.1f} | {taken:.1f} | {least:.1f} |")
-    lines += ["", "| an epoch's steps | bare, ms | ours, ms | ratio |", "| :- | -: | -: | -: |"]
-    for phase, step in report["steps"].items():
-        ratio = step["ours"] / step["bare"]
-        lines.append(f"| {phase} | {1e3 * step['bare']:.1f} | {1e3 * step['ours']:.1f} | {ratio:.2f} |")
-    return "\n".join(lines)
+            lines.append(f"{what} | {operations / 1e12:.1f} | {taken:.1f} | {least:.1f}")
+        parts.append(table(f"floor, N = {shots} | TFLOP | ours, s | at a matrix product's speed, s", lines))
+    steps = [
+        f"{phase} | {1e3 * step['bare']:.1f} | {1e3 * step['ours']:.1f} | {step['ours'] / step['bare']:.2f}"
+        for phase, step in report["steps"].items()
+    ]
+    return "\n\n".join([*parts, table("an epoch's steps | bare, ms | ours, ms | ratio", steps)])
+
+
+def cell_line(cell: dict[str, Any]) -> str:
+    plain, ours = sum(cell["plain"].values()), sum(cell["ours"].values())
+    memory = (cell["peak_gpu_memory"] or cell["peak_memory"]) / 1e9
+    return f"{cell['shots']} | {plain:,.0f} | {ours:.1f} | {cell['ratio']:.1f} | {memory:.2f}"
+
+
+def table(head: str, lines: Iterable[str]) -> str:
+    """As Markdown, numbers to the right."""
+    rule = " | ".join([":-", *["-:"] * head.count("|")])
+    return "\n".join(f"| {line} |" for line in (head, rule, *lines))
 
 
 if __name__ == "__main__":

@@ -96,9 +96,7 @@ class Distillation:
         batch: images a step. eval_every: epochs between test accuracies, where the phase needs no more.
         purpose: what the draws are for (utils/seeds.py). Raises NotFinite.
         """
-        cut, end = self.phase.span
-        tail = teacher.network[end:]
-        step = self.step_for(teacher, views)
+        graft, step = self.graft(teacher), self.step_for(teacher, views)
         while self.curve.epoch < self.phase.epochs:
             epoch = self.curve.epoch + 1
             started = perf_counter()
@@ -110,23 +108,25 @@ class Distillation:
             self.curve.losses.append(loss)
             if self.phase.selects or epoch % eval_every == 0 or epoch == self.phase.epochs:
                 started = perf_counter()
-                self.curve.accuracies[epoch] = teacher.accuracy(nn.Sequential(self.row, tail), cut)
+                self.curve.accuracies[epoch] = teacher.accuracy(graft, self.phase.span[0])
                 self.curve.seconds["evaluation"] += perf_counter() - started
                 if self.phase.selects and self.curve.best_epoch == epoch:
                     self.best = on_cpu(self.row)
             after_epoch(self)
 
+    def graft(self, teacher: PlainTeacher) -> nn.Sequential:
+        """The row and the teacher's blocks behind it: what is computed, from the features before the row on."""
+        return nn.Sequential(self.row, teacher.network[self.phase.span[1] :])
+
     def step_for(self, teacher: PlainTeacher, views: PlainViews | StoredViews) -> Step:
         """An optimiser step on images in given views; recorded, where the device and the views allow it."""
-        cut, end = self.phase.span
-        step = partial(self._step, teacher.network[end:], views, cut)
+        step = partial(self._step, self.graft(teacher), views)
         recordable = teacher.device.type == "cuda" and isinstance(views, StoredViews)
         return RecordedStep(step, self.optimizer) if recordable else step
 
-    def _step(self, tail: nn.Module, views: PlainViews | StoredViews, cut: int, image: Tensor, view: Tensor) -> Tensor:
+    def _step(self, graft: nn.Module, views: PlainViews | StoredViews, image: Tensor, view: Tensor) -> Tensor:
         """One step on image[b] in its view[b]; the batch's loss."""
-        features = views.features(cut, image, view)
-        loss = distance(tail(self.row(features)), views.logits(image, view))
+        loss = distance(graft(views.features(self.phase.span[0], image, view)), views.logits(image, view))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

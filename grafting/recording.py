@@ -23,6 +23,12 @@ class Recorded:
     view: Tensor
     loss: Tensor
 
+    def __call__(self, image: Tensor, view: Tensor) -> Tensor:
+        self.image.copy_(image)
+        self.view.copy_(view)
+        self.graph.replay()
+        return self.loss
+
 
 class RecordedStep:
     """The same steps, all of them real: the first of each batch size as they are, the others from a CUDA graph.
@@ -43,7 +49,7 @@ class RecordedStep:
         if self.recordable and size not in self.recorded and self.warm[size] == WARM_UP:
             self._record(image, view)
         if size in self.recorded:
-            return self._replay(self.recorded[size], image, view)
+            return self.recorded[size](image, view)
         self.warm[size] += 1
         return self._run_aside(image, view)
 
@@ -74,10 +80,3 @@ class RecordedStep:
         """Only while recording: a fused Adam computes the same either way, but warns of it when run as it is."""
         for group in self.optimizer.param_groups:
             group["capturable"] = capturable
-
-    @staticmethod
-    def _replay(recorded: Recorded, image: Tensor, view: Tensor) -> Tensor:
-        recorded.image.copy_(image)
-        recorded.view.copy_(view)
-        recorded.graph.replay()
-        return recorded.loss

@@ -41,7 +41,7 @@ def test_defaults():
     args = train_fskd.arguments([])
     assert (args.dataset, args.nshot, args.trials, args.seed) == ("CIFAR10", list(PUBLISHED_SHOTS), 5, 0)
     assert str(args.data_path) == "data/raw" and str(args.shard) == "1/1"
-    assert args.subset_seed is None and args.device is None and not args.fresh
+    assert args.precision == "tf32" and args.subset_seed is None and args.device is None and not args.fresh
 
 
 def test_every_flag_has_help_and_is_read():

@@ -109,8 +109,9 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
         help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best")
     add("--device", help="torch device (default: cuda if there is one, else cpu)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0],
-        help="arithmetic; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs and float32 everywhere"
-             " else; float32: without that exception; bfloat16: mixed, what is kept of the teacher included")
+        help="arithmetic, also of --evaluate; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs and"
+             " float32 everywhere else; float32: without that exception; bfloat16: mixed, what is kept of the teacher"
+             " included")
     add("--memory", type=gigabytes, metavar="GB",
         help="memory for what is kept of the frozen teacher, in 10^9 bytes (default: three quarters of what is free)")
     add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),

@@ -49,9 +49,10 @@ def peak_gpu_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def sharing(device: torch.device, processes: int) -> int:
-    """How many of this machine's `processes` have to share the device's memory."""
-    return -(-processes // torch.cuda.device_count()) if device.type == "cuda" else processes
+def memory_to_use(device: torch.device, processes: int = 1) -> int:
+    """Three quarters of what is free on the device, in bytes, shared by those of this machine's `processes` on it."""
+    sharing = -(-processes // torch.cuda.device_count()) if device.type == "cuda" else processes
+    return free_memory(device) * 3 // 4 // sharing
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

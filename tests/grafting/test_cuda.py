@@ -66,11 +66,10 @@ def distilling(teacher, dataset, recipe):
 
     def begin(device, precision="float32"):
         images, kept = pictures(12), kept_dtype(precision)
-        network = teacher.to(device)
-        frozen = StoredTeacher(network, dataset.normalization, dataset.test(), [images], 10**9, kept)
+        frozen = StoredTeacher(teacher.to(device), dataset.normalization, dataset.test(), [images], 10**9, kept)
         row = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
         run = Distillation(recipe.phases[4], row.to(device), 4)
-        return run, partial(run._step, network[6:], frozen.few_shot(images), 3)
+        return run, partial(run._step, run.graft(frozen), frozen.few_shot(images))
 
     return begin
 

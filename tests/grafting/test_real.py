@@ -35,5 +35,5 @@ def test_a_few_epochs_with_the_store_and_without(real_data, real_teachers, tmp_p
             views = torch.randint(162, (5, 10), generator=random)
             losses.append([train(step, torch.arange(10), view, 6) for view in views])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-        graft = nn.Sequential(runs[1].row, network[phase.span[1] :])
+        graft = runs[1].graft(stored)
         assert torch.equal(stored.predictions(graft, phase.span[0]), plain.predictions(graft, phase.span[0]))
