@@ -109,7 +109,7 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
         help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best")
     add("--device", help="torch device (default: cuda if there is one, else cpu)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0],
-        help="arithmetic, also of --evaluate; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs and"
+        help="arithmetic, also of --evaluate; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs,"
              " float32 everywhere else; float32: without that exception; bfloat16: mixed, what is kept of the teacher"
              " included")
     add("--memory", type=gigabytes, metavar="GB",
