@@ -24,19 +24,20 @@ from tqdm import tqdm
 
 from data import fewshot
 from data.datasets import NAMES, ImageDataset, open_dataset
-from grafting.diagnosis import diagnose
-from grafting.evaluation import evaluate
+from experiments import ranks, results
+from experiments.diagnosis import diagnose
+from experiments.evaluation import evaluate
+from experiments.ranks import ALONE, Rank
+from experiments.sweep import Plan, Sweep, summarize
 from grafting.recipes import RECIPES
-from grafting.store import PlainTeacher
-from grafting.sweep import Plan, Sweep, summarize
-from models import released, training
-from models.fetching import fetch_teacher
+from grafting.teacher import FrozenTeacher
+from models import checkpoints, teacher_training
+from models.download import fetch_teacher
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
-from utils import files, machine, ranks, results
+from utils import files, machine
 from utils.arguments import parser
 from utils.errors import BadInput
 from utils.precision import arithmetic
-from utils.ranks import ALONE, Rank
 from utils.signals import Terminated, terminate
 
 
@@ -152,7 +153,7 @@ class Job:
                 raise BadInput(
                     f"{self.teacher_file}: no such teacher; train one: --dataset {self.dataset.name} --train_teacher"
                 )
-        return released.read_teacher(self.teacher_file, self.dataset.classes)
+        return checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
 
     def table(self) -> int:
         found = results.read_all(self.output_dir)
@@ -163,8 +164,8 @@ class Job:
         return 1 if any(row.failed for row in rows) else 0
 
     def train_teacher(self, recipe_name: str) -> int:
-        recipe = training.stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
-        accuracy = training.train_teacher(
+        recipe = teacher_training.stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
+        accuracy = teacher_training.train_teacher(
             self.dataset,
             ARCHITECTURES[self.architecture],
             recipe,
@@ -177,9 +178,9 @@ class Job:
         return 0
 
     def evaluate(self, path: Path) -> int:
-        kind, state = released.read(path)
+        kind, state = checkpoints.read(path)
         if kind == "teacher":
-            teacher = released.teacher_from_state(state, path, self.dataset.classes)
+            teacher = checkpoints.teacher_from_state(state, path, self.dataset.classes)
         else:
             teacher = self.teacher()
         with arithmetic(self.args.precision, self.device):
@@ -192,7 +193,7 @@ class Job:
         shots = max((n for n in self.args.nshot if n <= 10), default=min(self.args.nshot))
         images = fewshot.subset(self.dataset, shots, self.subset_seed, self.args.data_path)
         network = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
-        teacher = PlainTeacher(network, self.dataset.normalization, self.dataset.test())
+        teacher = FrozenTeacher(network, self.dataset.normalization, self.dataset.test())
         say(f"{self.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
         say(diagnose(teacher, images).text())
         return 0

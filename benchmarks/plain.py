@@ -56,17 +56,17 @@ class PlainProcedure:
         self.train_loader = DataLoader(train_set, batch_size(shots), shuffle=True, num_workers=WORKERS)
         self.test_loader = DataLoader(test_set, TEST_BATCH, num_workers=WORKERS)
 
-    def optimizer(self, phase: Phase, row: nn.Sequential) -> torch.optim.Adam:
-        groups = zip(parameters_by_role(row), phase.rates(self.shots), strict=True)
+    def optimizer(self, phase: Phase, scion: nn.Sequential) -> torch.optim.Adam:
+        groups = zip(parameters_by_role(scion), phase.rates(self.shots), strict=True)
         return torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in groups])
 
-    def training_epoch(self, phase: Phase, row: nn.Sequential, optimizer: torch.optim.Adam) -> float:
+    def training_epoch(self, phase: Phase, scion: nn.Sequential, optimizer: torch.optim.Adam) -> float:
         """Seconds of one epoch."""
         started = perf_counter()
         for pictures, _ in self.train_loader:
             images = pictures.to(self.device)
             target = self.teacher(images).detach()
-            loss = distance(graft(self.teacher, row, phase.span, images), target)
+            loss = distance(graft(self.teacher, scion, phase.span, images), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -74,11 +74,11 @@ class PlainProcedure:
         return perf_counter() - started
 
     @torch.no_grad()
-    def evaluation(self, phase: Phase, row: nn.Sequential) -> float:
+    def evaluation(self, phase: Phase, scion: nn.Sequential) -> float:
         """Seconds of one test accuracy over the whole test set."""
         started = perf_counter()
         correct = 0
         for pictures, labels in self.test_loader:
-            logits = graft(self.teacher, row, phase.span, pictures.to(self.device))
+            logits = graft(self.teacher, scion, phase.span, pictures.to(self.device))
             correct += int((logits.argmax(1) == labels.to(self.device)).sum())
         return perf_counter() - started

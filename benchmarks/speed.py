@@ -26,17 +26,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from acceleration.feature_cache import CachedTeacher
 from benchmarks.plain import PlainProcedure
 from data import fewshot
 from data.datasets import ImageDataset, open_dataset
 from data.views import IMAGE_SIZE, VIEWS
+from experiments import results
 from grafting.distillation import Distillation, distance, draw_views, train
 from grafting.recipes import RECIPES, Phase, Recipe, batch_size
 from grafting.scions import scions
-from grafting.store import StoredTeacher
-from models import released
+from models import checkpoints
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen
-from utils import files, machine, results
+from utils import files, machine
 
 TRAIN = Path(__file__).resolve().parent.parent / "train_fskd.py"
 Seconds = dict[str, float]
@@ -116,15 +117,15 @@ class Bench:
         self.plain_tests: Seconds = {}
 
     def teacher(self) -> BlockwiseVGG:
-        return released.read_teacher(self.args.teacher, self.dataset.classes)
+        return checkpoints.read_teacher(self.args.teacher, self.dataset.classes)
 
     def subset(self, shots: int) -> Any:
         return fewshot.subset(self.dataset, shots, self.dataset.subset_seed, self.args.data_path)
 
-    def row(self, phase: Phase) -> nn.Sequential:
-        """The phase's scions, fresh."""
+    def scion(self, phase: Phase) -> nn.Sequential:
+        """The phase's scion, fresh."""
         fresh = scions(self.architecture, self.dataset.classes, torch.Generator().manual_seed(0))
-        first, last = (cut - FIRST_GRAFTED for cut in phase.span)
+        first, last = (start - FIRST_GRAFTED for start in phase.span)
         return nn.Sequential(*fresh[first:last]).to(self.device)
 
     def measure_plain(self, shots: int) -> Seconds:
@@ -133,11 +134,11 @@ class Bench:
         procedure = PlainProcedure(self.teacher(), self.dataset, self.subset(shots), shots, self.device)
         seconds = {}
         for phase in self.recipe.phases:
-            row = self.row(phase)
-            optimizer = procedure.optimizer(phase, row)
-            epochs = [procedure.training_epoch(phase, row, optimizer) for _ in range(self.args.plain_epochs)]
+            scion = self.scion(phase)
+            optimizer = procedure.optimizer(phase, scion)
+            epochs = [procedure.training_epoch(phase, scion, optimizer) for _ in range(self.args.plain_epochs)]
             if phase.name not in self.plain_tests:  # the same for every N
-                self.plain_tests[phase.name] = procedure.evaluation(phase, row)
+                self.plain_tests[phase.name] = procedure.evaluation(phase, scion)
             seconds[f"{phase.name} training"] = statistics.median(epochs) * phase.epochs
             seconds[f"{phase.name} test"] = self.plain_tests[phase.name] * phase.epochs
         return seconds
@@ -146,13 +147,13 @@ class Bench:
         """Median seconds of an epoch's steps by phase: ours, and no more than the scion's on tensors at hand."""
         network, images = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last), self.subset(shots)
         memory = machine.memory_to_use(self.device)
-        teacher = StoredTeacher(network, self.dataset.normalization, self.dataset.test(), [images], memory)
+        teacher = CachedTeacher(network, self.dataset.normalization, self.dataset.test(), [images], memory)
         views = teacher.few_shot(images)
         order, view = (drawn.to(self.device) for drawn in draw_views(len(images), "speed"))
         found = {}
         for phase in self.recipe.phases:
-            run, bare = (Distillation(phase, self.row(phase), shots) for _ in range(2))
-            step, graft = run.step_for(teacher, views), bare.graft(teacher)
+            run, bare = (Distillation(phase, self.scion(phase), shots) for _ in range(2))
+            step, network = run.step_for(teacher, views), bare.scion_and_tail(teacher)
             batches = [
                 (views.features(phase.span[0], image, shown), views.logits(image, shown))
                 for image, shown in zip(*(drawn.split(batch_size(shots)) for drawn in (order, view)), strict=True)
@@ -161,10 +162,10 @@ class Bench:
             def ours(step=step):
                 train(step, order, view, batch_size(shots))
 
-            def no_more(adam=bare.optimizer, graft=graft, batches=batches):
+            def no_more(adam=bare.optimizer, network=network, batches=batches):
                 for features, logits in batches:
                     adam.zero_grad()
-                    distance(graft(features), logits).backward()
+                    distance(network(features), logits).backward()
                     adam.step()
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
@@ -181,7 +182,7 @@ class Bench:
         """Additions and multiplications of a cell's parts, as their layers define them."""
         network, phases = frozen(self.teacher()), self.recipe.phases
         image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-        grafts = {p: nn.Sequential(self.row(p).cpu(), network[p.span[1] :]) for p in phases}
+        grafts = {p: nn.Sequential(self.scion(p).cpu(), network[p.span[1] :]) for p in phases}
         features = {p: network[: p.span[0]](image) for p in phases}
         images, tests, last = shots * self.dataset.classes, len(self.dataset.test().labels), phases[-1]
         return {

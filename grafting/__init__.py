@@ -1,1 +1,1 @@
-"""The method. Read recipes, scions, distillation, stage1 and stage2, in this order."""
+"""The method. Read recipes, scions, teacher, distillation, stage1 and stage2, in this order."""

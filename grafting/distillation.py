@@ -1,7 +1,7 @@
 """Distilling a scion over a span: the one training loop of both stages (METHOD: sections 3 to 6).
 
-A graft is `teacher[j:](scion(teacher[:i](x)))`. What stands left of the scion, and the teacher's own logits,
-are data (grafting/store.py); what is computed here is scion and tail.
+A graft is `teacher[j:](scion(teacher[:i](x)))`. The features in front of the scion and the teacher's logits do not
+change, so they are data (grafting/teacher.py). What is trained is the scion; its gradient comes through the tail.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch.nn import functional
 
 from data.views import VIEWS
 from grafting.recipes import Phase
-from grafting.recording import RecordedStep, Step
 from grafting.scions import parameters_by_role
-from grafting.store import PlainTeacher, PlainViews, StoredViews
-from models.released import on_cpu
+from grafting.teacher import FrozenTeacher, Step, Views
+from models.checkpoints import on_cpu
 from utils.seeds import generator
 
 
@@ -66,16 +65,17 @@ class Curve:
 
 
 class Distillation:
-    """A phase under way: the row of scions that learns, its optimiser, and what was measured.
+    """A phase under way: the scion that learns, its optimiser, and what was measured.
 
-    best: the row's state on the CPU at the best epoch so far, where the phase selects one.
+    scion: one or several of B0, B1, B2 (grafting/scions.py). best: the scion's state on the CPU at the best epoch so
+    far, where the phase selects one.
     """
 
-    def __init__(self, phase: Phase, row: nn.Sequential, shots: int):
-        student, adapters = parameters_by_role(row)
+    def __init__(self, phase: Phase, scion: nn.Sequential, shots: int):
+        student, adapters = parameters_by_role(scion)
         lr_student, lr_adapter = phase.rates(shots)
         self.phase = phase
-        self.row = row
+        self.scion = scion
         self.optimizer = torch.optim.Adam(
             [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}], fused=True
         )
@@ -84,8 +84,8 @@ class Distillation:
 
     def run(
         self,
-        teacher: PlainTeacher,
-        views: PlainViews | StoredViews,
+        teacher: FrozenTeacher,
+        views: Views,
         batch: int,
         eval_every: int,
         purpose: tuple[int | str, ...],
@@ -96,7 +96,7 @@ class Distillation:
         batch: images a step. eval_every: epochs between test accuracies, where the phase needs no more.
         purpose: what the draws are for (utils/seeds.py). Raises NotFinite.
         """
-        graft, step = self.graft(teacher), self.step_for(teacher, views)
+        network, step = self.scion_and_tail(teacher), self.step_for(teacher, views)
         while self.curve.epoch < self.phase.epochs:
             epoch = self.curve.epoch + 1
             started = perf_counter()
@@ -108,25 +108,23 @@ class Distillation:
             self.curve.losses.append(loss)
             if self.phase.selects or epoch % eval_every == 0 or epoch == self.phase.epochs:
                 started = perf_counter()
-                self.curve.accuracies[epoch] = teacher.accuracy(graft, self.phase.span[0])
+                self.curve.accuracies[epoch] = teacher.accuracy(network, self.phase.span[0])
                 self.curve.seconds["evaluation"] += perf_counter() - started
                 if self.phase.selects and self.curve.best_epoch == epoch:
-                    self.best = on_cpu(self.row)
+                    self.best = on_cpu(self.scion)
             after_epoch(self)
 
-    def graft(self, teacher: PlainTeacher) -> nn.Sequential:
-        """The row and the teacher's blocks behind it: what is computed, from the features before the row on."""
-        return nn.Sequential(self.row, teacher.network[self.phase.span[1] :])
+    def scion_and_tail(self, teacher: FrozenTeacher) -> nn.Sequential:
+        """The scion and the teacher's blocks behind it: from the features in front of the scion to the logits."""
+        return nn.Sequential(self.scion, teacher.network[self.phase.span[1] :])
 
-    def step_for(self, teacher: PlainTeacher, views: PlainViews | StoredViews) -> Step:
-        """An optimiser step on images in given views; recorded, where the device and the views allow it."""
-        step = partial(self._step, self.graft(teacher), views)
-        recordable = teacher.device.type == "cuda" and isinstance(views, StoredViews)
-        return RecordedStep(step, self.optimizer) if recordable else step
+    def step_for(self, teacher: FrozenTeacher, views: Views) -> Step:
+        """An optimiser step on images in given views."""
+        return views.fast_step(partial(self._step, self.scion_and_tail(teacher), views), self.optimizer)
 
-    def _step(self, graft: nn.Module, views: PlainViews | StoredViews, image: Tensor, view: Tensor) -> Tensor:
+    def _step(self, network: nn.Module, views: Views, image: Tensor, view: Tensor) -> Tensor:
         """One step on image[b] in its view[b]; the batch's loss."""
-        loss = distance(graft(views.features(self.phase.span[0], image, view)), views.logits(image, view))
+        loss = distance(network(views.features(self.phase.span[0], image, view)), views.logits(image, view))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

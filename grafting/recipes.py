@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from models.training import TeacherRecipe
+from models.teacher_training import TeacherRecipe
 
 BATCH_AT_TEN_SHOTS = 64
 
@@ -109,7 +109,7 @@ CIFAR100 = Recipe(
     },
 )  # fmt: skip
 
-SHAPES10 = Recipe(  # a narrow teacher: its scions want larger steps than the paper's
+SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the paper's
     stage1=_stage1((100, 60, 60), (1e-3, 1e-3, 1e-3), 2.5e-3),
     stage2=_stage2(100, rate=5e-4),
     teachers={

@@ -1,10 +1,15 @@
 """Scions: student blocks with the adapters that fit them into the teacher (paper, section 3; METHOD: section 1).
 
-    B0 = [student block 3, s2t0]            stands for the teacher's block 3
-    B1 = [t2s0, student block 4, s2t1]      for block 4
-    B2 = [t2s1, flatten, student classifier] for the classifier
+    B0 = [student block 3, s2t0]             replaces the teacher's block 3
+    B1 = [t2s0, student block 4, s2t1]       replaces block 4
+    B2 = [t2s1, flatten, student classifier] replaces the classifier
 
-Joined in a row they make the longer scions of stage 2. Their state keys are those of the released files.
+    scion     student blocks with their adapters: one of B0, B1, B2, or several of them one behind the other
+    span      [i, j), the teacher's blocks that a scion replaces
+    graft     the teacher with a scion in the place of a span: `teacher[j:](scion(teacher[:i](x)))`
+    tail      the teacher's blocks behind the scion, `teacher[j:]`
+
+The state keys are those of the released files.
 """
 
 from __future__ import annotations
@@ -41,8 +46,8 @@ def graft(teacher: nn.Module, scion: nn.Module, span: tuple[int, int], images: T
     return teacher[j:](scion(teacher[:i](images)))
 
 
-def parameters_by_role(joined: nn.Sequential) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters of a row of scions: (student blocks and classifier, adapters)."""
-    adapters = [p for scion in joined for part in scion if isinstance(part, nn.Conv2d) for p in part.parameters()]
+def parameters_by_role(scion: nn.Sequential) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters of a scion, a sequence of B0, B1, B2: (student blocks and classifier, adapters)."""
+    adapters = [p for block in scion for part in block if isinstance(part, nn.Conv2d) for p in part.parameters()]
     known = set(map(id, adapters))
-    return [p for p in joined.parameters() if id(p) not in known], adapters
+    return [p for p in scion.parameters() if id(p) not in known], adapters

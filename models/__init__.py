@@ -1,1 +1,1 @@
-"""The networks: block-wise VGG, the released files' layout, and training a teacher."""
+"""The networks: block-wise VGG, checkpoint files of the released layout, and training a teacher."""

@@ -1,4 +1,4 @@
-"""Block-wise VGG: a network as a row of six blocks that can be sliced like a list (paper, section 3).
+"""Block-wise VGG: a network as a sequence of six blocks that can be sliced like a list (paper, section 3).
 
 Blocks 0 to 4 are convolutions up to and including a max-pool; block 5 is the classifier with the flatten
 before it. There is no BatchNorm in the convolution blocks and no ReLU or dropout in the classifier.

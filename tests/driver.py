@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from small import short_recipe, small_dataset
 
 import train_fskd
-from grafting import cell, distillation, recipes
+from experiments import cell
+from grafting import distillation, recipes
 
 recipes.RECIPES["Folder"] = short_recipe()
 train_fskd.open_dataset = lambda name, path: small_dataset()

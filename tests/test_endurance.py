@@ -15,9 +15,9 @@ import torch
 from conftest import ROOT
 from small import short_recipe, small_dataset, small_teacher, weights
 
-from grafting import cell
-from grafting.sweep import Plan, Sweep, summarize
-from models import released
+from experiments import cell
+from experiments.sweep import Plan, Sweep, summarize
+from models import checkpoints
 
 PLACES = ((1, 0), (1, 1), (2, 0), (2, 1))
 processes = multiprocessing.get_context("forkserver")
@@ -62,7 +62,7 @@ def finish(process) -> int:
 @pytest.fixture
 def folders(tmp_path):
     """Folders for runs, the first of them with an undisturbed one."""
-    released.write_teacher(small_teacher(), tmp_path / "teacher.pth")
+    checkpoints.write_teacher(small_teacher(), tmp_path / "teacher.pth")
     assert finish(run_in(tmp_path / "undisturbed")) == 0
     return tmp_path
 
@@ -131,7 +131,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 
 
 def test_torchrun_gives_the_table_of_one_process_also_after_a_lost_rank(tmp_path):
-    released.write_teacher(small_teacher(), tmp_path / "teacher.pth")
+    checkpoints.write_teacher(small_teacher(), tmp_path / "teacher.pth")
     assert command(tmp_path / "one")[0] == 0
     expected = numbers(tmp_path / "one", tmp_path / "one/student")
     table = (tmp_path / "one/table.md").read_text()

@@ -14,7 +14,7 @@ from small import CLASSES, TINY
 import train_fskd
 from data.fewshot import PUBLISHED_SHOTS
 from grafting import recipes
-from models import released
+from models import checkpoints
 from models.vgg import BlockwiseVGG
 
 
@@ -29,7 +29,7 @@ def at_home(tmp_path, monkeypatch, dataset, recipe):
 
 @pytest.fixture
 def with_teacher(at_home, teacher):
-    released.write_teacher(teacher, at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
+    checkpoints.write_teacher(teacher, at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
     return at_home
 
 
@@ -116,7 +116,7 @@ def test_train_teacher(at_home, capsys, recipe_name):
         "--teacher_architecture", "vgg11-small", "--teacher", "mine.pth", "--seed", "3",
     ) == 0  # fmt: skip
     assert "mine.pth: teacher of recipe " + recipe_name in capsys.readouterr().out
-    assert released.read_teacher(at_home / "mine.pth", CLASSES).architecture.widths[0] == (16,)
+    assert checkpoints.read_teacher(at_home / "mine.pth", CLASSES).architecture.widths[0] == (16,)
     assert '"seed": 3' in (at_home / "mine.json").read_text()
 
 
@@ -189,8 +189,8 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
 def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, arguments, line):
     (at_home / "empty.pth").touch()
     (at_home / "array.pkl").write_bytes(pickle.dumps(np.zeros(3)))
-    released.write_teacher(teacher, at_home / "good.pth")
-    released.write_teacher(BlockwiseVGG(TINY, 10), at_home / "ten.pth")
+    checkpoints.write_teacher(teacher, at_home / "good.pth")
+    checkpoints.write_teacher(BlockwiseVGG(TINY, 10), at_home / "ten.pth")
     before = sorted(path.name for path in at_home.rglob("*"))
     assert command(*arguments) == 2
     error = capsys.readouterr().err

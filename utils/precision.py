@@ -26,6 +26,6 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def kept_dtype(precision: str) -> torch.dtype:
+def cache_dtype(precision: str) -> torch.dtype:
     """In which features are kept."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -11,12 +11,12 @@ from benchmarks import plain, speed
 from benchmarks.plain import PlainProcedure
 from grafting import recipes
 from grafting.scions import scions
-from models import released
+from models import checkpoints
 
 
 def test_the_benchmark_from_end_to_end(teacher, dataset, recipe, tmp_path, monkeypatch, capsys):
     """Every part of both sides is timed, at every N, and the report says what it is."""
-    released.write_teacher(teacher, tmp_path / "teacher.pth")
+    checkpoints.write_teacher(teacher, tmp_path / "teacher.pth")
     monkeypatch.setattr(plain, "WORKERS", 0)
     monkeypatch.setattr(speed, "TRAIN", ROOT / "tests/driver.py")
     monkeypatch.setattr(speed, "open_dataset", lambda name, path: dataset)
@@ -39,7 +39,7 @@ def test_the_benchmark_from_end_to_end(teacher, dataset, recipe, tmp_path, monke
 
 def test_operations_by_hand(teacher, dataset, recipe, tmp_path, monkeypatch):
     """The tiny teacher's layers: 3-4, 4-4, 4-8, 8-8-8 and 8-8 channels, 8-8 and 8-3 linear."""
-    released.write_teacher(teacher, tmp_path / "teacher.pth")
+    checkpoints.write_teacher(teacher, tmp_path / "teacher.pth")
     monkeypatch.setattr(speed, "open_dataset", lambda name, path: dataset)
     monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
     namespace = argparse.Namespace(dataset="Folder", device="cpu", data_path=tmp_path, teacher=tmp_path / "teacher.pth")
@@ -59,8 +59,8 @@ def test_operations_by_hand(teacher, dataset, recipe, tmp_path, monkeypatch):
 
 def test_the_plain_procedure_trains_the_scion(teacher, dataset, recipe, monkeypatch):
     monkeypatch.setattr(plain, "WORKERS", 0)
-    row = nn.Sequential(scions(teacher.architecture, teacher.classes, torch.Generator())[0])
-    before = [parameter.clone() for parameter in row.parameters()]
+    scion = nn.Sequential(scions(teacher.architecture, teacher.classes, torch.Generator())[0])
+    before = [parameter.clone() for parameter in scion.parameters()]
     procedure = PlainProcedure(teacher, dataset, pictures(6), 2, torch.device("cpu"))
-    procedure.training_epoch(recipe.phases[0], row, procedure.optimizer(recipe.phases[0], row))
-    assert all(not torch.equal(a, b) for a, b in zip(row.parameters(), before, strict=True))
+    procedure.training_epoch(recipe.phases[0], scion, procedure.optimizer(recipe.phases[0], scion))
+    assert all(not torch.equal(a, b) for a, b in zip(scion.parameters(), before, strict=True))

@@ -9,7 +9,7 @@ from torch import nn
 from grafting import distillation
 from grafting.distillation import Curve, Distillation, NotFinite, distance
 from grafting.scions import scions
-from grafting.store import PlainTeacher
+from grafting.teacher import FrozenTeacher
 
 
 def test_distance_by_hand():
@@ -29,12 +29,12 @@ def test_distance_of_vanishing_logits_is_clamped():
 def started(teacher, dataset, recipe):
     """A function that distils a phase of the recipe and returns (Distillation, the teacher, accuracies asked)."""
 
-    def start(phase, eval_every=2, after=lambda d: None, row=None):
-        if row is None:
+    def start(phase, eval_every=2, after=lambda d: None, scion=None):
+        if scion is None:
             b = scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0))
-            row = nn.Sequential(*b[phase.span[0] - 3 : phase.span[1] - 3])
-        run = Distillation(phase, row, 4)
-        plain = PlainTeacher(teacher, dataset.normalization, dataset.test())
+            scion = nn.Sequential(*b[phase.span[0] - 3 : phase.span[1] - 3])
+        run = Distillation(phase, scion, 4)
+        plain = FrozenTeacher(teacher, dataset.normalization, dataset.test())
         run.run(plain, plain.few_shot(pictures(12)), 5, eval_every, (0, 4, 0), after)
         return run
 
@@ -50,7 +50,7 @@ def test_only_the_scion_changes(started, teacher, recipe, index):
     fresh = fresh[phase.span[0] - 3 : phase.span[1] - 3]
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    changed = [not torch.equal(a, b) for a, b in zip(run.row.parameters(), fresh.parameters(), strict=True)]
+    changed = [not torch.equal(a, b) for a, b in zip(run.scion.parameters(), fresh.parameters(), strict=True)]
     assert all(changed)
 
 
@@ -83,10 +83,10 @@ def test_the_first_of_equal_epochs_is_best():
 
 def test_best_weights_are_those_of_the_best_epoch(started, recipe, monkeypatch):
     figures = iter([50.0, 70.0, 70.0, 60.0])
-    monkeypatch.setattr(PlainTeacher, "accuracy", lambda self, network, cut: next(figures))
+    monkeypatch.setattr(FrozenTeacher, "accuracy", lambda self, network, start: next(figures))
     states = []
     run = started(
-        recipe.stage2[1], after=lambda d: states.append({k: v.clone() for k, v in d.row.state_dict().items()})
+        recipe.stage2[1], after=lambda d: states.append({k: v.clone() for k, v in d.scion.state_dict().items()})
     )
     assert all(torch.equal(run.best[key], states[1][key]) for key in run.best)
     assert not all(torch.equal(run.best[key], states[2][key]) for key in run.best)
@@ -95,7 +95,7 @@ def test_best_weights_are_those_of_the_best_epoch(started, recipe, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_phase(started, recipe):
     def poison(d):
         if d.curve.epoch == 2:
-            next(d.row.parameters()).data.fill_(math.nan)
+            next(d.scion.parameters()).data.fill_(math.nan)
 
     with pytest.raises(NotFinite, match="not finite in B0, epoch 3"):
         started(recipe.stage1[0], after=poison)

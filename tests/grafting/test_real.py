@@ -4,36 +4,37 @@ import pytest
 import torch
 from torch import nn
 
+from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages, open_dataset
 from data.fewshot import subset
 from grafting.distillation import Distillation, train
 from grafting.recipes import CIFAR10
 from grafting.scions import scions
-from grafting.store import PlainTeacher, StoredTeacher
-from models import released
+from grafting.teacher import FrozenTeacher
+from models import checkpoints
 from models.vgg import frozen
 
 TESTS = 2000
 
 
 @pytest.mark.slow
-def test_a_few_epochs_with_the_store_and_without(real_data, real_teachers, tmp_path):
+def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_path):
     """The same draws: losses to 1e-4 (convolutions see other batches), and predictions that are the same."""
     dataset = open_dataset("CIFAR10", real_data)
     images, every = subset(dataset, 1, dataset.subset_seed, tmp_path), dataset.test()
     test = LabelledImages(every.images[:TESTS], every.labels[:TESTS])
-    network = frozen(released.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10))
-    plain = PlainTeacher(network, dataset.normalization, test)
-    stored = StoredTeacher(network, dataset.normalization, test, [images], 10**9)
+    network = frozen(checkpoints.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10))
+    plain = FrozenTeacher(network, dataset.normalization, test)
+    stored = CachedTeacher(network, dataset.normalization, test, [images], 10**9)
     for phase in CIFAR10.phases:
-        first, last = (cut - 3 for cut in phase.span)
+        first, last = (start - 3 for start in phase.span)
         losses, runs = [], []
         for teacher in (plain, stored):
-            row = nn.Sequential(*scions(network.architecture, 10, torch.Generator().manual_seed(0))[first:last])
-            runs.append(Distillation(phase, row, 1))
+            scion = nn.Sequential(*scions(network.architecture, 10, torch.Generator().manual_seed(0))[first:last])
+            runs.append(Distillation(phase, scion, 1))
             step, random = runs[-1].step_for(teacher, teacher.few_shot(images)), torch.Generator().manual_seed(1)
             views = torch.randint(162, (5, 10), generator=random)
             losses.append([train(step, torch.arange(10), view, 6) for view in views])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-        graft = runs[1].graft(stored)
-        assert torch.equal(stored.predictions(graft, phase.span[0]), plain.predictions(graft, phase.span[0]))
+        network = runs[1].scion_and_tail(stored)
+        assert torch.equal(stored.predictions(network, phase.span[0]), plain.predictions(network, phase.span[0]))

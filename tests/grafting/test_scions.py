@@ -11,7 +11,7 @@ SPANS = [phase.span for phase in CIFAR10.phases]
 
 
 @pytest.fixture
-def row():
+def blocks():
     return scions(TINY, CLASSES, torch.Generator().manual_seed(0))
 
 
@@ -20,10 +20,10 @@ def test_parameter_count_is_the_papers():
     assert sum(map(parameter_count, vgg16)) == 4_203_018
 
 
-def test_grafts_are_the_hand_written_compositions(teacher, row):
+def test_grafts_are_the_hand_written_compositions(teacher, blocks):
     x = torch.randn(5, 3, 32, 32)
     t = [*teacher.features, lambda y: teacher.classifier(y.flatten(1))]
-    b0, b1, b2 = row
+    b0, b1, b2 = blocks
     left = t[2](t[1](t[0](x)))
     expected = {
         (3, 4): t[5](t[4](b0(left))),
@@ -34,7 +34,7 @@ def test_grafts_are_the_hand_written_compositions(teacher, row):
     }
     assert list(expected) == SPANS
     for (i, j), logits in expected.items():
-        assert torch.equal(graft(teacher, nn.Sequential(*row[i - 3 : j - 3]), (i, j), x), logits)
+        assert torch.equal(graft(teacher, nn.Sequential(*blocks[i - 3 : j - 3]), (i, j), x), logits)
 
 
 @pytest.mark.parametrize("span", [*SPANS, (0, 6), (2, 2)])
@@ -43,17 +43,17 @@ def test_the_teachers_own_blocks_as_scion_change_nothing(teacher, span):
     assert torch.equal(graft(teacher, teacher[slice(*span)], span, x), teacher(x))
 
 
-def test_the_teacher_is_not_changed_by_a_graft(teacher, row):
+def test_the_teacher_is_not_changed_by_a_graft(teacher, blocks):
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    graft(teacher, row[0], (3, 4), torch.randn(2, 3, 32, 32)).sum().backward()
+    graft(teacher, blocks[0], (3, 4), torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 
 
-def test_roles(row):
-    student, adapters = parameters_by_role(nn.Sequential(*row))
+def test_roles(blocks):
+    student, adapters = parameters_by_role(nn.Sequential(*blocks))
     assert {tuple(p.shape[2:]) for p in adapters if p.ndim == 4} == {(1, 1)}
     assert len(adapters) == 8 and len(student) == 2 * (2 + 1 + 2)
-    assert {id(p) for p in student + adapters} == {id(p) for p in nn.Sequential(*row).parameters()}
+    assert {id(p) for p in student + adapters} == {id(p) for p in nn.Sequential(*blocks).parameters()}
 
 
 def test_the_same_generator_gives_the_same_scions():

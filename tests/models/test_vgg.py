@@ -42,8 +42,8 @@ def test_keys_are_the_released_ones():
 
 def test_slices_compose_to_the_network_and_share_its_parameters(teacher):
     images = torch.randn(2, 3, 32, 32)
-    for cut in range(len(teacher) + 1):
-        assert torch.equal(teacher[cut:](teacher[:cut](images)), teacher(images))
+    for start in range(len(teacher) + 1):
+        assert torch.equal(teacher[start:](teacher[:start](images)), teacher(images))
     assert teacher[3:4][0][0].weight is teacher.features[3][0].weight
     assert len(teacher[6:]) == 0
 

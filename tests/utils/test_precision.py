@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from utils.precision import PRECISIONS, arithmetic, kept_dtype
+from utils.precision import PRECISIONS, arithmetic, cache_dtype
 
 CPU = torch.device("cpu")
 
@@ -10,7 +10,7 @@ def computed(precision):
     """(dtype of a layer's output, whether convolutions on a GPU would use TensorFloat-32, dtype of what is kept)."""
     with arithmetic(precision, CPU):
         output = nn.Linear(2, 2)(torch.ones(1, 2))
-        return output.dtype, torch.backends.cudnn.allow_tf32, kept_dtype(precision)
+        return output.dtype, torch.backends.cudnn.allow_tf32, cache_dtype(precision)
 
 
 def test_precisions():

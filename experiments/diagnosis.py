@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.views import IDENTITY, crop, pad
-from grafting.store import PlainTeacher
+from grafting.teacher import FrozenTeacher
 from models.vgg import FIRST_GRAFTED
 
 RANK_IMAGES = 1000
@@ -56,7 +56,7 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(teacher: PlainTeacher, images: np.ndarray) -> Diagnosis:
+def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
     """Fit a linear classifier on each convolution block's output and measure it.
 
     The classifiers are ridge regressions on few-shot images (N, 3, 32, 32) uint8, labelled by the teacher's own
@@ -87,7 +87,7 @@ def diagnose(teacher: PlainTeacher, images: np.ndarray) -> Diagnosis:
     return Diagnosis(reports, percent[-1])
 
 
-def _block_outputs(teacher: PlainTeacher, pictures: Tensor) -> list[Tensor]:
+def _block_outputs(teacher: FrozenTeacher, pictures: Tensor) -> list[Tensor]:
     """Output of every block, flattened: [(B, 16384), (B, 8192), (B, 4096), (B, 2048), (B, 512), (B, classes)]."""
     outputs = []
     for block in range(len(teacher.network)):

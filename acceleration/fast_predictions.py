@@ -1,7 +1,8 @@
-"""A network's predictions for many images, most of them proved by arithmetic that is faster than float32's.
+"""A network's predictions for many images, most of them settled by arithmetic that is faster than float32's.
 
-Fast logits come with an error. Where the largest leads the second by more than the error can be, float32 predicts
-the same class. The other images are shown to the network itself, and so show how large the error is.
+Fast logits come with an error. Where the largest logit leads the second by more than a multiple of the largest error
+measured, the fast prediction is taken. The other images, those with the smallest leads first, go through the network
+itself, and that measures the error. The margin is measured, not proved: see `SAFETY`.
 """
 
 from __future__ import annotations
@@ -9,23 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.winograd import as_matrix_products
+from acceleration.winograd import as_matrix_products
 from utils import machine
 
 FAST_BATCH = 500
 EXACT_BATCH = 250
-SAFETY = 4  # times the largest error seen is taken for the largest there is
+SAFETY = 4  # the margin, in multiples of the largest error measured on the images that went through the network
 
 
 @torch.no_grad()
-def screened_predictions(network: nn.Module, features: Tensor) -> Tensor:
+def fast_predictions(network: nn.Module, features: Tensor) -> Tensor:
     """The classes that the network predicts in float32. features: (N, C, H, W), 4x4 pixels or fewer -> (N,)."""
     dtype = torch.bfloat16 if machine.has_fast_bfloat16(features.device) else torch.float32
     fast = as_matrix_products(network, features.shape[-1]).to(dtype)
     logits = torch.cat([fast(batch.to(dtype)) for batch in features.split(FAST_BATCH)]).float()
     predictions, leads = logits.argmax(1), lead(logits)
     error = torch.tensor(torch.nan)  # nothing exceeds it
-    for doubtful in leads.argsort().split(EXACT_BATCH):  # the closest calls first
+    for doubtful in leads.argsort().split(EXACT_BATCH):  # the smallest leads first
         if leads[doubtful[0]] > SAFETY * error:
             break
         exact = network(features[doubtful])
@@ -41,6 +42,6 @@ def lead(logits: Tensor) -> Tensor:
 
 
 def largest_error(logits: Tensor, exact: Tensor) -> Tensor:
-    """By how much the difference of two of an image's logits (N, classes) is off at most."""
+    """The largest error of a difference between two of an image's logits (N, classes)."""
     error = logits - exact
     return (error.amax(1) - error.amin(1)).max()

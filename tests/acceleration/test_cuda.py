@@ -1,4 +1,4 @@
-"""What runs otherwise on a GPU: recorded steps, the store and the test features there, precisions.
+"""What runs otherwise on a GPU: captured steps, the feature cache and the test features there, precisions.
 
 Kernels add up in another order than the CPU's, and may themselves from run to run: losses are compared to 1e-3.
 """
@@ -10,13 +10,14 @@ import torch
 from small import pictures
 from torch import nn
 
+from acceleration.cuda_graphs import WARM_UP, GraphedStep
+from acceleration.feature_cache import CachedTeacher
 from data.views import VIEWS
-from grafting.cell import Cell, Setting
+from experiments.cell import Cell, Setting
 from grafting.distillation import Distillation
-from grafting.recording import WARM_UP, RecordedStep
 from grafting.scions import scions
-from grafting.store import PlainTeacher, StoredTeacher
-from utils.precision import PRECISIONS, arithmetic, kept_dtype
+from grafting.teacher import FrozenTeacher
+from utils.precision import PRECISIONS, arithmetic, cache_dtype
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -31,10 +32,10 @@ def cell(teacher, dataset, recipe, tmp_path):
         network = teacher.to(device, memory_format=torch.channels_last)
         with arithmetic(precision, device):
             if stored:
-                parts = [images], 10**9, kept_dtype(precision)
-                frozen = StoredTeacher(network, dataset.normalization, dataset.test(), *parts)
+                parts = [images], 10**9, cache_dtype(precision)
+                frozen = CachedTeacher(network, dataset.normalization, dataset.test(), *parts)
             else:
-                frozen = PlainTeacher(network, dataset.normalization, dataset.test())
+                frozen = FrozenTeacher(network, dataset.normalization, dataset.test())
             students = {kind: tmp_path / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
             setting = Setting("Tiny", 4, 0, 0, 6, precision, "t", "s", recipe)
             made = Cell(setting, frozen, frozen.few_shot(images), 2, tmp_path / "c.pt", students, lambda *_: None)
@@ -65,27 +66,27 @@ def distilling(teacher, dataset, recipe):
     """A function that begins L=3 on a device: the Distillation, and its step."""
 
     def begin(device, precision="float32"):
-        images, kept = pictures(12), kept_dtype(precision)
-        frozen = StoredTeacher(teacher.to(device), dataset.normalization, dataset.test(), [images], 10**9, kept)
-        row = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
-        run = Distillation(recipe.phases[4], row.to(device), 4)
-        return run, partial(run._step, run.graft(frozen), frozen.few_shot(images))
+        images, kept = pictures(12), cache_dtype(precision)
+        frozen = CachedTeacher(teacher.to(device), dataset.normalization, dataset.test(), [images], 10**9, kept)
+        scion = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
+        run = Distillation(recipe.phases[4], scion.to(device), 4)
+        return run, partial(run._step, run.scion_and_tail(frozen), frozen.few_shot(images))
 
     return begin
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_recorded_steps_are_the_steps(distilling, precision):
+def test_captured_steps_are_the_steps(distilling, precision):
     """Both batch sizes of a subset, well beyond the warm-up."""
     with arithmetic(precision, CUDA):
         (_, plain), (run, step) = distilling(CUDA, precision), distilling(CUDA, precision)
-        recorded = RecordedStep(step, run.optimizer)
+        graphed = GraphedStep(step, run.optimizer)
         random = torch.Generator().manual_seed(0)
         for size in (8, 4) * (WARM_UP + 5):
             image, view = (torch.randint(top, (size,), generator=random).to(CUDA) for top in (12, VIEWS))
             expected = plain(image, view).item()
-            assert recorded(image, view).item() == pytest.approx(expected, rel=1e-3 if precision == "float32" else 0.02)
-        assert set(recorded.recorded) == {8, 4}
+            assert graphed(image, view).item() == pytest.approx(expected, rel=1e-3 if precision == "float32" else 0.02)
+        assert set(graphed.captured) == {8, 4}
 
 
 @pytest.mark.parametrize(("before", "after"), [(CPU, CUDA), (CUDA, CPU)])

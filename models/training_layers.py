@@ -9,7 +9,7 @@ from data.views import IMAGE_SIZE
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, initialize
 
 
-class Apprentice(nn.Module):
+class TeacherWithTrainingLayers(nn.Module):
     """A teacher in training, with what only training needs: BatchNorm behind its convolutions, a second head."""
 
     def __init__(self, network: BlockwiseVGG, batchnorm: bool, auxiliary: bool, generator: torch.Generator):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from small import pictures, weights
 
-from grafting import cell as cell_module
-from grafting.cell import Cell, Setting
-from grafting.store import PlainTeacher, StoredTeacher
-from models import released
+from acceleration.feature_cache import CachedTeacher
+from experiments import cell as cell_module
+from experiments.cell import Cell, Setting
+from grafting.teacher import FrozenTeacher
+from models import checkpoints
 from utils.errors import BadInput
 
 
@@ -18,9 +19,9 @@ def make(teacher, dataset, recipe, tmp_path):
     def make(name, shots=2, trial=0, plain=False, watch=lambda phase, curve: None, **setting):
         images = pictures(shots * 3, seed=9)
         if plain:
-            frozen = PlainTeacher(teacher, dataset.normalization, dataset.test())
+            frozen = FrozenTeacher(teacher, dataset.normalization, dataset.test())
         else:
-            frozen = StoredTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
+            frozen = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
         fields = {
             "seed": 0,
             "subset_seed": 6,
@@ -71,7 +72,7 @@ def test_other_cells_before_it_change_nothing(make):
     assert outcome(after) == outcome(alone)
 
 
-def test_store_and_plain_teacher_agree(make):
+def test_cached_and_frozen_teacher_agree(make):
     stored, plain = make("stored"), make("plain", plain=True)
     stored.run(), plain.run()
     for phase, curve in plain.curves.items():
@@ -145,13 +146,13 @@ def test_stage_1_keeps_its_last_weights_and_stage_2_goes_on_from_them(make):
     starts = {}
     before = cell.distill
 
-    def noting(phase, row):
-        starts[phase.name] = {k: v.clone() for k, v in row.state_dict().items()}
-        before(phase, row)
+    def noting(phase, scion):
+        starts[phase.name] = {k: v.clone() for k, v in scion.state_dict().items()}
+        before(phase, scion)
 
     cell.distill = noting
     cell.run()
-    b0, b1, b2 = released.read(cell.students["stage 1"])[1]
+    b0, b1, b2 = checkpoints.read(cell.students["stage 1"])[1]
     joined = {f"{k}.{key}": value for k, state in enumerate((b0, b1)) for key, value in state.items()}
     assert all(torch.equal(starts["L2"][key], value) for key, value in joined.items())
     assert all(torch.equal(starts["L3"][f"2.{key}"], value) for key, value in b2.items())
@@ -162,7 +163,7 @@ def test_best_and_last_are_two_files(make, teacher, dataset):
     cell = make("one")
     cell.run()
     curve = cell.curves["L3"]
-    best, last = (released.read(cell.students[kind]) for kind in ("best", "last"))
+    best, last = (checkpoints.read(cell.students[kind]) for kind in ("best", "last"))
     assert best[0] == last[0] == "stage 2"
-    assert all(torch.equal(value, last[1][key]) for key, value in cell.current.row.state_dict().items())
+    assert all(torch.equal(value, last[1][key]) for key, value in cell.current.scion.state_dict().items())
     assert (curve.best_epoch == curve.epoch) == all(torch.equal(best[1][key], last[1][key]) for key in best[1])

@@ -1,4 +1,4 @@
-"""The store answers as the plain teacher does.
+"""The cache answers as the frozen teacher does.
 
 Where one convolution sees another batch than the plain path's, its sums may be ordered differently: there the
 tolerance is 1e-5 of the largest value. The whole of a batch in one view order is the same operation.
@@ -10,22 +10,23 @@ import torch
 from small import CLASSES, pictures
 from torch import nn
 
+from acceleration.feature_cache import STARTS, CachedTeacher, CachedViews, FeatureCache, bytes_cached
 from data.views import VIEWS
 from grafting.distillation import distance
 from grafting.scions import scions
-from grafting.store import CUTS, PlainTeacher, StoredTeacher, StoredViews, ViewStore, bytes_kept
+from grafting.teacher import FrozenTeacher
 
-KEPT = [CUTS, CUTS[:1]]
+KEPT = [STARTS, STARTS[:1]]
 
 
 @pytest.fixture
 def plain(teacher, dataset):
-    return PlainTeacher(teacher, dataset.normalization, dataset.test())
+    return FrozenTeacher(teacher, dataset.normalization, dataset.test())
 
 
-def stored(teacher, dataset, images, cuts=CUTS):
-    budget = bytes_kept(teacher, len(images), cuts)
-    return StoredTeacher(teacher, dataset.normalization, dataset.test(), [images], budget)
+def stored(teacher, dataset, images, starts=STARTS):
+    budget = bytes_cached(teacher, len(images), starts)
+    return CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], budget)
 
 
 def draws(images, count=40):
@@ -33,81 +34,83 @@ def draws(images, count=40):
     return torch.from_numpy(random.integers(images, size=count)), torch.from_numpy(random.integers(VIEWS, size=count))
 
 
-@pytest.mark.parametrize("cuts", KEPT)
-@pytest.mark.parametrize("cut", [3, 4, 5, 6])
-def test_features_and_logits(teacher, dataset, plain, cuts, cut):
+@pytest.mark.parametrize("starts", KEPT)
+@pytest.mark.parametrize("start", [3, 4, 5, 6])
+def test_features_and_logits(teacher, dataset, plain, starts, start):
     images = pictures(4)
     image, view = draws(4)
-    expected = plain.few_shot(images).features(cut, image, view)
-    found = stored(teacher, dataset, images, cuts).few_shot(images).features(cut, image, view)
+    expected = plain.few_shot(images).features(start, image, view)
+    found = stored(teacher, dataset, images, starts).few_shot(images).features(start, image, view)
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 def test_the_same_operation_gives_the_same_bits(teacher, dataset, plain):
     images = pictures(2)
     image, view = torch.ones(VIEWS, dtype=torch.long), torch.arange(VIEWS)
-    for cut in (*CUTS, 6):
-        expected = plain.few_shot(images).features(cut, image, view)
-        assert torch.equal(stored(teacher, dataset, images).few_shot(images).features(cut, image, view), expected)
+    for start in (*STARTS, 6):
+        expected = plain.few_shot(images).features(start, image, view)
+        assert torch.equal(stored(teacher, dataset, images).few_shot(images).features(start, image, view), expected)
 
 
-@pytest.mark.parametrize("cuts", KEPT)
+@pytest.mark.parametrize("starts", KEPT)
 @pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 6)])
-def test_loss_and_gradients(teacher, dataset, plain, cuts, span):
+def test_loss_and_gradients(teacher, dataset, plain, starts, span):
     images = pictures(4)
     image, view = draws(4)
     outcomes = []
-    for views in (plain.few_shot(images), stored(teacher, dataset, images, cuts).few_shot(images)):
-        row = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
-        row = row[span[0] - 3 : span[1] - 3]
-        student = teacher[span[1] :](row(views.features(span[0], image, view)))
+    for views in (plain.few_shot(images), stored(teacher, dataset, images, starts).few_shot(images)):
+        scion = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
+        scion = scion[span[0] - 3 : span[1] - 3]
+        student = teacher[span[1] :](scion(views.features(span[0], image, view)))
         loss = distance(student, views.logits(image, view))
         loss.backward()
-        outcomes.append((loss, [p.grad for p in row.parameters()]))
+        outcomes.append((loss, [p.grad for p in scion.parameters()]))
     (loss, gradients), (found_loss, found_gradients) = outcomes
     assert torch.allclose(found_loss, loss, rtol=1e-5)
     for found, expected in zip(found_gradients, gradients, strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
-def test_what_is_kept_does_not_depend_on_the_other_images(teacher, dataset):
+def test_what_is_cached_does_not_depend_on_the_other_images(teacher, dataset):
     images = pictures(5)
     many, few = stored(teacher, dataset, images), stored(teacher, dataset, images[3:4])
     image, view = torch.zeros(VIEWS, dtype=torch.long), torch.arange(VIEWS)
-    for cut in (*CUTS, 6):
-        alone = few.few_shot(images[3:4]).features(cut, image, view)
-        assert torch.equal(many.few_shot(images).features(cut, image + 3, view), alone)
+    for start in (*STARTS, 6):
+        alone = few.few_shot(images[3:4]).features(start, image, view)
+        assert torch.equal(many.few_shot(images).features(start, image + 3, view), alone)
 
 
 def test_an_image_is_filled_once_when_it_is_first_asked_for(teacher, dataset, monkeypatch):
     images = pictures(5)
-    both = StoredTeacher(teacher, dataset.normalization, dataset.test(), [images[:2], images], 10**9)
+    both = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images[:2], images], 10**9)
     filled = []
-    fill = ViewStore._fill
-    monkeypatch.setattr(ViewStore, "_fill", lambda self, row, image: filled.append(row) or fill(self, row, image))
+    fill = FeatureCache._fill
+    monkeypatch.setattr(
+        FeatureCache, "_fill", lambda self, index, image: filled.append(index) or fill(self, index, image)
+    )
     for subset, count in ((images[:2], 2), (images[:2], 2), (images, 5), (images[:2], 5)):
         both.few_shot(subset)
         assert len(filled) == len(set(filled)) == count
 
 
-@pytest.mark.parametrize("cut", [3, 4, 5, 6])
-def test_test_features(teacher, dataset, plain, cut):
+@pytest.mark.parametrize("start", [3, 4, 5, 6])
+def test_test_features(teacher, dataset, plain, start):
     store = stored(teacher, dataset, pictures(1))
-    expected = torch.cat([features for features, _ in plain.test_batches(cut)])
+    expected = torch.cat([features for features, _ in plain.test_batches(start)])
     for _ in range(2):  # computed, then looked up
-        found, labels = (torch.cat(parts) for parts in zip(*store.test_batches(cut), strict=True))
+        found, labels = (torch.cat(parts) for parts in zip(*store.test_batches(start), strict=True))
         assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
         assert labels.tolist() == dataset.test().labels.tolist()
 
 
-def test_the_budget_and_the_subsets_own_size_decide_what_is_kept(teacher, dataset):
+def test_the_budget_and_the_subsets_own_size_decide_what_is_cached(teacher, dataset):
     one, three = pictures(1), pictures(3)
-    everything, little = bytes_kept(teacher, 3, CUTS), bytes_kept(teacher, 3, CUTS[:1])
+    everything, little = bytes_cached(teacher, 3, STARTS), bytes_cached(teacher, 3, STARTS[:1])
     assert little == 4 * 3 * VIEWS * (8 * 4 * 4 + 3)
 
     def kept(subset, budget):
-        views = StoredTeacher(teacher, dataset.normalization, dataset.test(), [one, three], budget).few_shot(subset)
-        return sorted(views.store.kept) if isinstance(views, StoredViews) else None
+        views = CachedTeacher(teacher, dataset.normalization, dataset.test(), [one, three], budget).few_shot(subset)
+        return sorted(views.cache.cached) if isinstance(views, CachedViews) else None
 
     assert kept(three, everything) == [3, 4, 5, 6]
     assert kept(three, everything - 1) == kept(three, little) == [3, 6]
@@ -117,25 +120,25 @@ def test_the_budget_and_the_subsets_own_size_decide_what_is_kept(teacher, datase
 
 def test_subsets_of_unlike_sizes_share_one_budget(teacher, dataset):
     one, three = pictures(1), pictures(3)
-    budget = bytes_kept(teacher, 3, CUTS[:1])
-    shared = StoredTeacher(teacher, dataset.normalization, dataset.test(), [one, three], budget)
+    budget = bytes_cached(teacher, 3, STARTS[:1])
+    shared = CachedTeacher(teacher, dataset.normalization, dataset.test(), [one, three], budget)
     for subset, count in ((one, 1), (three, 3), (one, 1)):
         shared.few_shot(subset)
-        assert len(shared.store.row_of) == count
+        assert len(shared.cache.index_of) == count
 
 
 def test_accuracy_counts_the_predictions_that_are_the_labels(plain, dataset, monkeypatch):
     labels = torch.from_numpy(dataset.test().labels)
     predictions = torch.where(torch.arange(20) < 5, labels, (labels + 1) % CLASSES)
-    monkeypatch.setattr(plain, "predictions", lambda network, cut: predictions)
+    monkeypatch.setattr(plain, "predictions", lambda network, start: predictions)
     assert plain.accuracy(nn.Identity(), 6) == 25.0
 
 
 @pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 5), (3, 6)])
 def test_predictions(teacher, dataset, plain, span):
-    """Screened where the store screens, of the whole network where the plain teacher runs it."""
-    row = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
-    network = nn.Sequential(row[span[0] - 3 : span[1] - 3], teacher[span[1] :]).requires_grad_(False)
+    """Fast ones where the cache has them, of the network itself where the frozen teacher runs it."""
+    scion = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
+    network = nn.Sequential(scion[span[0] - 3 : span[1] - 3], teacher[span[1] :]).requires_grad_(False)
     last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
     last.bias -= torch.cat([network(features) for features, _ in plain.test_batches(span[0])]).mean(0)
     found = stored(teacher, dataset, pictures(1)).predictions(network, span[0])
@@ -143,13 +146,13 @@ def test_predictions(teacher, dataset, plain, span):
     assert len(set(found.tolist())) > 1
 
 
-def test_half_the_bits_are_kept_in_half_the_bytes(teacher, dataset, plain):
+def test_half_the_bits_are_cached_in_half_the_bytes(teacher, dataset, plain):
     images = pictures(4)
-    budget = bytes_kept(teacher, 4, CUTS, torch.bfloat16)
-    assert 2 * budget == bytes_kept(teacher, 4, CUTS)
-    half = StoredTeacher(teacher, dataset.normalization, dataset.test(), [images], budget, torch.bfloat16)
+    budget = bytes_cached(teacher, 4, STARTS, torch.bfloat16)
+    assert 2 * budget == bytes_cached(teacher, 4, STARTS)
+    half = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], budget, torch.bfloat16)
     views = half.few_shot(images)
-    assert views.store.cuts == CUTS and {kept.dtype for kept in views.store.kept.values()} == {torch.bfloat16}
+    assert views.cache.starts == STARTS and {cached.dtype for cached in views.cache.cached.values()} == {torch.bfloat16}
     image, view = draws(4)
     expected = plain.few_shot(images).features(3, image, view)
     assert torch.allclose(views.features(3, image, view).float(), expected, rtol=2**-8)

@@ -1,11 +1,11 @@
-"""What is screened is what float32 predicts, however bad the fast logits are."""
+"""Fast predictions are those of float32, however bad the fast logits are."""
 
 import pytest
 import torch
 from torch import nn
 
-from grafting import screening
-from grafting.screening import screened_predictions
+from acceleration import fast_predictions as module
+from acceleration.fast_predictions import fast_predictions
 
 
 @pytest.fixture
@@ -22,24 +22,24 @@ def features():
 
 
 @pytest.fixture
-def screened(network, features):
-    """A function that screens: (whether the predictions are the network's own, how many images it was shown)."""
+def predict(network, features):
+    """A function that predicts: (whether the classes are the network's own, how many images went through it)."""
 
-    def screen():
+    def predict():
         counts = []
         hook = network.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
-        found = screened_predictions(network, features)
+        found = fast_predictions(network, features)
         hook.remove()
         return torch.equal(found, network(features).argmax(1)), sum(counts)
 
-    return screen
+    return predict
 
 
 @pytest.mark.parametrize("hardware", [True, False])
-def test_predictions_are_the_networks_own(screened, monkeypatch, hardware):
-    monkeypatch.setattr(screening.machine, "has_fast_bfloat16", lambda device: hardware)
-    same, shown = screened()
-    assert same and shown <= (1000 if hardware else 250)
+def test_predictions_are_the_networks_own(predict, monkeypatch, hardware):
+    monkeypatch.setattr(module.machine, "has_fast_bfloat16", lambda device: hardware)
+    same, count = predict()
+    assert same and count <= (1000 if hardware else 250)
 
 
 class Noisy(nn.Module):
@@ -58,20 +58,20 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(1e-4, 250, 250), (0.03, 500, 3000), (100.0, 4000, 4000)])
-def test_errors_of_any_size_change_nothing(network, features, screened, monkeypatch, noise, least, most):
+def test_errors_of_any_size_change_nothing(network, features, predict, monkeypatch, noise, least, most):
     fast = Noisy(network, noise)
-    monkeypatch.setattr(screening, "as_matrix_products", lambda *_: fast)
-    same, shown = screened()
-    assert same and least <= shown <= most
+    monkeypatch.setattr(module, "as_matrix_products", lambda *_: fast)
+    same, count = predict()
+    assert same and least <= count <= most
     assert noise < 0.01 or not torch.equal(fast(features).argmax(1), network(features).argmax(1))
 
 
-def test_what_is_not_a_number_is_shown_to_the_network(network, screened, monkeypatch):
-    monkeypatch.setattr(screening, "as_matrix_products", lambda *_: Noisy(network, 1e-4, broken=True))
-    same, shown = screened()
-    assert same and shown < 1000
+def test_what_is_not_a_number_goes_through_the_network(network, predict, monkeypatch):
+    monkeypatch.setattr(module, "as_matrix_products", lambda *_: Noisy(network, 1e-4, broken=True))
+    same, count = predict()
+    assert same and count < 1000
 
 
 def test_fewer_images_than_a_batch_and_a_single_class(features):
     single = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6, 1))
-    assert screened_predictions(single, features[:3]).tolist() == [0, 0, 0]
+    assert fast_predictions(single, features[:3]).tolist() == [0, 0, 0]

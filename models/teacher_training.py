@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from data.datasets import ImageDataset
 from data.views import VIEWS, crop, pad
-from models import released
-from models.apprentice import Apprentice, fold_batchnorm
+from models import checkpoints
+from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm
 from models.vgg import Architecture, BlockwiseVGG, initialize
 from utils import files, machine
 from utils.errors import BadInput
@@ -83,14 +83,14 @@ def train_teacher(
 ) -> float:
     """Train a teacher, write it to `path` in the released layout and its record beside it.
 
-    Returns its test accuracy in percent, measured in float32 on the network as written. A training that was cut
+    Returns its test accuracy in percent, measured in float32 on the network as written. A training that was interrupted
     goes on after its last epoch.
     """
     resume_file = path.with_suffix(".resume.pt")
     training = TeacherTraining(dataset, architecture, recipe, seed, device, resume_file, report)
     teacher = training.run()
     accuracy = training.test_accuracy(teacher)
-    released.write_teacher(teacher, path)
+    checkpoints.write_teacher(teacher, path)
     files.write_json(
         path.with_suffix(".json"),
         {
@@ -126,7 +126,7 @@ class TeacherTraining:
         self.resume_file, self.report = resume_file, report
         random = torch_generator(seed, "teacher")
         network = initialize(BlockwiseVGG(architecture, dataset.classes), random)
-        self.apprentice = Apprentice(network, recipe.batchnorm, recipe.auxiliary > 0, random).to(
+        self.model = TeacherWithTrainingLayers(network, recipe.batchnorm, recipe.auxiliary > 0, random).to(
             device, memory_format=torch.channels_last
         )
         self.optimizer = torch.optim.SGD(
@@ -143,9 +143,9 @@ class TeacherTraining:
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        spared = [p for p in self.apprentice.parameters() if self.recipe.batchnorm and p.ndim == 1]
+        spared = [p for p in self.model.parameters() if self.recipe.batchnorm and p.ndim == 1]
         known = set(map(id, spared))
-        decayed = [p for p in self.apprentice.parameters() if id(p) not in known]
+        decayed = [p for p in self.model.parameters() if id(p) not in known]
         return [
             {"params": decayed, "weight_decay": self.recipe.weight_decay},
             {"params": spared, "weight_decay": 0.0},
@@ -164,7 +164,7 @@ class TeacherTraining:
                 if not math.isfinite(figures["loss"]):
                     raise BadInput(f"--train_teacher: the loss is not finite in epoch {epoch + 1}; try another --seed")
                 with self._autocast():
-                    figures["test_accuracy"] = self.test_accuracy(self.apprentice.network)
+                    figures["test_accuracy"] = self.test_accuracy(self.model.network)
                 self.history.append(figures)
                 left = (perf_counter() - started) / (epoch + 1 - begun) * (self.recipe.epochs - epoch - 1)
                 self.report(
@@ -173,14 +173,14 @@ class TeacherTraining:
                     f" {left / 60:.0f} min left"
                 )
                 self._save()
-        return fold_batchnorm(self.apprentice.network).eval()
+        return fold_batchnorm(self.model.network).eval()
 
     def _train(self, epoch: int, images: Tensor, labels: Tensor, bar: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""
         random = generator(self.seed, "teacher", epoch)
         order = torch.from_numpy(random.permutation(len(labels))).to(self.device)
         view = torch.from_numpy(random.integers(VIEWS, size=len(labels))).to(self.device)
-        self.apprentice.train()
+        self.model.train()
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
         batches = zip(order.split(self.recipe.batch), view.split(self.recipe.batch), strict=True)
         for step, (chosen, shown) in enumerate(batches):
@@ -189,7 +189,7 @@ class TeacherTraining:
                 group["lr"] = max(rate, 0.0)
             with self._autocast():
                 pictures = self.dataset.normalization(crop(images, chosen, shown))
-                logits, second = self.apprentice(pictures.contiguous(memory_format=torch.channels_last))
+                logits, second = self.model(pictures.contiguous(memory_format=torch.channels_last))
                 loss = functional.cross_entropy(logits, labels[chosen])
                 both = loss
                 if second is not None:
@@ -223,7 +223,7 @@ class TeacherTraining:
             self.resume_file,
             {
                 "setting": self.setting,
-                "apprentice": self.apprentice.state_dict(),
+                "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "history": json.dumps(self.history),
             },
@@ -240,7 +240,7 @@ class TeacherTraining:
                     f"{self.resume_file}: a half-done training with other settings; repeat those, remove the file,"
                     " or name another --teacher"
                 )
-            self.apprentice.load_state_dict(saved["apprentice"])
+            self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.history = json.loads(saved["history"])
         self.report(f"{self.resume_file}: going on after epoch {len(self.history)}")

@@ -2,7 +2,7 @@
 
 teacher   `features.<block>.<position>.*`, `classifier.<position>.*`
 stage 1   `{"block-0": {...}, "block-1": {...}, "block-2": {...}}`, the states of B0, B1 and B2
-stage 2   the state of the row (B0, B1, B2): `0.0.0.weight` .. `2.1.1.1.bias`
+stage 2   the state of the sequence (B0, B1, B2): `0.0.0.weight` .. `2.1.1.1.bias`
 
 All in the serialisation from before PyTorch 1.6, wherever the tensors were.
 """
@@ -26,7 +26,7 @@ SCION_KEYS = ("block-0", "block-1", "block-2")
 
 
 def read(path: Path) -> tuple[str, Any]:
-    """("teacher", state), ("stage 1", [state of B0, B1, B2]) or ("stage 2", state of the row).
+    """("teacher", state), ("stage 1", [state of B0, B1, B2]) or ("stage 2", state of the sequence (B0, B1, B2)).
 
     Raises BadInput for a file that is none of these or holds a value that is not finite.
     """
@@ -121,5 +121,5 @@ def write_stage1(scions: list[nn.Sequential], path: Path) -> None:
 
 
 def write_stage2(state: State, path: Path) -> None:
-    """The state of the row (B0, B1, B2)."""
+    """The state of the sequence (B0, B1, B2)."""
     files.write_tensors(path, OrderedDict(state), legacy=True)

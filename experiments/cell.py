@@ -17,9 +17,9 @@ from grafting.recipes import Phase, Recipe, batch_size
 from grafting.scions import scions
 from grafting.stage1 import block_grafting
 from grafting.stage2 import net_grafting
-from grafting.store import PlainTeacher, PlainViews, StoredViews
-from models import released
-from models.released import on_cpu
+from grafting.teacher import FrozenTeacher, Views
+from models import checkpoints
+from models.checkpoints import on_cpu
 from utils import files
 from utils.errors import BadInput
 from utils.seeds import torch_generator
@@ -84,8 +84,8 @@ class Cell:
     def __init__(
         self,
         setting: Setting,
-        teacher: PlainTeacher,
-        views: PlainViews | StoredViews,
+        teacher: FrozenTeacher,
+        views: Views,
         eval_every: int,
         checkpoint: Path,
         students: dict[str, Path],
@@ -113,16 +113,16 @@ class Cell:
         recipe = self.setting.recipe
         block_grafting(recipe, self.scions, self.distill)
         if recipe.stage2[0].name not in self.curves:
-            released.write_stage1(self.scions, self.students["stage 1"])
+            checkpoints.write_stage1(self.scions, self.students["stage 1"])
         net_grafting(recipe, self.scions, self.distill)
-        released.write_stage2(self.current.best, self.students["best"])
-        released.write_stage2(on_cpu(self.current.row), self.students["last"])
+        checkpoints.write_stage2(self.current.best, self.students["best"])
+        checkpoints.write_stage2(on_cpu(self.current.scion), self.students["last"])
 
-    def distill(self, phase: Phase, row: nn.Sequential) -> None:
-        """Distil a row of scions over the phase's span, unless a checkpoint says that this is behind us."""
+    def distill(self, phase: Phase, scion: nn.Sequential) -> None:
+        """Distil a scion over the phase's span, unless a checkpoint says that this is behind us."""
         if self._restored and self._restored["phase"] != phase.name:
             return
-        self.current = Distillation(phase, row, self.setting.shots)
+        self.current = Distillation(phase, scion, self.setting.shots)
         if self._restored:
             self.current.curve = self.curves[phase.name]
             self.current.optimizer.load_state_dict(self._restored["optimizer"])

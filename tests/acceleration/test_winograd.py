@@ -4,9 +4,9 @@ from small import CLASSES, TINY, small_teacher
 from torch import nn
 from torch.nn import functional
 
+from acceleration.winograd import ALGORITHMS, Convolution, MaxPool, as_matrix_products
 from grafting.scions import scions
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize
-from models.winograd import ALGORITHMS, Convolution, MaxPool, as_matrix_products
 
 
 @pytest.mark.parametrize("side", ALGORITHMS)
@@ -36,10 +36,10 @@ def test_max_pool():
 
 @pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 5), (3, 6)])
 def test_every_graft(span):
-    """All that is left of a phase's network behind its cut, a BatchNorm of the teacher's included."""
+    """Every phase's scion and tail, a BatchNorm of the teacher's included."""
     teacher = small_teacher()
-    row = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0))[span[0] - 3 : span[1] - 3])
-    network = nn.Sequential(row, teacher[span[1] :])
+    scion = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0))[span[0] - 3 : span[1] - 3])
+    network = nn.Sequential(scion, teacher[span[1] :])
     features = teacher[: span[0]](torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     expected = network(features)
     fast = as_matrix_products(network, features.shape[-1])
@@ -57,7 +57,7 @@ def test_other_depths(name):
 
 
 def test_linear_layers_become_one():
-    row = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0)))
-    names = [type(layer).__name__ for layer in as_matrix_products(row, 4)]
+    scion = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0)))
+    names = [type(layer).__name__ for layer in as_matrix_products(scion, 4)]
     block3, between, block4 = ["Convolution", "ReLU"] * 2, ["Affine"], ["Convolution", "ReLU"]
     assert names == ["ToRows", *block3, "MaxPool", *between, *block4, "MaxPool", "Affine", "OnlyPixel"]

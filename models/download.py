@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from models import released
+from models import checkpoints
 from utils import files
 from utils.errors import BadInput
 
@@ -32,7 +32,7 @@ def fetch_teacher(path: Path, classes: int, dataset: str, release: str = RELEASE
     arrived = path.with_name(f"{path.name}.arrived")
     files.write_bytes(arrived, content)
     try:
-        released.read_teacher(arrived, classes)
+        checkpoints.read_teacher(arrived, classes)
         arrived.replace(path)
     finally:
         arrived.unlink(missing_ok=True)

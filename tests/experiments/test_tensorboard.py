@@ -3,9 +3,9 @@ import pytest
 from small import pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.results import Row
+from experiments.tensorboard import CellCurves, grid_of, write_accuracy_over_shots
 from grafting.distillation import Curve
-from utils.curves import CellCurves, grid_of, write_accuracy_over_shots
-from utils.results import Row
 
 SETTING = {"seed": 0, "schedule": [{"phase": p, "lr_student": 2.5e-4, "lr_adapter": 1e-3} for p in ("B0", "L3")]}
 

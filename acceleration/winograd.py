@@ -2,7 +2,7 @@
 
 A 3x3 convolution of a small map can be had from fewer products than its definition takes: y = A ((G k) * (B x)), with
 constant matrices A, G, B over the pixels. Summed over channels, each entry of that product is a matrix product whose
-rows are the images. The result is the network's own up to rounding; images go through as rows (pixels, B, channels).
+rows are the images. The result is the network's own up to rounding; maps are laid out as (pixels, B, channels).
 """
 
 from __future__ import annotations

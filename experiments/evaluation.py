@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from acceleration.feature_cache import STARTS, CachedTeacher
 from data.datasets import ImageDataset
 from grafting.scions import scions
-from grafting.store import CUTS, StoredTeacher
-from models import released
+from models import checkpoints
 from models.vgg import BlockwiseVGG, frozen, parameter_count
 
 
@@ -20,20 +20,20 @@ def evaluate(
 ) -> list[tuple[str, int, float]]:
     """(what, its parameters, test accuracy in percent): the teacher, or each graft that the file holds.
 
-    kind, state: from released.read(path). teacher: the file's own network, or the one its scions belong in.
+    kind, state: from checkpoints.read(path). teacher: the file's own network, or the one its scions belong in.
     """
     network = frozen(teacher).to(device, memory_format=torch.channels_last)
-    store = StoredTeacher(network, dataset.normalization, dataset.test(), subsets=[], budget=0)
+    store = CachedTeacher(network, dataset.normalization, dataset.test(), subsets=[], budget=0)
     if kind == "teacher":
         return [("teacher", parameter_count(network), store.accuracy(nn.Identity(), len(network)))]
-    row = nn.Sequential(*scions(network.architecture, network.classes, torch.Generator()))
+    student = nn.Sequential(*scions(network.architecture, network.classes, torch.Generator()))
     if kind == "stage 2":
-        released.load(row, state, path)
-        grafts = [("student (L=3)", row, (CUTS[0], len(network)))]
+        checkpoints.load(student, state, path)
+        grafts = [("student (L=3)", student, (STARTS[0], len(network)))]
     else:
-        for scion, own in zip(row, state, strict=True):
-            released.load(scion, own, path)
-        grafts = [(f"B{k} alone", row[k : k + 1], (cut, cut + 1)) for k, cut in enumerate(CUTS)]
+        for scion, own in zip(student, state, strict=True):
+            checkpoints.load(scion, own, path)
+        grafts = [(f"B{k} alone", student[k : k + 1], (start, start + 1)) for k, start in enumerate(STARTS)]
     return [
         (
             name,

@@ -1,6 +1,6 @@
 import pytest
 
-from utils import results
+from experiments import results
 from utils.errors import BadInput
 
 

@@ -8,10 +8,11 @@ import torch
 from small import pictures, weights
 
 from data.datasets import LabelledImages
+from experiments import results
+from experiments.sweep import Plan, Sweep, summarize
 from grafting.distillation import Distillation, NotFinite
-from grafting.sweep import Plan, Sweep, summarize
-from models import released
-from utils import files, results
+from models import checkpoints
+from utils import files
 from utils.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 def plan(teacher, dataset, recipe, tmp_path):
     """A function that makes a plan of two N and two trials; `plan.lines` is what was reported."""
     teacher_file = tmp_path / "teacher.pth"
-    released.write_teacher(teacher, teacher_file)
+    checkpoints.write_teacher(teacher, teacher_file)
     lines = []
 
     def make(name="run", **changed):

@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from utils.results import Row
+from experiments.results import Row
 
 SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
 STAGES = {"grafting, stage 1": ("B0", "B1", "B2"), "grafting, stage 2": ("L2", "L3")}

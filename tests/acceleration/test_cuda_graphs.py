@@ -1,4 +1,4 @@
-"""A recorded step is the step. Without a GPU, a stand-in for CUDA graphs shows that each call is one real step."""
+"""A captured step is the step. Without a GPU, a stand-in for CUDA graphs shows that each call is one real step."""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -8,25 +8,25 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from grafting.recording import WARM_UP, RecordedStep
+from acceleration.cuda_graphs import WARM_UP, GraphedStep
 
 
 class Training:
-    """A linear layer that learns something. On the stand-in, what is asked for while recording is done on replay."""
+    """A linear layer that learns something. On the stand-in, what is asked for while capturing is done on replay."""
 
     def __init__(self):
         self.layer = nn.Linear(3, 2)
         nn.init.constant_(self.layer.weight, 0.1)
         nn.init.zeros_(self.layer.bias)
         self.optimizer = torch.optim.Adam(self.layer.parameters(), lr=0.1, fused=True)
-        self.recording = None
+        self.capturing = None
         self.ran = 0
 
     def step(self, image, view):
-        if self.recording:
+        if self.capturing:
             assert all(group["capturable"] for group in self.optimizer.param_groups)
             loss = torch.zeros(())
-            self.recording.replay = lambda: loss.copy_(self.learn(image, view))
+            self.capturing.replay = lambda: loss.copy_(self.learn(image, view))
             return loss
         self.ran += 1
         return self.learn(image, view)
@@ -44,9 +44,9 @@ class Training:
 
     @contextmanager
     def graph(self, graph):
-        self.recording = graph
+        self.capturing = graph
         yield
-        self.recording = None
+        self.capturing = None
 
 
 @pytest.fixture(autouse=True)
@@ -68,22 +68,22 @@ def batches():
 def test_each_call_is_one_step(monkeypatch):
     plain, training = Training(), Training()
     monkeypatch.setattr(torch.cuda, "graph", training.graph)
-    step = RecordedStep(training.step, training.optimizer)
+    step = GraphedStep(training.step, training.optimizer)
     assert [step(*batch).item() for batch in batches()] == [plain.step(*batch).item() for batch in batches()]
     assert torch.equal(training.layer.weight, plain.layer.weight)
-    assert training.ran == 2 * WARM_UP and set(step.recorded) == {5, 2}
+    assert training.ran == 2 * WARM_UP and set(step.captured) == {5, 2}
     assert not any(group["capturable"] for group in training.optimizer.param_groups)
 
 
-def test_where_nothing_can_be_recorded_steps_run_as_they_are(monkeypatch):
+def test_where_nothing_can_be_captured_steps_run_as_they_are(monkeypatch):
     plain, training = Training(), Training()
 
     def graph(graph):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    step = RecordedStep(training.step, training.optimizer)
-    with pytest.warns(UserWarning, match="not recorded as a CUDA graph: operation not permitted$") as warned:
+    step = GraphedStep(training.step, training.optimizer)
+    with pytest.warns(UserWarning, match="not captured as a CUDA graph: operation not permitted$") as warned:
         losses = [step(*batch).item() for batch in batches()]
     assert losses == [plain.step(*batch).item() for batch in batches()]
     assert len(warned) == 1 and training.ran == 10

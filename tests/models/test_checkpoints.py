@@ -6,7 +6,7 @@ import torch
 from small import CLASSES, TINY
 
 from grafting.scions import scions
-from models import released
+from models import checkpoints
 from models.vgg import ARCHITECTURES, BlockwiseVGG
 from utils import files
 from utils.errors import BadInput
@@ -29,8 +29,8 @@ def is_legacy(path):
 
 
 def test_students_have_the_released_keys_shapes_and_types(students, tmp_path):
-    released.write_stage1(students, tmp_path / "block.pth")
-    released.write_stage2(released.on_cpu(torch.nn.Sequential(*students)), tmp_path / "net.pth")
+    checkpoints.write_stage1(students, tmp_path / "block.pth")
+    checkpoints.write_stage2(checkpoints.on_cpu(torch.nn.Sequential(*students)), tmp_path / "net.pth")
     block, net = (torch.load(tmp_path / name, weights_only=True) for name in ("block.pth", "net.pth"))
     assert [list(block[f"block-{k}"]) for k in range(3)] == [B0, B1, B2]
     assert list(net) == [f"{k}.{key}" for k, keys in enumerate((B0, B1, B2)) for key in keys]
@@ -41,19 +41,19 @@ def test_students_have_the_released_keys_shapes_and_types(students, tmp_path):
 
 
 def test_students_come_back(students, tmp_path):
-    released.write_stage1(students, tmp_path / "block.pth")
-    kind, states = released.read(tmp_path / "block.pth")
+    checkpoints.write_stage1(students, tmp_path / "block.pth")
+    kind, states = checkpoints.read(tmp_path / "block.pth")
     assert kind == "stage 1"
     fresh = scions(ARCHITECTURES["vgg16"], 10, torch.Generator().manual_seed(1))
     for scion, state, original in zip(fresh, states, students, strict=True):
-        released.load(scion, state, tmp_path)
+        checkpoints.load(scion, state, tmp_path)
         assert all(torch.equal(a, b) for a, b in zip(scion.parameters(), original.parameters(), strict=True))
 
 
 def test_teacher_comes_back(teacher, tmp_path):
     path = tmp_path / "teacher.pth"
-    released.write_teacher(teacher.to(memory_format=torch.channels_last), path)
-    again = released.read_teacher(path, CLASSES)
+    checkpoints.write_teacher(teacher.to(memory_format=torch.channels_last), path)
+    again = checkpoints.read_teacher(path, CLASSES)
     assert again.architecture == TINY and is_legacy(path)
     for key, value in torch.load(path, weights_only=True).items():
         assert value.is_contiguous() and torch.equal(value, teacher.state_dict()[key])
@@ -65,7 +65,7 @@ def test_files_saved_from_cuda_load_here(teacher, tmp_path, monkeypatch):
     torch.save(teacher.state_dict(), buffer, _use_new_zipfile_serialization=False)
     assert b"cuda:0" in buffer.getvalue()
     (tmp_path / "teacher.pth").write_bytes(buffer.getvalue())
-    assert released.read_teacher(tmp_path / "teacher.pth", CLASSES).architecture == TINY
+    assert checkpoints.read_teacher(tmp_path / "teacher.pth", CLASSES).architecture == TINY
 
 
 def state_without(state, key):
@@ -96,7 +96,7 @@ class RunsCode:
 def test_foreign_teachers_are_refused_in_one_line(teacher, tmp_path, change, fault, capsys):
     torch.save(change(teacher.state_dict()), tmp_path / "teacher.pth")
     with pytest.raises(BadInput, match=r"teacher\.pth") as refusal:
-        released.read_teacher(tmp_path / "teacher.pth", CLASSES)
+        checkpoints.read_teacher(tmp_path / "teacher.pth", CLASSES)
     assert fault in str(refusal.value) and "\n" not in str(refusal.value)
     assert capsys.readouterr().out == ""
 
@@ -108,24 +108,24 @@ def test_torn_files_are_refused_in_one_line(teacher, tmp_path, size, legacy):
     files.write_tensors(path, teacher.state_dict(), legacy)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(BadInput, match=r"teacher\.pth: not a checkpoint, or damaged") as refusal:
-        released.read_teacher(path, CLASSES)
+        checkpoints.read_teacher(path, CLASSES)
     assert "\n" not in str(refusal.value)
 
 
 def test_other_faults_of_a_teachers_file(teacher, students, tmp_path):
     with pytest.raises(BadInput, match="no such file"):
-        released.read_teacher(tmp_path / "nowhere.pth", CLASSES)
+        checkpoints.read_teacher(tmp_path / "nowhere.pth", CLASSES)
     with pytest.raises(BadInput, match="is a directory"):
-        released.read_teacher(tmp_path, CLASSES)
-    released.write_teacher(teacher, tmp_path / "teacher.pth")
+        checkpoints.read_teacher(tmp_path, CLASSES)
+    checkpoints.write_teacher(teacher, tmp_path / "teacher.pth")
     with pytest.raises(BadInput, match="has 3 classes, the data set 10"):
-        released.read_teacher(tmp_path / "teacher.pth", 10)
-    released.write_stage1(students, tmp_path / "block.pth")
+        checkpoints.read_teacher(tmp_path / "teacher.pth", 10)
+    checkpoints.write_stage1(students, tmp_path / "block.pth")
     with pytest.raises(BadInput, match="is a student of stage 1, not a teacher"):
-        released.read_teacher(tmp_path / "block.pth", 10)
+        checkpoints.read_teacher(tmp_path / "block.pth", 10)
 
 
 def test_teachers_of_every_depth_are_recognised(tmp_path):
     for name in ("vgg11", "vgg13", "vgg16", "vgg19"):
-        released.write_teacher(BlockwiseVGG(ARCHITECTURES[name], 10), tmp_path / "teacher.pth")
-        assert released.read_teacher(tmp_path / "teacher.pth", 10).architecture == ARCHITECTURES[name]
+        checkpoints.write_teacher(BlockwiseVGG(ARCHITECTURES[name], 10), tmp_path / "teacher.pth")
+        assert checkpoints.read_teacher(tmp_path / "teacher.pth", 10).architecture == ARCHITECTURES[name]

@@ -7,9 +7,9 @@ import torch
 from small import CLASSES, TINY, weights
 
 from grafting.recipes import CIFAR10, CIFAR100
-from models import released, training
-from models.apprentice import Apprentice, add_batchnorm, fold_batchnorm
-from models.training import TeacherTraining, stretched
+from models import checkpoints, teacher_training
+from models.teacher_training import TeacherTraining, stretched
+from models.training_layers import TeacherWithTrainingLayers, add_batchnorm, fold_batchnorm
 from models.vgg import BlockwiseVGG, initialize
 from utils.errors import BadInput
 
@@ -38,14 +38,14 @@ def test_folding_leaves_the_plain_layout_and_the_same_outputs():
 
 def test_published_recipe_has_no_batchnorm_in_its_blocks(dataset, tmp_path):
     recipe = CIFAR10.teachers["published"]
-    apprentice = TeacherTraining(dataset, TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).apprentice
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in apprentice.modules())
-    assert apprentice.auxiliary is None
+    model = TeacherTraining(dataset, TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).model
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    assert model.auxiliary is None
 
 
 def test_quick_recipe_reads_block_2_while_training():
-    apprentice = Apprentice(network(), True, True, torch.Generator())
-    logits, second = apprentice(torch.randn(4, 3, 32, 32))
+    model = TeacherWithTrainingLayers(network(), True, True, torch.Generator())
+    logits, second = model(torch.randn(4, 3, 32, 32))
     assert logits.shape == second.shape == (4, CLASSES)
 
 
@@ -85,7 +85,7 @@ def test_a_cut_training_goes_on_to_the_same_bits(dataset, tmp_path, kind):
 
     def train(name, report=lambda line: None):
         path = tmp_path / f"{name}.pth"
-        training.train_teacher(dataset, TINY, recipe, 0, CPU, path, report)
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, report)
         return weights(path)
 
     class PowerCut(Exception):
@@ -108,17 +108,17 @@ def test_a_cut_training_goes_on_to_the_same_bits(dataset, tmp_path, kind):
 
 def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["quick"], epochs=2)
-    accuracy = training.train_teacher(dataset, TINY, recipe, 5, CPU, tmp_path / "t.pth", lambda line: None)
+    accuracy = teacher_training.train_teacher(dataset, TINY, recipe, 5, CPU, tmp_path / "t.pth", lambda line: None)
     record = json.loads((tmp_path / "t.json").read_text())
     assert record["test_accuracy"] == accuracy and record["seed"] == 5 and record["dataset"] == "Tiny"
     assert record["recipe"]["epochs"] == len(record["epochs"]) == 2
-    assert released.read_teacher(tmp_path / "t.pth", CLASSES).architecture == TINY
+    assert checkpoints.read_teacher(tmp_path / "t.pth", CLASSES).architecture == TINY
 
 
 def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["published"], epochs=2, lr=float("inf"))
     with pytest.raises(BadInput, match="the loss is not finite in epoch"):
-        training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
     assert not (tmp_path / "t.pth").exists()
 
 

@@ -17,17 +17,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from acceleration.feature_cache import STARTS, CachedTeacher, bytes_cached
 from data.datasets import ImageDataset
 from data.fewshot import subset
-from grafting.cell import Cell, Setting
+from experiments import results
+from experiments.cell import Cell, Setting
+from experiments.tensorboard import CellCurves, write_accuracy_over_shots
 from grafting.distillation import Curve, NotFinite
 from grafting.recipes import Recipe
-from grafting.store import CUTS, StoredTeacher, bytes_kept
 from models.vgg import BlockwiseVGG, frozen, name_of
-from utils import files, machine, results
-from utils.curves import CellCurves, write_accuracy_over_shots
+from utils import files, machine
 from utils.errors import BadInput
-from utils.precision import arithmetic, kept_dtype
+from utils.precision import arithmetic, cache_dtype
 
 Place = tuple[int, int]  # (shots, trial)
 
@@ -91,15 +92,15 @@ class Sweep:
         if not self.left:
             return
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
-        subsets, dtype = list(self.subsets.values()), kept_dtype(plan.precision)
-        teacher = StoredTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
+        subsets, dtype = list(self.subsets.values()), cache_dtype(plan.precision)
+        teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
         reached = teacher.accuracy(nn.Identity(), len(network))
         record = {"file": str(plan.teacher_file), "accuracy": reached, "seconds": perf_counter() - started}
         plan.report(f"teacher {plan.teacher_file}: test accuracy {reached:.2f}%")
         for shots, images in self.subsets.items():
-            if teacher.affordable_cuts(len(images)) is None:
-                needed = math.ceil(bytes_kept(network, len(images), CUTS[:1], dtype) / 1e8) / 10
+            if teacher.affordable_starts(len(images)) is None:
+                needed = math.ceil(bytes_cached(network, len(images), STARTS[:1], dtype) / 1e8) / 10
                 plan.report(f"N = {shots}: the teacher is asked anew at every step; --memory {needed} would keep it")
         epochs = sum(phase.epochs for phase in plan.recipe.phases)
         with tqdm(total=len(self.left), unit="cell", disable=None, position=0) as outer:
@@ -118,7 +119,7 @@ class Sweep:
         self._setting(place).require_same(results.read(path)["setting"], path)
         return True
 
-    def _run_if_free(self, place: Place, teacher: StoredTeacher, record: dict[str, Any], bar: tqdm) -> str:
+    def _run_if_free(self, place: Place, teacher: CachedTeacher, record: dict[str, Any], bar: tqdm) -> str:
         """How the cell went, in a line."""
         try:
             with self._lock(place):
@@ -142,7 +143,7 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(path).acquire(timeout=0)
 
-    def _run_cell(self, place: Place, teacher: StoredTeacher, record: dict[str, Any], bar: tqdm) -> str:
+    def _run_cell(self, place: Place, teacher: CachedTeacher, record: dict[str, Any], bar: tqdm) -> str:
         """Run one cell, write its result, and say in a line how it went."""
         plan, setting = self.plan, self._setting(place)
         path, students = results.path_of(plan.output_dir, *place), self._student_files(place)
@@ -171,7 +172,7 @@ class Sweep:
             "phases": {name: _phase_figures(curve) for name, curve in cell.curves.items()},
             "seconds": {"features": prepared, **spent, "saving": cell.saving_seconds},
             "eval_every": plan.eval_every,
-            "cuts_kept": teacher.affordable_cuts(len(self.subsets[setting.shots])),
+            "cuts_kept": teacher.affordable_starts(len(self.subsets[setting.shots])),
             "students": {kind: str(written) for kind, written in students.items()},
             "machine": machine.description(self.device),
             "peak_gpu_memory": machine.peak_gpu_memory(self.device),

@@ -1,0 +1,1 @@
+"""What makes a cell fast and changes no result: cached features, fast test predictions, CUDA graphs."""

@@ -1,0 +1,82 @@
+"""A training step as a CUDA graph: on a GPU, launching a small step's kernels takes longer than running them."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grafting.teacher import Step
+
+WARM_UP = 3  # steps of each batch size before it is captured, so that libraries have chosen and optimisers begun
+
+
+@dataclass(frozen=True)
+class CapturedStep:
+    """A CUDA graph, where it reads its arguments, and where it leaves its result."""
+
+    graph: torch.cuda.CUDAGraph
+    image: Tensor
+    view: Tensor
+    loss: Tensor
+
+    def __call__(self, image: Tensor, view: Tensor) -> Tensor:
+        self.image.copy_(image)
+        self.view.copy_(view)
+        self.graph.replay()
+        return self.loss
+
+
+class GraphedStep:
+    """The same steps, all of them real: the first of each batch size run eagerly, the others from a CUDA graph.
+
+    Where a step cannot be captured, all run eagerly, after a warning.
+    """
+
+    def __init__(self, step: Step, optimizer: torch.optim.Optimizer):
+        self.step = step
+        self.optimizer = optimizer
+        self.warm: Counter[int] = Counter()
+        self.captured: dict[int, CapturedStep] = {}
+        self.capturable = True
+        self.side_stream = torch.cuda.Stream()
+
+    def __call__(self, image: Tensor, view: Tensor) -> Tensor:
+        size = len(image)
+        if self.capturable and size not in self.captured and self.warm[size] == WARM_UP:
+            self._capture(image, view)
+        if size in self.captured:
+            return self.captured[size](image, view)
+        self.warm[size] += 1
+        return self._run_eagerly(image, view)
+
+    def _run_eagerly(self, image: Tensor, view: Tensor) -> Tensor:
+        """On a side stream, as the warm-up of a capture should be."""
+        self.side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side_stream):
+            loss = self.step(image, view)
+        torch.cuda.current_stream().wait_stream(self.side_stream)
+        return loss
+
+    def _capture(self, image: Tensor, view: Tensor) -> None:
+        graph, image, view = torch.cuda.CUDAGraph(), image.clone(), view.clone()
+        self.optimizer.zero_grad()  # so that the gradients belong to the graph
+        try:
+            self._set_capturable(True)
+            with torch.cuda.graph(graph):
+                loss = self.step(image, view)
+        except RuntimeError as error:
+            self.capturable = False
+            warnings.warn(f"steps are not captured as a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
+        else:
+            self.captured[len(image)] = CapturedStep(graph, image, view, loss)
+        finally:
+            self._set_capturable(False)
+
+    def _set_capturable(self, capturable: bool) -> None:
+        """Only while capturing: a fused Adam computes the same either way, but warns of it when run eagerly."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = capturable

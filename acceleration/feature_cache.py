@@ -1,0 +1,167 @@
+"""The cache of teacher features: what the frozen teacher computes for an image and a view is computed once.
+
+The teacher never changes, so its block outputs and logits for a given image and view are data. `CachedTeacher` gives
+the answers of `grafting.teacher.FrozenTeacher` from memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from acceleration.cuda_graphs import GraphedStep
+from acceleration.fast_predictions import fast_predictions
+from data.datasets import LabelledImages
+from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
+from grafting.teacher import TEST_BATCH, FrozenTeacher, Step, Views
+from models.vgg import FIRST_GRAFTED, BlockwiseVGG
+
+STARTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans start: at blocks 3, 4 and 5
+
+
+class CachedTeacher(FrozenTeacher):
+    """A frozen teacher whose features are cached, shared by all cells of a run.
+
+    subsets: the few-shot subsets (N, 3, 32, 32) uint8 that will be asked for. budget: bytes that the cache of their
+    views may take, in dtype; the test features come on top. What is cached for a subset depends on its own size
+    alone, so that no cell's numbers depend on which others run.
+    """
+
+    def __init__(
+        self,
+        teacher: BlockwiseVGG,
+        normalization: Normalization,
+        test: LabelledImages,
+        subsets: Sequence[np.ndarray],
+        budget: int,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(teacher, normalization, test)
+        self.subsets = subsets
+        self.budget = budget
+        self.dtype = dtype
+        self.cache: FeatureCache | None = None
+        self.cached_test: dict[int, Tensor] = {}
+
+    def few_shot(self, images: np.ndarray) -> Views:
+        starts = self.affordable_starts(len(images))
+        if starts is None:
+            return super().few_shot(images)
+        if self.cache is None or self.cache.starts != starts:
+            self.cache = None  # frees its memory before the next one takes some
+            alike = [subset for subset in self.subsets if self.affordable_starts(len(subset)) == starts]
+            self.cache = FeatureCache(self, np.unique(np.concatenate(alike), axis=0), starts, self.dtype)
+        return self.cache.views(images)
+
+    def affordable_starts(self, images: int) -> tuple[int, ...] | None:
+        """Where features of so many images can be cached; None if not even in front of the first grafted block."""
+        for starts in (STARTS, STARTS[:1]):
+            if bytes_cached(self.network, images, starts, self.dtype) <= self.budget:
+                return starts
+        return None
+
+    def test_batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.test_features(start).split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
+
+    def predictions(self, network: nn.Module, start: int) -> Tensor:
+        """As the frozen teacher's; on the CPU by faster arithmetic wherever that settles the class."""
+        features = self.test_features(start)
+        if self.device.type == "cpu" and features.dtype == torch.float32 and start in STARTS:
+            return fast_predictions(network, features)
+        return super().predictions(network, start)
+
+    def test_features(self, start: int) -> Tensor:
+        """The test set's features at `start`: (N, C, H, W)."""
+        if start not in self.cached_test:
+            self.cached_test[start] = self._compute_test(start)
+        return self.cached_test[start]
+
+    @torch.no_grad()
+    def _compute_test(self, start: int) -> Tensor:
+        """From the features at the start before it."""
+        before = max((s for s in STARTS if s < start), default=None)
+        if before is None:
+            return torch.cat([features for features, _ in super().test_batches(start)])
+        between = self.network[before:start]
+        return torch.cat([between(features) for features in self.test_features(before).split(TEST_BATCH)])
+
+
+class FeatureCache:
+    """Features and logits of all views of the images (N, 3, 32, 32) uint8, each image given once.
+
+    starts: in front of which blocks features are cached, in dtype; elsewhere they are computed from the nearest cached
+    ones on the left. An image's 162 views are computed together when it is first asked for, so they do not depend on
+    what else is cached.
+    """
+
+    def __init__(self, teacher: FrozenTeacher, images: np.ndarray, starts: tuple[int, ...], dtype: torch.dtype):
+        self.teacher = teacher
+        self.starts = starts
+        self.index_of = {image.tobytes(): index for index, image in enumerate(images)}
+        self.filled: set[int] = set()
+        shapes = output_shapes(teacher.network)
+        self.cached = {
+            start: torch.empty(len(images) * VIEWS, *shapes[start], dtype=dtype, device=teacher.device)
+            for start in (*starts, len(teacher.network))
+        }
+
+    def views(self, images: np.ndarray) -> CachedViews:
+        """The views of some of the images, filled in as needed."""
+        indices = [self.index_of[image.tobytes()] for image in images]
+        for index, image in zip(indices, images, strict=True):
+            if index not in self.filled:
+                self._fill(index, image)
+        return CachedViews(self, torch.tensor(indices, device=self.teacher.device))
+
+    @torch.no_grad()
+    def _fill(self, index: int, image: np.ndarray) -> None:
+        network, device = self.teacher.network, self.teacher.device
+        view = torch.arange(VIEWS, device=device)
+        padded = pad(torch.from_numpy(image)[None]).to(device)
+        outputs = self.teacher.normalization(crop(padded, torch.zeros_like(view), view))
+        for block in range(len(network)):
+            outputs = network[block : block + 1](outputs)
+            if block + 1 in self.cached:
+                self.cached[block + 1][index * VIEWS : (index + 1) * VIEWS] = outputs
+        self.filled.add(index)
+
+
+class CachedViews(Views):
+    """Views of few-shot images, looked up. indices: (N,), each image's place in the cache."""
+
+    def __init__(self, cache: FeatureCache, indices: Tensor):
+        self.cache = cache
+        self.teacher = cache.teacher
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @torch.no_grad()
+    def features(self, start: int, image: Tensor, view: Tensor) -> Tensor:
+        nearest = max(cached for cached in self.cache.cached if cached <= start)
+        features = self.cache.cached[nearest][self.indices[image] * VIEWS + view]
+        return self.teacher.network[nearest:start](features)
+
+    def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
+        """The same training step; on a GPU, captured as a CUDA graph."""
+        return GraphedStep(step, optimizer) if self.teacher.device.type == "cuda" else step
+
+
+def output_shapes(teacher: BlockwiseVGG) -> dict[int, tuple[int, ...]]:
+    """Shape of one image's features at every start, the logits' last: 3 -> (256, 4, 4), ..., 6 -> (classes,)."""
+    blocks = range(len(teacher.features))
+    shapes = {b + 1: (teacher.architecture.width_after(b), *(IMAGE_SIZE >> (b + 1),) * 2) for b in blocks}
+    return {**shapes, len(teacher): (teacher.classes,)}
+
+
+def bytes_cached(
+    teacher: BlockwiseVGG, images: int, starts: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> int:
+    """Bytes that the cache of the views of so many images takes."""
+    shapes = output_shapes(teacher)
+    return dtype.itemsize * images * VIEWS * sum(math.prod(shapes[start]) for start in (*starts, len(teacher)))
