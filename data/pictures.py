@@ -1,0 +1,101 @@
+"""Pictures of any size and format as (3, 32, 32) uint8 arrays: finding the files, reading them, their statistics."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import functional
+
+from data.views import IMAGE_SIZE
+from utils import files
+from utils.errors import BadInput
+
+# What Pillow raises for damaged files: of the pixels OSError, SyntaxError or ValueError, of EXIF data nearly anything.
+UNREADABLE = (*files.UNREADABLE, SyntaxError, struct.error, zlib.error, ZeroDivisionError)
+SAVE_ANEW = "save it with 8 or 16 bits per channel"
+
+
+def class_folders(directory: Path) -> list[str]:
+    """Names of the folders in `directory`, links to folders too, sorted. Raises BadInput if it cannot be read."""
+    return sorted(next(os.walk(directory, onerror=_refuse))[1])
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture below `folder`, known by its extension, in torchvision's ImageFolder's order.
+
+    Links are followed. Each directory is entered once, whatever links lead to it, and none that contains `folder`:
+    a loop of links adds nothing. Raises BadInput for a directory that cannot be read.
+    """
+    entered = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
+    found = []
+    for directory, inner, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        place = os.path.realpath(directory)
+        if place in entered:
+            inner.clear()
+            continue
+        entered.add(place)
+        inner.sort()
+        found += [(directory, name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
+    return [Path(directory, name) for directory, name in sorted(found)]
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise BadInput(f"{error.filename}: cannot be read ({error.strerror}); make it readable or remove it") from error
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """One picture as (3, 32, 32) uint8, RGB.
+
+    It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else becomes RGB by Pillow's
+    rules, which drop transparency. The shorter side is resized to 32 pixels (bicubic, Pillow's default) and the centre
+    is cropped, as is usual for evaluation on ImageNet. Raises BadInput for a file that is damaged or no picture, for
+    one with more pixels than Pillow takes for safe, and for pixels whose range is unknown (floating point, 32 bits).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata, and without the file's name
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as picture:
+                upright = _rgb(ImageOps.exif_transpose(picture), path)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
+            raise BadInput(f"{path}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
+        except UNREADABLE as error:
+            reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+            raise BadInput(f"{path}: cannot be read as a picture ({reason}); replace or remove it") from error
+    resized = functional.resize(upright, IMAGE_SIZE, functional.InterpolationMode.BICUBIC)
+    return np.ascontiguousarray(np.asarray(functional.center_crop(resized, IMAGE_SIZE)).transpose(2, 0, 1))
+
+
+def _rgb(picture: Image.Image, path: Path) -> Image.Image:
+    if picture.mode == "F":
+        raise BadInput(f"{path}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture.convert("RGB")
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadInput(f"{path}: has integer pixels outside 0..65535, of unknown range; {SAVE_ANEW}")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257
+
+
+def mean_and_std(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of (N, 3, H, W) uint8 images, in units of full scale (255).
+
+    By counting how often each of the 256 values occurs, a thousand images at a time: no copy of all is made.
+    """
+    counts = np.zeros((3, 256))
+    for start in range(0, len(images), 1000):
+        for channel, pixels in enumerate(images[start : start + 1000].transpose(1, 0, 2, 3)):
+            counts[channel] += np.bincount(pixels.reshape(-1), minlength=256)
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(1))
+    return mean.tolist(), std.tolist()

@@ -1,0 +1,203 @@
+import os
+import random
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import pictures
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import functional
+
+from data.pictures import class_folders, find_pictures, mean_and_std, read_picture
+from utils.errors import BadInput
+
+ORIENTATION = 0x0112  # of EXIF
+RAMP = np.tile(np.arange(32) * 2114, (32, 1))  # 16 bits, from 0 to 65534 across
+
+
+def colours(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def saved(path: Path, picture: Image.Image, **options) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("side", [20, 32, 75])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P", "CMYK"])
+def test_a_square_picture_is_converted_to_rgb_and_resized(tmp_path, mode, side):
+    picture = colours(side, side).convert(mode)
+    if "A" in mode:
+        picture.putalpha(Image.linear_gradient("L").resize((side, side)))
+    path = saved(tmp_path / ("0.tif" if mode == "CMYK" else "0.png"), picture)
+    expected = np.asarray(picture.convert("RGB").resize((32, 32))).transpose(2, 0, 1)
+    read = read_picture(path)
+    assert read.dtype == np.uint8 and read.shape == (3, 32, 32) and read.flags.c_contiguous
+    assert np.array_equal(read, expected)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 128), (100, 45), (33, 500)])
+def test_the_centre_of_an_oblong_picture_is_kept_in_proportion(tmp_path, size):
+    picture = colours(*size)
+    expected = functional.center_crop(functional.resize(picture, 32, functional.InterpolationMode.BICUBIC), 32)
+    assert np.array_equal(read_picture(saved(tmp_path / "0.png", picture)), np.asarray(expected).transpose(2, 0, 1))
+    if size == (32, 64):
+        middle = np.asarray(picture)[16:48].transpose(2, 0, 1)
+        assert np.array_equal(read_picture(tmp_path / "0.png"), middle)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [(1, lambda a: a), (2, np.fliplr), (3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, -1)), (8, np.rot90)],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, upright):
+    picture, exif = colours(32, 32), Image.Exif()
+    exif[ORIENTATION] = orientation
+    read = read_picture(saved(tmp_path / "0.png", picture, exif=exif))
+    assert np.array_equal(read, upright(np.asarray(picture)).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("0.png", "<u2"), ("0.png", ">u2"), ("0.tif", "<u2"), ("0.tif", ">u2"), ("0.tif", "<i4"), ("0.pgm", "<u2")],
+)
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, name, dtype):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    read = read_picture(saved(tmp_path / name, Image.fromarray(RAMP.astype(dtype)), exif=exif))
+    turned = RAMP if name == "0.pgm" else RAMP[:, ::-1]  # a PGM has no EXIF data
+    assert np.array_equal(read, np.stack([np.rint(turned / 257)] * 3))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "fault"),
+    [
+        ((RAMP / 65535).astype(np.float32), "has floating-point pixels"),
+        ((RAMP * 2).astype(np.int32), "has integer pixels outside 0..65535"),
+        ((RAMP - 1).astype(np.int32), "has integer pixels outside 0..65535"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, fault):
+    with pytest.raises(BadInput, match=f"0\\.tif: {fault}, .*; save it with 8 or 16 bits"):
+        read_picture(saved(tmp_path / "0.tif", Image.fromarray(pixels)))
+
+
+@pytest.mark.parametrize("limit", [1023, 600, 500])  # up to twice the limit Pillow only warns
+def test_a_picture_beyond_pillows_limit_is_refused(tmp_path, monkeypatch, limit):
+    path = saved(tmp_path / "0.png", colours(32, 32))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(BadInput, match=rf"0\.png: has more than {limit:,} pixels, Pillow's limit; make it smaller"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize(
+    ("cause", "damage"),
+    [
+        ("UnidentifiedImageError", lambda path: path.write_bytes(b"no picture")),
+        ("OSError", lambda path: path.write_bytes(path.read_bytes()[:-1000])),
+        ("ValueError", lambda path: path.write_bytes(b"P3\n1 1\n255\n1 2 256\n")),
+        ("SyntaxError", lambda path: colours(32, 32).save(path, exif=b"Exif\0\0no header of a TIFF")),
+        ("error", lambda path: colours(32, 32).save(path, exif=b"Exif\0\0II*\0\1")),  # struct's
+        ("FileNotFoundError", lambda path: path.unlink()),
+        ("IsADirectoryError", lambda path: (path.unlink(), path.mkdir())),
+    ],
+)
+def test_a_damaged_picture_is_one_line(tmp_path, cause, damage):
+    path = saved(tmp_path / "0.png", colours(32, 32))
+    damage(path)
+    with pytest.raises(BadInput) as refusal:
+        read_picture(path)
+    line = str(refusal.value)
+    assert line.startswith(f"{path}: cannot be read as a picture (") and line.endswith("); replace or remove it")
+    assert "\n" not in line and type(refusal.value.__cause__).__name__ == cause
+
+
+def test_no_damage_raises_anything_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # a damaged size shall not fill the memory
+    source, exif = random.Random(0), Image.Exif()
+    exif[ORIENTATION] = 6
+    for name in ("0.png", "0.jpg", "0.bmp", "0.ppm", "0.webp"):
+        whole = saved(tmp_path / name, colours(12, 10), exif=exif).read_bytes()
+        for _ in range(40):
+            content = bytearray(whole)
+            content[source.randrange(min(len(whole), 150))] = source.randrange(256)
+            (tmp_path / name).write_bytes(content)
+            try:
+                assert read_picture(tmp_path / name).shape == (3, 32, 32)
+            except BadInput as refusal:
+                assert str(tmp_path / name) in str(refusal)
+
+
+def tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_pictures_are_found_in_the_order_of_image_folder(tmp_path):
+    tree(
+        tmp_path,
+        "b/2.png",
+        "b/10.JPG",
+        "b/note.txt",
+        "b/in/1.webp",
+        "b/in/more/1.Tiff",
+        "b/in-2/1.pgm",
+        "b/.hidden.png",
+    )
+    tree(tmp_path, "a/z.bmp", "a/é.jpeg", "a/A.ppm", "c d/x.tif", "elsewhere.png")
+    tree(tmp_path / "pool", "1.png", "deep/2.png")
+    (tmp_path / "a/link").symlink_to(tmp_path / "pool")
+    (tmp_path / "e").symlink_to(tmp_path / "b")
+    expected = ImageFolder(tmp_path)
+    assert class_folders(tmp_path) == expected.classes == ["a", "b", "c d", "e", "pool"]
+    found = [(str(path), i) for i, name in enumerate(expected.classes) for path in find_pictures(tmp_path / name)]
+    assert found == expected.samples
+
+
+def test_links_in_a_circle_multiply_nothing(tmp_path):
+    tree(tmp_path, "train/cat/0.png", "train/cat/inner/1.png", "train/dog/2.png", "pool/3.png")
+    cat = tmp_path / "train/cat"
+    for name in ("again", "inner/again", "inner/twice"):
+        (cat / name).symlink_to(cat)
+    (cat / "up").symlink_to(tmp_path / "train")  # dogs are no cats
+    (cat / "pool").symlink_to(tmp_path / "pool")
+    (cat / "same pool").symlink_to(tmp_path / "pool")
+    assert [str(path.relative_to(cat)) for path in find_pictures(cat)] == ["0.png", "inner/1.png", "pool/3.png"]
+
+
+def test_a_directory_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    tree(tmp_path, "cat/0.png", "cat/closed/1.png")
+    list_directory = os.scandir
+
+    def refuse(path):  # root may read everything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return list_directory(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for find, folder in ((find_pictures, tmp_path / "cat"), (class_folders, tmp_path / "cat/closed")):
+        with pytest.raises(BadInput, match=r"cat/closed: cannot be read \(Permission denied\); make it readable"):
+            find(folder)
+
+
+def test_mean_and_std_are_numpys():
+    images = np.concatenate([pictures(1500), np.zeros((700, 3, 32, 32), np.uint8)])
+    images[:, 1] //= 3
+    pixels = images.astype(np.float64) / 255
+    for ours, numpys in zip(mean_and_std(images), (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))), strict=True):
+        assert np.abs(np.asarray(ours) - numpys).max() < 1e-12
+
+
+def test_mean_and_std_make_no_copy_of_the_images():
+    images = np.zeros((6000, 3, 32, 32), np.uint8)
+    tracemalloc.start()
+    try:
+        mean_and_std(images)
+        assert tracemalloc.get_traced_memory()[1] < images.nbytes * 0.75
+    finally:
+        tracemalloc.stop()
