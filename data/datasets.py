@@ -5,6 +5,8 @@ To add one, write a function that returns an `ImageDataset` and name it in `open
 
 from __future__ import annotations
 
+import hashlib
+import os
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from torchvision import datasets as torchvision_datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from data import shapes
+from data.pictures import class_folders, find_pictures, mean_and_std, read_picture
 from data.views import IMAGE_SIZE, Normalization
 from utils.errors import BadInput
 
@@ -28,13 +32,19 @@ class LabelledImages:
     images: np.ndarray
     labels: np.ndarray
 
+    def sha256(self) -> str:
+        """Of the images' bytes, then the labels' (int64, little endian)."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels, "<i8"))
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class ImageDataset:
     """A data set that is read only when asked: `train()` and `test()` return LabelledImages.
 
     subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are
-    kept as files with the released names.
+    kept as files with the released names. class_names(): the name of each class, in the labels' order.
     """
 
     name: str
@@ -44,6 +54,13 @@ class ImageDataset:
     published_subsets: bool
     train: Callable[[], LabelledImages]
     test: Callable[[], LabelledImages]
+    class_names: Callable[[], tuple[str, ...]]
+
+
+def dataset_name(name: str, data_path: Path) -> str:
+    """What distinguishes a data set from others: its name, and for Folder the directory's: "Folder-my_pictures"."""
+    directory = Path(os.path.realpath(data_path)).name if name == "Folder" else ""  # none in the root directory
+    return f"{name}-{directory}" if directory else name
 
 
 def open_dataset(name: str, data_path: Path) -> ImageDataset:
@@ -62,7 +79,12 @@ def open_dataset(name: str, data_path: Path) -> ImageDataset:
 
 
 def _cifar(official: type, classes: int, normalization: Normalization, subset_seed: int, root: Path) -> ImageDataset:
-    read = cache(partial(_read_cifar, official, root))
+    @cache
+    def read(train: bool) -> LabelledImages:
+        found = _official(official, root, train)
+        images = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))
+        return LabelledImages(images, np.asarray(found.targets, np.int64))
+
     return ImageDataset(
         official.__name__,
         classes,
@@ -71,24 +93,23 @@ def _cifar(official: type, classes: int, normalization: Normalization, subset_se
         True,
         partial(read, True),
         partial(read, False),
+        cache(lambda: tuple(_official(official, root, False).classes)),
     )
 
 
-def _read_cifar(official: type, root: Path, train: bool) -> LabelledImages:
+def _official(official: type, root: Path, train: bool) -> torchvision_datasets.CIFAR10:
     """The official files through torchvision, which checks their md5 and fetches them when they are missing."""
     try:
         try:
-            files = official(root, train=train)
+            return official(root, train=train)
         except RuntimeError:  # torchvision's word for a file that is missing or whose md5 differs
-            files = official(root, train=train, download=True)
+            return official(root, train=train, download=True)
     except (OSError, RuntimeError, EOFError, urllib.error.URLError) as error:
         folder = root / official.base_folder
         state = "its md5 differs from the official one" if folder.exists() else "missing"
         raise BadInput(
             f"{folder}: {state}, and {official.url} cannot be had ({error}); put the official python files there"
         ) from error
-    images = np.ascontiguousarray(files.data.transpose(0, 3, 1, 2))
-    return LabelledImages(images, np.asarray(files.targets, np.int64))
 
 
 def _shapes10() -> ImageDataset:
@@ -105,42 +126,57 @@ def _shapes10() -> ImageDataset:
         False,
         partial(read, "train"),
         partial(read, "test"),
+        lambda: shapes.CLASSES,
     )
 
 
 def _folder(root: Path) -> ImageDataset:
-    """train/ and test/ under `root`, each with a folder of pictures per class; resized to 32x32.
+    """train/ and test/ under `root`, each with a folder of pictures per class, as `read_picture` reads them.
 
     Normalised with the mean and standard deviation of the training images' pixels.
     """
-    names = {split: _class_names(root / split) for split in ("train", "test")}
-    if names["train"] != names["test"]:
-        odd = sorted(set(names["train"]) ^ set(names["test"]))
-        raise BadInput(f"{root}: class {odd[0]!r} is in only one of train/ and test/; both need the same folders")
-    read = cache(partial(_read_folder, root))
-    pixels = read("train").images.astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1) / 255
-    normalization = Normalization(pixels.mean(1).tolist(), np.maximum(pixels.std(1), 1e-3).tolist())
+    names = _class_names(root)
+
+    @cache
+    def read(split: str) -> LabelledImages:
+        return _read_folder(root / split, names)
+
+    mean, std = mean_and_std(read("train").images)
     return ImageDataset(
-        "Folder", len(names["train"]), normalization, 6, False, partial(read, "train"), partial(read, "test")
+        dataset_name("Folder", root),
+        len(names),
+        Normalization(mean, np.maximum(std, 1e-3).tolist()),
+        6,
+        False,
+        partial(read, "train"),
+        partial(read, "test"),
+        lambda: names,
     )
 
 
-def _class_names(split: Path) -> list[str]:
-    if not split.is_dir():
-        raise BadInput(f"{split}: no such directory; --dataset Folder needs train/ and test/ under --data_path")
-    return sorted(entry.name for entry in split.iterdir() if entry.is_dir())
+def _class_names(root: Path) -> tuple[str, ...]:
+    """The folders in train/, which must be those in test/."""
+    for split in (root / "train", root / "test"):
+        if not split.is_dir():
+            raise BadInput(f"{split}: no such directory; --dataset Folder needs train/ and test/ under --data_path")
+    names, others = class_folders(root / "train"), class_folders(root / "test")
+    if names != others:
+        odd = min(set(names) ^ set(others))
+        raise BadInput(f"{root}: class {odd!r} is in only one of train/ and test/; both need the same folders")
+    if not names:
+        raise BadInput(f"{root / 'train'}: no folder in it; --dataset Folder needs a folder of pictures per class")
+    return tuple(names)
 
 
-def _read_folder(root: Path, split: str) -> LabelledImages:
-    try:
-        pictures = torchvision_datasets.ImageFolder(str(root / split))
-    except FileNotFoundError as error:  # names the class without a picture
-        raise BadInput(f"{root / split}: {str(error).splitlines()[0]}") from error
-    images = np.empty((len(pictures.samples), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    for i, (path, _) in enumerate(pictures.samples):
-        try:
-            picture = pictures.loader(path).resize((IMAGE_SIZE, IMAGE_SIZE))
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be read as a picture ({error})") from error
-        images[i] = np.asarray(picture).transpose(2, 0, 1)
-    return LabelledImages(images, np.asarray(pictures.targets, np.int64))
+def _read_folder(split: Path, names: tuple[str, ...]) -> LabelledImages:
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        own = find_pictures(split / name)
+        if not own:
+            raise BadInput(f"{split / name}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
+        paths += own
+        labels += [label] * len(own)
+    images = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for image, path in zip(images, paths, strict=True):
+        image[:] = read_picture(path)
+    return LabelledImages(images, np.asarray(labels, np.int64))

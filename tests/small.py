@@ -45,7 +45,7 @@ def small_dataset() -> ImageDataset:
     train = LabelledImages(pictures(12, 1), np.arange(12) % CLASSES)
     test = LabelledImages(pictures(20, 2), np.arange(20) % CLASSES)
     normalization = Normalization((0.5, 0.4, 0.6), (0.2, 0.25, 0.3))
-    return ImageDataset("Tiny", CLASSES, normalization, 6, False, lambda: train, lambda: test)
+    return ImageDataset("Tiny", CLASSES, normalization, 6, False, lambda: train, lambda: test, lambda: ("a", "b", "c"))
 
 
 def short_recipe(stage1: tuple[int, int, int] = (3, 2, 2), stage2: tuple[int, int] = (2, 4)) -> Recipe:

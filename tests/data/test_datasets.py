@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from small import pictures
 from torchvision import datasets as torchvision_datasets
 
 from data import shapes
-from data.datasets import open_dataset
+from data.datasets import LabelledImages, dataset_name, open_dataset
+from data.pictures import find_pictures, read_picture
 from utils.errors import BadInput
 
 
@@ -19,6 +21,32 @@ def test_official_format(official_files, name, classes):
     assert train.images.shape == (60 * classes, 3, 32, 32) and train.images.dtype == np.uint8
     assert test.images.shape == (2 * classes, 3, 32, 32)
     assert np.bincount(train.labels).tolist() == [60] * classes
+    assert dataset.class_names() == tuple(str(label) for label in range(classes))  # as the meta file says
+
+
+def test_complete_official_files_are_read_without_a_write(official_files):
+    def state():
+        return {path: path.stat().st_mtime_ns for path in [official_files, *official_files.rglob("*")]}
+
+    before = state()
+    for name in ("CIFAR10", "CIFAR100"):
+        dataset = open_dataset(name, official_files)
+        dataset.train(), dataset.test(), dataset.class_names()
+    assert state() == before
+
+
+def test_the_hash_is_of_the_images_bytes_then_the_labels():
+    """Of 3072 zeros and of 1 and 2 as eight bytes each, by sha256sum."""
+    known = "67ceabb4fe1c5c6257ec798c819922321e8d77294ed49771e5c9e29cabaf17fa"
+    images, labels = np.zeros((1, 3, 32, 32), np.uint8), np.array([1, 2])
+    assert LabelledImages(images, labels).sha256() == known
+    assert LabelledImages(images, labels.astype(">i4")).sha256() == known
+    assert LabelledImages(images, np.array([1, 3])).sha256() != known
+    images[0, 2, 31, 31] = 1
+    assert LabelledImages(images, labels).sha256() != known
+    images = pictures(2)
+    turned = np.ascontiguousarray(images.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+    assert LabelledImages(turned, labels).sha256() == LabelledImages(images, labels).sha256()
 
 
 def test_missing_files_are_fetched_and_checked(official_files, tmp_path):
@@ -49,15 +77,17 @@ def folder(tmp_path):
         for label, name in enumerate(("cat", "dog")):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
-                picture = Image.fromarray(pictures(1, seed=label)[0].transpose(1, 2, 0)).resize((40, 50))
+                picture = Image.fromarray(pictures(1, seed=label)[0].transpose(1, 2, 0)).resize((40, 50 + i))
                 picture.save(tmp_path / split / name / f"{i}.png")
     return tmp_path
 
 
 def test_folder(folder):
     dataset = open_dataset("Folder", folder)
-    assert dataset.classes == 2
-    assert dataset.train().images.shape == (6, 3, 32, 32)
+    assert dataset.classes == 2 and dataset.class_names() == ("cat", "dog")
+    paths = [path for name in ("cat", "dog") for path in find_pictures(folder / "train" / name)]
+    assert np.array_equal(dataset.train().images, np.stack([read_picture(path) for path in paths]))
+    assert dataset.train().labels.tolist() == [0, 0, 0, 1, 1, 1] and dataset.train().labels.dtype == np.int64
     assert dataset.test().labels.tolist() == [0, 0, 1, 1]
     pixels = dataset.train().images / 255
     assert np.allclose(dataset.normalization.mean, pixels.mean((0, 2, 3)))
@@ -69,7 +99,7 @@ def test_folder_faults(folder, tmp_path):
     with pytest.raises(BadInput, match="'cow' is in only one of"):
         open_dataset("Folder", folder)
     (folder / "train" / "cow").mkdir()
-    with pytest.raises(BadInput, match="cow"):
+    with pytest.raises(BadInput, match="train/cow: no picture in it"):
         open_dataset("Folder", folder)
     shutil.rmtree(folder / "train" / "cow")
     shutil.rmtree(folder / "test" / "cow")
@@ -78,6 +108,22 @@ def test_folder_faults(folder, tmp_path):
         open_dataset("Folder", folder)
     with pytest.raises(BadInput, match="needs train/ and test/"):
         open_dataset("Folder", tmp_path / "nowhere")
+    for split in ("train", "test"):
+        (tmp_path / "empty" / split).mkdir(parents=True)
+    with pytest.raises(BadInput, match="train: no folder in it"):
+        open_dataset("Folder", tmp_path / "empty")
+
+
+def test_the_name_of_a_folder_is_the_directorys(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder / "train")
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder, Path(".."), tmp_path / "link"):
+        assert dataset_name("Folder", path) == f"Folder-{folder.name}"
+    assert dataset_name("Folder", Path("/")) == "Folder"
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert dataset_name("Folder", tmp_path / "circle") == "Folder-circle"
+    assert dataset_name("CIFAR10", folder) == "CIFAR10"
+    assert open_dataset("Folder", folder).name == f"Folder-{folder.name}"
 
 
 def test_shapes10_is_drawn_the_same_each_time_and_balanced():
@@ -86,4 +132,5 @@ def test_shapes10_is_drawn_the_same_each_time_and_balanced():
     assert np.array_equal(images, again)
     assert images.dtype == np.uint8 and images.shape == (1000, 3, 32, 32) and len(train) >= 2000
     assert np.bincount(labels).tolist() == [100] * 10
+    assert open_dataset("Shapes10", Path()).class_names() == shapes.CLASSES
     assert not {image.tobytes() for image in images} & {image.tobytes() for image in train}
