@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,17 @@ def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.
     """The N-shot subset (shots * classes, 3, 32, 32) uint8: from its file, or drawn (and then kept).
 
     Of data sets without published subsets none is kept as a file: it could outlive the pictures it came from.
-    Raises BadInput for a file that holds anything else.
+    Where the file cannot be written, the subset is drawn anew each time. Raises BadInput for a file that holds
+    anything else.
     """
     if not dataset.published_subsets:
         return draw(dataset.train(), dataset.classes, shots, seed)
     path = path_of(dataset, shots, seed, data_path)
     if not path.exists():
-        build(dataset, shots, seed, data_path)
+        images = draw(dataset.train(), dataset.classes, shots, seed)
+        with suppress(BadInput):  # the official files may lie where nobody can write
+            _keep(images, path)
+        return images
     images = files.read_pickled_array(path, "a pickled few-shot subset")
     expected = (shots * dataset.classes, 3, IMAGE_SIZE, IMAGE_SIZE)
     if images.dtype != np.uint8 or images.shape != expected:
@@ -64,8 +69,11 @@ def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.
 
 
 def build(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:
-    """Draw a subset and write its file: a pickled array, as released."""
-    images = draw(dataset.train(), dataset.classes, shots, seed)
+    """Draw a subset and write its file. Raises BadInput where it cannot be written."""
     path = path_of(dataset, shots, seed, data_path)
-    files.write_bytes(path, pickle.dumps(images, protocol=4))
+    _keep(draw(dataset.train(), dataset.classes, shots, seed), path)
     return path
+
+
+def _keep(images: np.ndarray, path: Path) -> None:
+    files.write_bytes(path, pickle.dumps(images, protocol=4))  # a pickled array, as released

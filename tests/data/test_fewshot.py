@@ -56,6 +56,18 @@ def test_file_is_a_pickled_array_under_the_released_name(official_files):
     assert np.array_equal(stored, images)
 
 
+def test_where_no_file_can_be_written_the_subset_is_drawn(official_files, tmp_path):
+    dataset = open_dataset("CIFAR10", official_files)
+    (tmp_path / "occupied").touch()
+    place = tmp_path / "occupied" / "raw"  # nothing can be written below a file
+    drawn = fewshot.draw(dataset.train(), 10, 2, 6)
+    assert np.array_equal(fewshot.subset(dataset, 2, 6, place), drawn)
+    with pytest.raises(BadInput, match=r"cifar10-random-2-per-class\.pkl: cannot be written"):
+        fewshot.build(dataset, 2, 6, place)
+    with pytest.raises(BadInput, match="--nshot 100: class 0 has only 60"):
+        fewshot.subset(dataset, 100, 6, place)
+
+
 def test_another_seed_has_another_file_and_other_images(official_files):
     dataset = open_dataset("CIFAR10", official_files)
     released, other = (fewshot.subset(dataset, 2, seed, official_files) for seed in (6, 7))
