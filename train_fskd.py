@@ -151,7 +151,7 @@ class Job:
                 fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
             else:
                 raise BadInput(
-                    f"{self.teacher_file}: no such teacher; train one: --dataset {self.dataset.name} --train_teacher"
+                    f"{self.teacher_file}: no such teacher; train one: --dataset {self.args.dataset} --train_teacher"
                 )
         return checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
 

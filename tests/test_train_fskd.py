@@ -174,7 +174,7 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
         (["--device", "abacus"], "--device abacus: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--table"], "--table: no results under runs/Folder/results"),
-        ([], "ckpt/teacher/vgg16-blockwise-folder.pth: no such teacher; train one: --dataset Tiny --train_teacher"),
+        ([], "ckpt/teacher/vgg16-blockwise-folder.pth: no such teacher; train one: --dataset Folder --train_teacher"),
         (["--teacher", "missing.pth"], "missing.pth: no such teacher"),
         (["--teacher", "."], ".: is a directory; expected a checkpoint"),
         (["--teacher", "empty.pth"], "empty.pth: not a checkpoint, or damaged"),
