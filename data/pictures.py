@@ -80,7 +80,7 @@ def _rgb(picture: Image.Image, path: Path) -> Image.Image:
         raise BadInput(f"{path}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
     if picture.mode != "I" and not picture.mode.startswith("I;16"):
         return picture.convert("RGB")
-    values = np.asarray(picture).astype(np.int64)
+    values = np.asarray(picture).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise BadInput(f"{path}: has integer pixels outside 0..65535, of unknown range; {SAVE_ANEW}")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257
