@@ -23,15 +23,16 @@ import torch
 from tqdm import tqdm
 
 from data import fewshot
-from data.datasets import NAMES, ImageDataset, open_dataset
+from data.datasets import NAMES, ImageDataset, dataset_name, open_dataset
 from experiments import ranks, results
 from experiments.diagnosis import diagnose
 from experiments.evaluation import evaluate
 from experiments.ranks import ALONE, Rank
 from experiments.sweep import Plan, Sweep, summarize
+from experiments.tables import write_table
 from grafting.recipes import RECIPES
 from grafting.teacher import FrozenTeacher
-from models import checkpoints, teacher_training
+from models import checkpoints, records, teacher_training
 from models.download import fetch_teacher
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
 from utils import files, machine
@@ -40,33 +41,42 @@ from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.signals import Terminated, terminate
 
+TEACHERS = Path("ckpt/teacher")
+
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     args = arguments(argv)
     try:
         return run(args, ranks.join())
     except BadInput as error:
         return _stop(2, str(error))
+    except ranks.LeaderFailed:
+        return 0  # the leader's line and status count; any other status would have torchrun end it before it speaks
+    except ranks.RankLost as error:
+        return _stop(1, str(error))
     except OSError as error:
         return _stop(2, f"{error.filename or 'a file'}: {error.strerror or error}")
     except torch.cuda.OutOfMemoryError:
         return _stop(2, "the GPU's memory is full; give less to --memory, or take --device cpu")
     except KeyboardInterrupt:
-        return _stop(130, f"interrupted; {where_things_stand(args)}")
+        return _stop(130, f"interrupted; {how_to_go_on(args)}")
     except Terminated:
-        return _stop(143, f"terminated; {where_things_stand(args)}")
+        return _stop(143, f"terminated; {how_to_go_on(args)}")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's, checked; a wrong one ends the program with one line and exit status 2."""
     trainable = [name for name in ARCHITECTURES if not name.endswith("-graft")]
-    return parser(__doc__.split("\n\n")[0], NAMES, fewshot.PUBLISHED_SHOTS, trainable).parse_args(argv)
+    quiet = not ranks.speaks()  # one process tells it
+    return parser(__doc__.split("\n\n")[0], NAMES, fewshot.PUBLISHED_SHOTS, trainable, quiet).parse_args(argv)
 
 
 def _stop(status: int, message: str) -> int:
-    sys.stderr.write(f"train_fskd.py: {message}\n")
+    sys.stderr.write(f"train_fskd.py: {' '.join(message.split())}\n")
     return status
 
 
@@ -76,7 +86,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def where_things_stand(args: argparse.Namespace) -> str:
+def how_to_go_on(args: argparse.Namespace) -> str:
     """What an interrupted user has, and how to go on."""
     if args.train_teacher:
         return "the same command goes on after the last whole epoch"
@@ -87,7 +97,7 @@ def where_things_stand(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace, rank: Rank = ALONE) -> int:
-    """Do what was asked; raises BadInput. Of several processes only a sweep makes use."""
+    """Do what was asked; raises BadInput. Only a sweep is shared by several processes."""
     job = Job(args, rank)
     if not any((args.build_dataset, args.table, args.train_teacher, args.evaluate, args.diagnose)):
         return job.sweep()
@@ -96,7 +106,9 @@ def run(args: argparse.Namespace, rank: Rank = ALONE) -> int:
     if args.build_dataset:
         return build_dataset(args)
     if args.table:
-        return job.table()
+        rows, text = write_table(job.output_dir)
+        say(text)
+        return 1 if any(row.failed for row in rows) else 0
     if args.train_teacher:
         return job.train_teacher(args.teacher_recipe)
     if args.evaluate:
@@ -123,12 +135,12 @@ class Job:
         self.args = args
         self.rank = rank
         self.recipe = RECIPES[args.dataset]
-        self.output_dir = args.output_dir or Path("runs") / args.dataset
+        self.name = dataset_name(args.dataset, args.data_path)
+        self.output_dir = args.output_dir or Path("runs") / self.name
         beside = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
         self.student_dir = args.student_dir or beside
         self.architecture = args.teacher_architecture or self.recipe.teacher_architecture
-        default = f"{self.architecture}-blockwise-{args.dataset.lower()}.pth"
-        self.teacher_file = args.teacher or Path("ckpt/teacher") / default
+        self.teacher_file = args.teacher or TEACHERS / f"{self.architecture}-blockwise-{self.name.lower()}.pth"
 
     @cached_property
     def device(self) -> torch.device:
@@ -143,25 +155,28 @@ class Job:
         return self.dataset.subset_seed if self.args.subset_seed is None else self.args.subset_seed
 
     def teacher(self) -> BlockwiseVGG:
-        """The teacher in the file; where there is none, fetched, or trained if the data set brings its own."""
+        """The teacher in the file. At its default place, a missing one is fetched, or trained for Shapes10."""
         if not self.teacher_file.exists():
-            if self.recipe.trains_own_teacher:
-                self.train_teacher("quick")
-            elif self.recipe.published:
-                fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
-            else:
-                raise BadInput(
-                    f"{self.teacher_file}: no such teacher; train one: --dataset {self.args.dataset} --train_teacher"
-                )
-        return checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
+            self._get_teacher()
+        teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
+        records.check(self.teacher_file, records.deciding(self.dataset))
+        return teacher
 
-    def table(self) -> int:
-        found = results.read_all(self.output_dir)
-        if not found:
-            raise BadInput(f"--table: no results under {self.output_dir}/results; name their --dataset or --output_dir")
-        rows = results.rows(found, self.recipe.published, self.recipe.published_teacher)
-        say("\n".join([results.write_table(self.output_dir, rows), *results.remarks(found)]))
-        return 1 if any(row.failed for row in rows) else 0
+    def _get_teacher(self) -> None:
+        """Raises BadInput naming the teachers that are there, where a teacher must be named or trained by the user."""
+        at_default_place = self.args.teacher is None and self.args.teacher_architecture is None
+        if at_default_place and self.recipe.trains_own_teacher:
+            self.train_teacher("quick")
+        elif at_default_place and self.recipe.published:
+            fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
+        else:
+            there = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
+            choose = (
+                f"name one with --teacher: {', '.join(there)}"
+                if there
+                else f"train one: --dataset {self.args.dataset} --train_teacher"
+            )
+            raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
 
     def train_teacher(self, recipe_name: str) -> int:
         recipe = teacher_training.stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
@@ -172,6 +187,7 @@ class Job:
             self.args.seed,
             self.device,
             self.teacher_file,
+            self.args.fresh,
             say,
         )
         say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
@@ -181,8 +197,12 @@ class Job:
         kind, state = checkpoints.read(path)
         if kind == "teacher":
             teacher = checkpoints.teacher_from_state(state, path, self.dataset.classes)
+            expected = records.deciding(self.dataset)
         else:
             teacher = self.teacher()
+            expected = records.deciding(self.dataset, files.sha256_of_file(self.teacher_file))
+        if not_checked := records.check(path, expected):
+            say(not_checked)
         with arithmetic(self.args.precision, self.device):
             figures = evaluate(kind, state, path, teacher, self.dataset, self.device)
         for name, parameters, accuracy in figures:
@@ -210,15 +230,15 @@ class Job:
     def plan(self) -> Plan:
         args = self.args
         every = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
-        mine = every[args.shard.index - 1 :: args.shard.count]
-        own = mine[self.rank.index :: self.rank.count]
+        shared = every[args.shard.index - 1 :: args.shard.count]
+        first = shared[self.rank.index :: self.rank.count]
         usual = machine.memory_to_use(self.device, self.rank.local_count)
         return Plan(
             dataset=self.dataset,
             recipe=self.recipe,
             teacher=self.teacher(),
             teacher_file=self.teacher_file,
-            places=tuple(own + [place for place in mine if place not in own]),
+            cells=tuple(first + [cell for cell in shared if cell not in first]),
             seed=args.seed,
             subset_seed=self.subset_seed,
             precision=args.precision,
@@ -227,7 +247,8 @@ class Job:
             output_dir=self.output_dir,
             student_dir=self.student_dir,
             memory=usual if args.memory is None else int(args.memory * 1e9),
-            fresh=args.fresh and self.rank.leads,
+            fresh=args.fresh,
+            leads=self.rank.leads,
             report=say,
         )
 

@@ -50,6 +50,11 @@ class Normalization:
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         self.mean, self.std = tuple(mean), tuple(std)
 
+    @property
+    def content(self) -> dict[str, list[float]]:
+        """As plain values, for records."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> float32."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]

@@ -4,82 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from experiments.setting import Setting
 from grafting.distillation import Curve, Distillation
-from grafting.recipes import Phase, Recipe, batch_size
+from grafting.recipes import Phase, batch_size
 from grafting.scions import scions
 from grafting.stage1 import block_grafting
 from grafting.stage2 import net_grafting
 from grafting.teacher import FrozenTeacher, Views
-from models import checkpoints
+from models import checkpoints, records
 from models.checkpoints import on_cpu
 from utils import files
-from utils.errors import BadInput
 from utils.seeds import torch_generator
 
+CHECKPOINT = "a cell's checkpoint; remove it to begin the cell again"
 CHECKPOINT_SECONDS = 20.0  # work that a power cut can cost
-Watcher = Callable[[str, Curve], None]  # told of a phase's curve after each of its epochs
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Everything that decides a cell's numbers. Two results belong together only if these agree.
-
-    The hashes are sha256 of the teacher's file and of the subset's bytes.
-    """
-
-    dataset: str
-    shots: int
-    trial: int
-    seed: int
-    subset_seed: int
-    precision: str
-    teacher_sha256: str
-    subset_sha256: str
-    recipe: Recipe
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """As plain values, with the schedule resolved for this N."""
-        schedule = [
-            {
-                "phase": phase.name,
-                "span": list(phase.span),
-                "epochs": phase.epochs,
-                "lr_student": phase.rates(self.shots)[0],
-                "lr_adapter": phase.rates(self.shots)[1],
-                "batch": batch_size(self.shots),
-            }
-            for phase in self.recipe.phases
-        ]
-        plain = {name: value for name, value in self.__dict__.items() if name not in ("recipe", "identity")}
-        return {**plain, "schedule": schedule}
-
-    def require_same(self, other: dict[str, Any], path: Path) -> None:
-        """Raise BadInput naming what differs between this cell and the one at `path`."""
-        for name, value in self.identity.items():
-            if other.get(name) != value:
-                named, there, here = name.replace("_", " "), _brief(other.get(name)), _brief(value)
-                raise BadInput(
-                    f"{path}: made with another {named} ({there}, now {here});"
-                    " --fresh redoes it, another --output_dir keeps both"
-                )
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 20 else f"{text[:17]}..."
+AfterEpoch = Callable[[str, Curve], None]  # a callback: phase, and its curve so far
 
 
 class Cell:
-    """A cell under way. What must survive a power cut is in `checkpoint()`; `resume()` takes it up again."""
+    """A cell under way. What must survive a power cut is in `checkpoint()`; `resume()` continues from it.
+
+    students: where to write the scions of "stage 1", and the student's at its "best" epoch and its "last". record:
+    what decides their predictions beside the weights (models/records.py). process: what the result file says of this
+    process: machine, command, flags that change no number.
+    """
 
     def __init__(
         self,
@@ -89,7 +46,9 @@ class Cell:
         eval_every: int,
         checkpoint: Path,
         students: dict[str, Path],
-        watch: Watcher,
+        record: dict[str, Any],
+        process: dict[str, Any],
+        after_epoch: AfterEpoch,
     ):
         self.setting = setting
         self.teacher = teacher
@@ -97,11 +56,15 @@ class Cell:
         self.eval_every = eval_every
         self.path = checkpoint
         self.students = students
-        self.watch = watch
+        self.record = record
+        self.process = process
+        self.after_epoch = after_epoch
         self.purpose = (setting.seed, setting.shots, setting.trial)
         fresh = scions(teacher.network.architecture, teacher.network.classes, torch_generator(*self.purpose, "scions"))
         self.scions = [scion.to(teacher.device) for scion in fresh]
         self.curves: dict[str, Curve] = {}
+        self.written: dict[str, str] = {}  # the students' files, each where its process put it
+        self.earlier_processes: list[dict[str, Any]] = []
         self.current: Distillation | None = None
         self._restored: dict[str, Any] | None = None
         self._saved_at = monotonic()
@@ -113,10 +76,17 @@ class Cell:
         recipe = self.setting.recipe
         block_grafting(recipe, self.scions, self.distill)
         if recipe.stage2[0].name not in self.curves:
-            checkpoints.write_stage1(self.scions, self.students["stage 1"])
+            self._write("stage 1", partial(checkpoints.write_stage1, self.scions))
         net_grafting(recipe, self.scions, self.distill)
-        checkpoints.write_stage2(self.current.best, self.students["best"])
-        checkpoints.write_stage2(on_cpu(self.current.scion), self.students["last"])
+        self._write("best", partial(checkpoints.write_stage2, self.current.best))
+        self._write("last", partial(checkpoints.write_stage2, on_cpu(self.current.scion)))
+
+    def _write(self, kind: str, write: Callable[[Path], None]) -> None:
+        """A student's file and its record."""
+        path = self.students[kind]
+        write(path)
+        records.write(path, {"student": kind, **self.record, "setting": self.setting.content})
+        self.written[kind] = str(path)
 
     def distill(self, phase: Phase, scion: nn.Sequential) -> None:
         """Distil a scion over the phase's span, unless a checkpoint says that this is behind us."""
@@ -124,16 +94,18 @@ class Cell:
             return
         self.current = Distillation(phase, scion, self.setting.shots)
         if self._restored:
-            self.current.curve = self.curves[phase.name]
-            self.current.optimizer.load_state_dict(self._restored["optimizer"])
-            self.current.best = self._restored["best"]
+            with files.reading(self.path, CHECKPOINT):
+                restore_adam(self.current.optimizer, self._restored["optimizer"])
+                if self._restored["best"] is not None:
+                    require_same_layout(self._restored["best"], scion.state_dict())
+            self.current.curve, self.current.best = self.curves[phase.name], self._restored["best"]
             self._restored = None
         self.curves[phase.name] = self.current.curve
         batch = batch_size(self.setting.shots)
         self.current.run(self.teacher, self.views, batch, self.eval_every, self.purpose, self._after_epoch)
 
     def _after_epoch(self, current: Distillation) -> None:
-        self.watch(current.phase.name, current.curve)
+        self.after_epoch(current.phase.name, current.curve)
         if monotonic() - self._saved_at > CHECKPOINT_SECONDS:
             self.checkpoint()
 
@@ -143,8 +115,10 @@ class Cell:
         files.write_tensors(
             self.path,
             {
-                "setting": json.dumps(self.setting.identity),
+                "setting": json.dumps(self.setting.content),
                 "curves": json.dumps({name: asdict(curve) for name, curve in self.curves.items()}),
+                "students": json.dumps(self.written),
+                "processes": json.dumps([*self.earlier_processes, self.process]),
                 "phase": self.current.phase.name,
                 "scions": [on_cpu(scion) for scion in self.scions],
                 "optimizer": self.current.optimizer.state_dict(),
@@ -155,22 +129,44 @@ class Cell:
         self.saving_seconds += self._saved_at - started
 
     def resume(self) -> None:
-        """Take up the checkpoint, if there is one. Raises BadInput for one made with other settings."""
+        """Continue from the checkpoint, if there is one. Raises BadInput for one made with other settings."""
         if not self.path.exists():
             return
-        kind = "a cell's checkpoint; remove it to begin the cell again"
-        saved = files.read_tensors(self.path, kind)
-        with files.reading(self.path, kind):
+        saved = files.read_tensors(self.path, CHECKPOINT)
+        with files.reading(self.path, CHECKPOINT):
             setting = json.loads(saved["setting"])
             curves = {name: curve_from(fields) for name, fields in json.loads(saved["curves"]).items()}
+            self.written = dict(json.loads(saved["students"]))
+            self.earlier_processes = list(json.loads(saved["processes"]))
         self.setting.require_same(setting, self.path)
-        with files.reading(self.path, kind):
+        with files.reading(self.path, CHECKPOINT):
             for scion, state in zip(self.scions, saved["scions"], strict=True):
                 scion.load_state_dict(state)
+            if saved["phase"] not in curves or "optimizer" not in saved or "best" not in saved:
+                raise ValueError("it does not say where it stands")
         self.curves = curves
         self._restored = saved
         for name, curve in curves.items():
-            self.watch(name, curve)
+            self.after_epoch(name, curve)
+
+
+def restore_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
+    """Take up Adam's moments; its learning rates stay this setting's. Raises ValueError for a foreign optimiser."""
+    state = {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if set(saved["state"]) != set(range(len(parameters))):
+        raise ValueError("its optimiser has other parameters")
+    for index, parameter in enumerate(parameters):
+        require_same_layout(
+            saved["state"][index], {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+        )
+    optimizer.load_state_dict(state)
+
+
+def require_same_layout(saved: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise ValueError where names or shapes differ."""
+    if {name: value.shape for name, value in saved.items()} != {name: v.shape for name, v in expected.items()}:
+        raise ValueError("its tensors are not those of this cell")
 
 
 def curve_from(fields: dict[str, Any]) -> Curve:

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
-
-from experiments.results import Row
 
 SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
 STAGES = {"grafting, stage 1": ("B0", "B1", "B2"), "grafting, stage 2": ("L2", "L3")}
@@ -63,15 +62,13 @@ def grid_of(images: np.ndarray, shots: int) -> torch.Tensor:
     return make_grid(by_class.flatten(0, 1), nrow=by_class.shape[1], padding=1, pad_value=255)
 
 
-def write_accuracy_over_shots(output_dir: Path, table: list[Row]) -> None:
-    """Runs `summary/...` with test accuracy over N: ours best and last, the teacher, the paper."""
+def write_accuracy_over_shots(output_dir: Path, lines: Mapping[str, list[tuple[int, float]]]) -> None:
+    """Runs `summary/<line>` with test accuracy over N; lines: points (N, accuracy in percent) by name."""
     directory = output_dir / "tensorboard" / "summary"
-    shutil.rmtree(directory, ignore_errors=True)
-    lines = {"ours best": "best", "ours last": "last", "teacher": "teacher", "paper": "paper"}
-    for name, column in lines.items():
-        points = [(row.shots, getattr(row, column)) for row in table if getattr(row, column) is not None]
-        if not points:
-            continue
-        with SummaryWriter(str(directory / name)) as writer:
-            for shots, accuracy in points:
-                writer.add_scalar(OVER_SHOTS, accuracy, shots)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(directory.with_suffix(".lock")):  # two processes may finish at the same time
+        shutil.rmtree(directory, ignore_errors=True)
+        for name, points in lines.items():
+            with SummaryWriter(str(directory / name)) as writer:
+                for shots, accuracy in points:
+                    writer.add_scalar(OVER_SHOTS, accuracy, shots)

@@ -123,3 +123,8 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
 FOLDER = Recipe(stage1=CIFAR10.stage1, stage2=CIFAR10.stage2, teachers=CIFAR10.teachers)
 
 RECIPES = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100, "Shapes10": SHAPES10, "Folder": FOLDER}
+
+
+def recipe_of(dataset: str) -> Recipe:
+    """The recipe of the data set of that name; a folder's name follows "Folder-"."""
+    return RECIPES[dataset if dataset in RECIPES else "Folder"]

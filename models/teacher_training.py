@@ -79,6 +79,7 @@ def train_teacher(
     seed: int,
     device: torch.device,
     path: Path,
+    fresh: bool,
     report: Callable[[str], None],
 ) -> float:
     """Train a teacher, write it to `path` in the released layout and its record beside it.
@@ -86,6 +87,8 @@ def train_teacher(
     Returns its test accuracy in percent, measured in float32 on the network as written. A training that was interrupted
     goes on after its last epoch.
     """
+    if path.exists() and not fresh:
+        raise BadInput(f"{path}: there is a teacher already; --fresh trains it anew, another --teacher keeps both")
     resume_file = path.with_suffix(".resume.pt")
     training = TeacherTraining(dataset, architecture, recipe, seed, device, resume_file, report)
     teacher = training.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import signal
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,14 @@ from small import short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as in the foreground: a suite that a shell starts in the background inherits an ignored SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

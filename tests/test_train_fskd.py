@@ -1,19 +1,24 @@
 """The command line: every flag, every exit status, and the line that bad input gets."""
 
+import json
 import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from small import CLASSES, TINY
+from small import CLASSES, TINY, small_teacher
 
 import train_fskd
 from data.fewshot import PUBLISHED_SHOTS
+from data.views import Normalization
+from experiments.ranks import Rank
 from grafting import recipes
+from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.vgg import BlockwiseVGG
 
@@ -22,6 +27,7 @@ from models.vgg import BlockwiseVGG
 def at_home(tmp_path, monkeypatch, dataset, recipe):
     """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_fskd, "dataset_name", lambda name, path: name)
     monkeypatch.setattr(train_fskd, "open_dataset", lambda name, path: dataset)
     monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
     return tmp_path
@@ -86,10 +92,10 @@ def test_the_same_command_again_runs_nothing(with_teacher, capsys):
 def test_output_and_student_dir(with_teacher):
     assert command("--nshot", "1", "--trials", "1", "--output_dir", "elsewhere", "--student_dir", "pupils") == 0
     assert (with_teacher / "elsewhere/results/1-shot/trial-0.json").exists()
-    assert len(list((with_teacher / "pupils").iterdir())) == 3
+    assert len(list((with_teacher / "pupils").glob("*.pth"))) == 3
     assert not (with_teacher / "runs").exists() and not (with_teacher / "ckpt/student").exists()
     assert command("--nshot", "1", "--trials", "1", "--output_dir", "another") == 0
-    assert len(list((with_teacher / "another/student").iterdir())) == 3
+    assert len(list((with_teacher / "another/student").glob("*.pth"))) == 3
     assert not (with_teacher / "ckpt/student").exists()
 
 
@@ -153,6 +159,7 @@ def test_subset_seed(with_teacher):
         (["--build_dataset", "maybe"], "argument --build_dataset: 'maybe' is neither True nor False"),
         (["--shard", "3/2"], "argument --shard: '3/2' is not I/K"),
         (["--shard", "1"], "argument --shard: '1' is not I/K"),
+        (["--output_dir", "caf\udce9"], "argument --output_dir: 'caf\\udce9' is not UTF-8"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["--table", "--diagnose"], "not allowed with argument"),
     ],
@@ -173,7 +180,7 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
     [
         (["--device", "abacus"], "--device abacus: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
-        (["--table"], "--table: no results under runs/Folder/results"),
+        (["--table"], "runs/Folder/results: no results there"),
         ([], "ckpt/teacher/vgg16-blockwise-folder.pth: no such teacher; train one: --dataset Folder --train_teacher"),
         (["--teacher", "missing.pth"], "missing.pth: no such teacher"),
         (["--teacher", "."], ".: is a directory; expected a checkpoint"),
@@ -196,6 +203,116 @@ def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, argu
     error = capsys.readouterr().err
     assert line in error and error.startswith("train_fskd.py: ") and error.count("\n") == 1
     assert sorted(path.name for path in at_home.rglob("*")) == before
+
+
+def test_a_missing_teacher_is_got_for_its_default_place_alone(at_home, monkeypatch, recipe, capsys):
+    """A mistyped --teacher is neither trained nor fetched, and no other architecture takes the name."""
+    got = []
+    monkeypatch.setattr(train_fskd, "fetch_teacher", lambda *_: got.append("fetched"))
+    monkeypatch.setattr(train_fskd.Job, "train_teacher", lambda *_: got.append("trained"))
+    for kind in ({"trains_own_teacher": True}, {"published": {1: (90.74, 0.49)}}):
+        monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, **kind))
+        for arguments in (["--teacher", "typo.pth"], ["--teacher_architecture", "vgg11"]):
+            assert command("--nshot", "1", *arguments) == 2
+            assert "no such teacher" in capsys.readouterr().err and got == []
+        assert command("--nshot", "1") == 2  # the stand-in leaves no file
+        assert got.pop() == ("trained" if "trains_own_teacher" in kind else "fetched")
+        capsys.readouterr()
+
+
+def test_a_missing_teacher_names_those_that_are_there(at_home, teacher, capsys):
+    for name in ("vgg11-small-blockwise-folder.pth", "vgg11-small-blockwise-other.pth"):
+        checkpoints.write_teacher(teacher, at_home / "ckpt/teacher" / name)
+    assert command("--nshot", "1") == 2
+    line = "no such teacher; name one with --teacher: ckpt/teacher/vgg11-small-blockwise-folder.pth\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
+def test_a_teacher_is_not_overwritten_without_fresh(with_teacher, capsys):
+    path = with_teacher / "ckpt/teacher/vgg16-blockwise-folder.pth"
+    before = path.read_bytes()
+    training = ("--train_teacher", "--teacher_epochs", "1", "--teacher_architecture", "vgg11-small")
+    named = ("--teacher", str(path))
+    assert command(*training, *named) == 2
+    assert "--fresh" in capsys.readouterr().err and path.read_bytes() == before
+    assert command(*training, *named, "--fresh") == 0
+    assert path.read_bytes() != before
+
+
+def test_the_table_is_that_of_the_results_data_set(with_teacher, monkeypatch, recipe, capsys):
+    """Whatever --dataset says, the paper's column belongs to the data set in the results."""
+    assert command("--nshot", "1", "--trials", "1") == 0
+    capsys.readouterr()
+    assert train_fskd.main(["--table", "--dataset", "CIFAR100", "--output_dir", "runs/Folder"]) == 0
+    assert "64.22" not in capsys.readouterr().out
+    path = with_teacher / "runs/Folder/results/1-shot/trial-0.json"
+    path.write_text(path.read_text().replace('"dataset": "Tiny"', '"dataset": "CIFAR10"'))
+    assert train_fskd.main(["--table", "--dataset", "CIFAR100", "--output_dir", "runs/Folder"]) == 0
+    printed = capsys.readouterr().out
+    assert "90.74 ± 0.49" in printed and "64.22" not in printed
+
+
+STUDENT = "ckpt/student/vgg-student-graft-net-Tiny-1perclass-trial0.pth"
+
+
+def test_a_student_is_measured_with_its_own_teacher_alone(with_teacher, dataset, monkeypatch, capsys):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    other = small_teacher()
+    other.classifier[2].bias.data += 1
+    checkpoints.write_teacher(other, with_teacher / "other.pth")
+    capsys.readouterr()
+    assert command("--evaluate", STUDENT, "--teacher", "other.pth") == 2
+    assert f"{STUDENT}: was made with another teacher" in capsys.readouterr().err
+
+    changed = replace(dataset, normalization=Normalization((0.5, 0.4, 0.5), (0.2, 0.25, 0.3)))
+    monkeypatch.setattr(train_fskd, "open_dataset", lambda name, path: changed)
+    assert command("--evaluate", STUDENT) == 2
+    assert f"{STUDENT}: was made with another normalisation" in capsys.readouterr().err
+
+
+def test_a_released_student_is_measured_and_what_is_not_checked_is_said(with_teacher, capsys):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    (with_teacher / STUDENT).with_suffix(".json").unlink()
+    capsys.readouterr()
+    assert command("--evaluate", STUDENT) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "without a record beside it; not checked: teacher, normalisation, class names, image size" in first
+    assert "test accuracy" in second
+
+
+def test_evaluation_computes_in_the_precision_asked_for(with_teacher, monkeypatch):
+    dtypes = []
+    predictions = FrozenTeacher.predictions
+
+    def noting(self, network, start):
+        dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return predictions(self, network, start)
+
+    monkeypatch.setattr(FrozenTeacher, "predictions", noting)
+    for precision in ("float32", "bfloat16"):
+        assert command("--evaluate", "ckpt/teacher/vgg16-blockwise-folder.pth", "--precision", precision) == 0
+    assert dtypes == [torch.float32, torch.bfloat16]
+
+
+def test_memory_and_eval_every_are_obeyed(with_teacher):
+    for folder, memory, every in (("much", "1", "1"), ("none", "0", "3")):
+        arguments = ["--nshot", "1", "--trials", "1", "--output_dir", folder]
+        assert command(*arguments, "--memory", memory, "--eval_every", every) == 0
+    much, none = (json.loads((with_teacher / f"{f}/results/1-shot/trial-0.json").read_text()) for f in ("much", "none"))
+    assert (much["cached_starts"], none["cached_starts"]) == ([3, 4, 5], None)
+    assert [list(result["phases"]["B0"]["accuracies"]) for result in (much, none)] == [["1", "2", "3"], ["3"]]
+
+
+def test_all_ranks_redo_but_only_the_leader_prepares(with_teacher):
+    args = train_fskd.arguments(["--dataset", "Folder", "--nshot", "1", "--fresh"])
+    plans = [train_fskd.Job(args, Rank(index, 2)).plan() for index in (0, 1)]
+    assert [(plan.fresh, plan.leads) for plan in plans] == [(True, True), (True, False)]
+
+
+@pytest.mark.parametrize("extra", [[], ["--table"]])
+def test_a_directory_name_that_is_too_long_is_one_line(with_teacher, capsys, extra):
+    assert command("--nshot", "1", "--output_dir", "x" * 300, *extra) == 2
+    assert "File name too long" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 def test_a_student_of_another_layout_is_refused(with_teacher, capsys):

@@ -11,10 +11,12 @@ from utils.precision import PRECISIONS
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with bad input in one line."""
+    """argparse, with bad input in one line, or in none where `quiet`."""
+
+    quiet = False
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, None if self.quiet else f"{self.prog}: {message}; see --help\n")
 
 
 def whole_number(text: str, least: int) -> int:
@@ -51,6 +53,15 @@ def gigabytes(text: str) -> float:
     return value
 
 
+def path(text: str) -> Path:
+    """argparse type: a path whose name is text, which is what TensorBoard and JSON can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; choose another name") from None
+    return Path(text)
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Names the defaults that are values."""
 
@@ -83,7 +94,9 @@ def true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-def parser(description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str]) -> Parser:
+def parser(
+    description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str], quiet: bool = False
+) -> Parser:
     """The command line. The data sets, the default shots and the teachers' architectures are the caller's."""
     made = Parser(
         prog="train_fskd.py",
@@ -91,6 +104,7 @@ def parser(description: str, datasets: Sequence[str], shots: Sequence[int], arch
         epilog="Exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted.",
         formatter_class=Help,
     )
+    made.quiet = quiet
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
     add_sweep(made.add_argument_group("the sweep").add_argument, shots)
     add_places(made.add_argument_group("places").add_argument)
@@ -120,12 +134,12 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
 
 
 def add_places(add: Callable[..., Any]) -> None:
-    add("--data_path", type=Path, metavar="DIR", default=Path("data/raw"),
+    add("--data_path", type=path, metavar="DIR", default=Path("data/raw"),
         help="where the official files and the few-shot pickles are; for Folder, where train/ and test/ are")
-    add("--teacher", type=Path, metavar="FILE",
+    add("--teacher", type=path, metavar="FILE",
         help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, fetched if missing)")
-    add("--output_dir", type=Path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
-    add("--student_dir", type=Path, metavar="DIR",
+    add("--output_dir", type=path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
+    add("--student_dir", type=path, metavar="DIR",
         help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
 
 
@@ -137,7 +151,7 @@ def add_commands(add: Callable[..., Any]) -> None:
     add("--diagnose", action="store_true",
         help="is the teacher graftable? linear readability of each block, from few-shot images (--nshot's largest"
              " up to 10)")
-    add("--evaluate", type=Path, metavar="FILE", help="test accuracy of a teacher or student file, ours or released")
+    add("--evaluate", type=path, metavar="FILE", help="test accuracy of a teacher or student file, ours or released")
     add("--table", action="store_true", help="the table from the result files alone")
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import secrets
 import warnings
 from collections.abc import Iterator
@@ -56,7 +57,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, allow_nan=True) + "\n")
+    """Indented, but every list or object of numbers on one line."""
+    write_text(path, _NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=1)) + "\n")
+
+
+_NUMBER = r'\n\s+(?:"[^"\n]*": )?(?:-?[\d.]+(?:[eE][+-]?\d+)?|-?Infinity|NaN)'
+_NUMBERS = re.compile(rf"[\[{{]{_NUMBER}(?:,{_NUMBER})*\n\s*[\]}}]")  # JSON text holds no line break within a string
+
+
+def brief(value: Any) -> str:
+    """A value as JSON, cut to 20 characters, for messages."""
+    text = json.dumps(value)
+    return text if len(text) <= 20 else f"{text[:17]}..."
 
 
 def write_tensors(path: Path, content: Any, legacy: bool = False) -> None:

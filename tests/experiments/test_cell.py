@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,9 +8,11 @@ from small import pictures, weights
 
 from acceleration.feature_cache import CachedTeacher
 from experiments import cell as cell_module
-from experiments.cell import Cell, Setting
+from experiments.cell import Cell
+from experiments.setting import Setting
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
+from utils import files
 from utils.errors import BadInput
 
 
@@ -16,7 +20,7 @@ from utils.errors import BadInput
 def make(teacher, dataset, recipe, tmp_path):
     """A function that makes a cell; its files lie in tmp_path / name."""
 
-    def make(name, shots=2, trial=0, plain=False, watch=lambda phase, curve: None, **setting):
+    def make(name, shots=2, trial=0, plain=False, after_epoch=lambda phase, curve: None, process="one", **setting):
         images = pictures(shots * 3, seed=9)
         if plain:
             frozen = FrozenTeacher(teacher, dataset.normalization, dataset.test())
@@ -28,13 +32,15 @@ def make(teacher, dataset, recipe, tmp_path):
             "precision": "tf32",
             "teacher_sha256": "t",
             "subset_sha256": "s",
+            "test_sha256": "e",
+            "normalization": dataset.normalization.content,
             "recipe": recipe,
         }
         folder = tmp_path / name
         students = {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
         return Cell(
             Setting("Tiny", shots, trial, **(fields | setting)), frozen, frozen.few_shot(images), 2,
-            folder / "cell.checkpoint.pt", students, watch,
+            folder / "cell.checkpoint.pt", students, {"class_names": list("abc")}, {"command": process}, after_epoch,
         )  # fmt: skip
 
     return make
@@ -98,7 +104,7 @@ def test_a_cut_cell_goes_on_to_the_same_bits(make, monkeypatch, epoch):
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        make("cut", watch=cut).run()
+        make("cut", after_epoch=cut).run()
     again = make("cut")
     again.run()
     assert outcome(again) == outcome(undisturbed)
@@ -112,6 +118,8 @@ def test_a_cut_cell_goes_on_to_the_same_bits(make, monkeypatch, epoch):
         ({"precision": "bfloat16"}, "precision"),
         ({"teacher_sha256": "other"}, "teacher sha256"),
         ({"subset_sha256": "other"}, "subset sha256"),
+        ({"test_sha256": "other"}, "test sha256"),
+        ({"normalization": {"mean": [0.0], "std": [1.0]}}, "normalization"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(make, changed, named):
@@ -139,6 +147,102 @@ def test_a_torn_checkpoint_is_refused(make, content):
     cell.path.write_bytes(content if content is not None else cell.path.read_bytes()[:-200])
     with pytest.raises(BadInput, match="cell's checkpoint; remove it"):
         make("one").run()
+
+
+def with_checkpoint(make, monkeypatch, change):
+    """A cell cut in L3, after `change` has been made to its checkpoint."""
+    monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", -1.0)
+
+    def cut(phase, curve):
+        if phase == "L3" and curve.epoch == 3:
+            raise PowerCut
+
+    cell = make("cut", after_epoch=cut)
+    with pytest.raises(PowerCut):
+        cell.run()
+    saved = torch.load(cell.path, weights_only=True)
+    change(saved)
+    torch.save(saved, cell.path)
+    return make("cut")
+
+
+def drop_a_parameter(saved):
+    del saved["optimizer"]["state"][0]
+
+
+def reshape_a_moment(saved):
+    saved["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
+
+
+def take_the_optimizer_for_a_list(saved):
+    saved["optimizer"] = [1, 2]
+
+
+def rename_a_best_weight(saved):
+    saved["best"]["other"] = saved["best"].popitem()[1]
+
+
+def take_a_scion_away(saved):
+    saved["scions"].pop()
+
+
+def name_no_phase(saved):
+    saved["phase"] = "L9"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        drop_a_parameter,
+        reshape_a_moment,
+        take_the_optimizer_for_a_list,
+        rename_a_best_weight,
+        take_a_scion_away,
+        name_no_phase,
+    ],
+)
+def test_a_foreign_checkpoint_is_refused(make, monkeypatch, change):
+    with pytest.raises(BadInput, match="cell's checkpoint; remove it") as refusal:
+        with_checkpoint(make, monkeypatch, change).run()
+    assert "\n" not in str(refusal.value)
+
+
+def test_learning_rates_are_the_settings_whatever_a_checkpoint_says(make, monkeypatch):
+    undisturbed = make("undisturbed")
+    undisturbed.run()
+
+    def speed_up(saved):
+        for group in saved["optimizer"]["param_groups"]:
+            group["lr"] = 1.0
+
+    again = with_checkpoint(make, monkeypatch, speed_up)
+    again.run()
+    assert outcome(again) == outcome(undisturbed)
+
+
+def test_a_resumed_cell_knows_its_earlier_processes_and_where_they_wrote(make, monkeypatch, tmp_path):
+    again = with_checkpoint(make, monkeypatch, lambda saved: None)
+    first_file = again.students["stage 1"]
+    again.process = {"command": "two"}
+    again.students = {kind: tmp_path / "elsewhere" / path.name for kind, path in again.students.items()}
+    again.run()
+    assert again.earlier_processes == [{"command": "one"}]
+    assert again.written == {
+        "stage 1": str(first_file),
+        "best": str(tmp_path / "elsewhere/best.pth"),
+        "last": str(tmp_path / "elsewhere/last.pth"),
+    }
+    assert all(Path(path).exists() for path in again.written.values())
+
+
+def test_every_student_has_a_record(make):
+    cell = make("one")
+    cell.run()
+    for kind, path in cell.students.items():
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert record["student"] == kind and record["class_names"] == ["a", "b", "c"]
+        assert record["sha256"] == files.sha256_of_file(path)
+        assert record["setting"] == json.loads(json.dumps(cell.setting.content))
 
 
 def test_stage_1_keeps_its_last_weights_and_stage_2_goes_on_from_them(make):

@@ -40,6 +40,25 @@ def run(plan):
     return summarize(plan)
 
 
+def run_cut(plan, after):
+    """Run the plan until `after` cells are done and the next one has been begun."""
+    sweep, begun, run_cell = Sweep(plan, CPU), [], Sweep._run_cell
+
+    def cut(cell, *rest):
+        begun.append(cell)
+        if len(begun) > after:
+            raise PowerCut
+        return run_cell(sweep, cell, *rest)
+
+    sweep._run_cell = cut
+    with pytest.raises(PowerCut):
+        sweep.run()
+
+
+class PowerCut(BaseException):
+    pass
+
+
 def result(plan, shots, trial):
     return json.loads((plan.output_dir / f"results/{shots}-shot/trial-{trial}.json").read_text())
 
@@ -51,7 +70,7 @@ def numbers(plan):
         content = json.loads(path.read_text())
         phases = {name: (p["losses"], p["accuracies"]) for name, p in content["phases"].items()}
         found[path.name, path.parent.name] = (content["best"], content["best_epoch"], content["last"], phases)
-    return found, {path.name: weights(path) for path in plan.student_dir.iterdir()}
+    return found, {path.name: weights(path) for path in plan.student_dir.glob("*.pth")}
 
 
 def test_files_of_a_sweep(plan, teacher):
@@ -67,10 +86,11 @@ def test_files_of_a_sweep(plan, teacher):
     }  # fmt: skip
     assert one["machine"]["torch"] == torch.__version__ and "command" in one and one["seconds"]["training"] > 0
     assert sorted(path.name for path in plan().student_dir.iterdir()) == sorted(
-        f"vgg-student-graft-{kind}-Tiny-{n}perclass-trial{t}{end}.pth"
+        f"vgg-student-graft-{kind}-Tiny-{n}perclass-trial{t}{end}.{suffix}"
         for n in (1, 2) for t in (0, 1) for kind, end in (("block", ""), ("net", ""), ("net", "-last"))
+        for suffix in ("pth", "json")
     )  # fmt: skip
-    assert one["cuts_kept"] == [3, 4, 5]
+    assert one["cached_starts"] == [3, 4, 5] and one["eval_every"] == 2 and one["earlier_processes"] == []
     assert not list(plan().output_dir.rglob("*.checkpoint.pt"))
     assert {path.name for path in plan().output_dir.iterdir()} >= {"results", "table.md", "table.csv", "tensorboard"}
     assert plan.lines[0].startswith(f"teacher {plan().teacher_file}: test accuracy ")
@@ -78,15 +98,18 @@ def test_files_of_a_sweep(plan, teacher):
 
 def test_the_order_of_cells_and_which_others_run_change_nothing(plan):
     run(plan("all"))
-    for places in ([(2, 1)], [(1, 1), (1, 0)], [(2, 0), (2, 1)]):
-        run(plan("apart", places=tuple(places)))
+    for cells in ([(2, 1)], [(1, 1), (1, 0)], [(2, 0), (2, 1)]):
+        run(plan("apart", cells=tuple(cells)))
     assert numbers(plan("apart")) == numbers(plan("all"))
 
 
 def test_memory_and_eval_every_change_no_result(plan):
     run(plan("kept"))
     run(plan("plain", memory=0, eval_every=100))
-    assert any("N = 2: the teacher is asked anew at every step; --memory 0.1 would keep it" in x for x in plan.lines)
+    assert any(
+        "N = 2: teacher features do not fit into --memory" in x and "--memory 0.1 would hold them" in x
+        for x in plan.lines
+    )
     (kept, _), (plain, _) = numbers(plan("kept")), numbers(plan("plain"))
     for cell, (best, _, last, phases) in kept.items():
         assert plain[cell][3]["L3"][0] == pytest.approx(phases["L3"][0], rel=1e-4)
@@ -94,12 +117,12 @@ def test_memory_and_eval_every_change_no_result(plan):
 
 
 def test_finished_cells_are_not_run_again(plan):
-    run(plan(places=((1, 0), (2, 0))))
+    run(plan(cells=((1, 0), (2, 0))))
     before = result(plan(), 1, 0)
     watched = Sweep(plan(), CPU)
     begun = []
     original = watched._run_cell
-    watched._run_cell = lambda place, *rest: begun.append(place) or original(place, *rest)
+    watched._run_cell = lambda cell, *rest: begun.append(cell) or original(cell, *rest)
     watched.run()
     assert begun == [(1, 1), (2, 1)]
     assert result(plan(), 1, 0) == before
@@ -112,6 +135,78 @@ def test_fresh_redoes(plan):
     path.write_text(path.read_text().replace('"status": "done"', '"status": "failed"'))
     assert run(plan(fresh=True)) == 0
     assert result(plan(), 1, 0)["status"] == "done"
+
+
+def moments(plan):
+    """When each result was written, by cell."""
+    return {path.parent.name + path.stem: path.stat().st_mtime_ns for path in results.paths(plan.output_dir)}
+
+
+def test_an_interrupted_fresh_goes_on_and_ends(plan):
+    """Each cell is redone once, however often the command is cut; the next --fresh then begins again."""
+    run(plan())
+    old = moments(plan())
+    run_cut(plan(fresh=True), after=1)
+    first = moments(plan())
+    assert len(first) == 1 and first["1-shottrial-0"] > old["1-shottrial-0"]
+    run_cut(plan(fresh=True), after=1)
+    second = moments(plan())
+    assert len(second) == 2 and second["1-shottrial-0"] == first["1-shottrial-0"]
+    assert run(plan(fresh=True)) == 0
+    third = moments(plan())
+    assert len(third) == 4 and {**third, **second} == third
+    assert not list(plan().output_dir.glob("results/fresh-*"))
+    assert run(plan(fresh=True)) == 0
+    assert all(moment > third[cell] for cell, moment in moments(plan()).items())
+
+
+def test_an_interrupted_fresh_goes_on_from_its_own_checkpoint_alone(plan):
+    """A checkpoint from before --fresh is outdated; one that --fresh itself has written is not."""
+    begun = plan(cells=((1, 0),))
+    checkpoint = begun.output_dir / "results/1-shot/trial-0.checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("from before")
+    Sweep(replace(begun, fresh=True), CPU)
+    assert not checkpoint.exists()
+    checkpoint.write_text("from this --fresh")
+    Sweep(replace(begun, fresh=True), CPU)
+    assert checkpoint.read_text() == "from this --fresh"
+
+
+def test_fresh_is_prepared_by_the_leader_alone(plan):
+    run(plan())
+    before = moments(plan())
+    Sweep(plan(fresh=True, leads=False), CPU)
+    assert moments(plan()) == before
+    Sweep(plan(fresh=True), CPU)
+    assert not moments(plan())
+
+
+def test_a_cell_that_another_process_finishes_meanwhile_is_not_run_again(plan):
+    late = Sweep(plan(), CPU)
+    run(plan())
+    before = moments(plan())
+    late.run()
+    assert moments(plan()) == before
+    assert "1-shot trial 0: done by another process" in plan.lines
+
+
+def test_results_that_could_not_share_a_table_are_refused_before_any_work(plan, dataset):
+    run(plan(cells=((1, 0),)))
+    fewer = replace(dataset, test=lambda: LabelledImages(pictures(19, 2), np.arange(19) % 3))
+    with pytest.raises(BadInput, match="of this command differs from 1-shot trial 0 in its test sha256"):
+        Sweep(plan(cells=((2, 0),), dataset=fewer), CPU)
+    with pytest.raises(BadInput, match=r"trial-0\.json: made with another test sha256"):
+        Sweep(plan(dataset=fewer), CPU)
+
+
+def test_students_of_another_run_are_not_overwritten(plan):
+    run(plan("one", cells=((1, 0),)))
+    other = plan("two", cells=((1, 0),), student_dir=plan("one").student_dir, seed=1)
+    with pytest.raises(BadInput, match=r"graft-net-Tiny-1perclass-trial0\.json: made with another seed .0, now 1."):
+        Sweep(other, CPU)
+    Sweep(replace(other, fresh=True), CPU)
+    Sweep(replace(other, seed=0), CPU)
 
 
 @pytest.mark.parametrize(("changed", "named"), [({"seed": 1}, "seed"), ({"subset_seed": 7}, "subset seed")])
@@ -147,7 +242,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(plan, monkeypatch):
     assert "1 (1 failed)" in plan.lines[-1]
 
 
-def test_a_cell_in_another_process_hands_is_left_alone(plan):
+def test_a_cell_that_another_process_runs_is_left_alone(plan):
     lock = plan().output_dir / "results/1-shot/trial-0.lock"
     lock.parent.mkdir(parents=True)
     with filelock.FileLock(lock, is_singleton=False):
@@ -156,7 +251,7 @@ def test_a_cell_in_another_process_hands_is_left_alone(plan):
             "trial-1.json"
         ]
         assert plan.lines[-1].endswith("gap: N = 1 lacks trial 0")
-        with pytest.raises(BadInput, match=r"--fresh: .*trial-0\.json is in another process's hands"):
+        with pytest.raises(BadInput, match=r"--fresh: another process is running .*trial-0\.json"):
             run(plan(fresh=True))
     assert run(plan()) == 0
     assert len(results.paths(plan().output_dir)) == 4
@@ -194,7 +289,7 @@ def test_test_labels_count_accuracy_and_decide_nothing_but_the_best_epoch(plan, 
 
 
 def test_precisions_are_never_mixed(plan):
-    full, half = plan("full", places=((1, 0),)), plan("half", places=((1, 0),), precision="bfloat16")
+    full, half = plan("full", cells=((1, 0),)), plan("half", cells=((1, 0),), precision="bfloat16")
     run(full), run(half)
     losses = [[loss for p in result(made, 1, 0)["phases"].values() for loss in p["losses"]] for made in (full, half)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)

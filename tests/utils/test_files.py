@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import stat
@@ -41,6 +42,27 @@ def test_an_interruption_waits_until_the_file_is_in_place(tmp_path, monkeypatch,
         files.write_text(tmp_path / "file", "new")
     signal.signal(signal.SIGTERM, before)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
+
+
+def test_an_ignored_interruption_stays_ignored(tmp_path, monkeypatch):
+    """A job that a shell starts in the background ignores SIGINT; a write must not change that."""
+    monkeypatch.setattr(os, "fsync", lambda fd: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    files.write_text(tmp_path / "file", "new")
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_json_has_lists_of_numbers_on_one_line(tmp_path):
+    content = {
+        "losses": [1.5, -2e-07, 3], "accuracies": {"1": 90.0, "20": 91.25}, "names": ["a", "[\n1\n]"], "empty": [],
+        "deep": [{"span": [3, 4], "phase": "B0"}], "mixed": [1, None], "number": 7,
+    }  # fmt: skip
+    files.write_json(tmp_path / "file", content)
+    text = (tmp_path / "file").read_text()
+    assert json.loads(text) == content
+    for line in ('"losses": [ 1.5, -2e-07, 3 ],', '"accuracies": { "1": 90.0, "20": 91.25 },', '"span": [ 3, 4 ],'):
+        assert line in text
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,91 @@
+"""A cell's setting: everything that decides its numbers. Results belong together only if their settings agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from grafting.recipes import Recipe, batch_size
+from utils import files
+from utils.errors import BadInput
+
+CELL_FIELDS = ("shots", "trial")  # these say which cell it is
+SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that decides the numbers of one cell (data set, N, trial).
+
+    The hashes are sha256 of the teacher's file, of the subset's bytes and of the test set (images and labels).
+    normalization: {"mean": [...], "std": [...]} per channel.
+    """
+
+    dataset: str
+    shots: int
+    trial: int
+    seed: int
+    subset_seed: int
+    precision: str
+    teacher_sha256: str
+    subset_sha256: str
+    test_sha256: str
+    normalization: dict[str, list[float]]
+    recipe: Recipe
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """As plain values, with the schedule resolved for this N; this is what result files hold."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
+        schedule = [
+            {
+                "phase": phase.name,
+                "span": list(phase.span),
+                "epochs": phase.epochs,
+                "lr_student": phase.rates(self.shots)[0],
+                "lr_adapter": phase.rates(self.shots)[1],
+                "batch": batch_size(self.shots),
+            }
+            for phase in self.recipe.phases
+        ]
+        return {**plain, "schedule": schedule}
+
+    def require_same(self, other: Mapping[str, Any], path: Path) -> None:
+        """Raise BadInput naming what differs between this cell and the one at `path`."""
+        for name in self.content:
+            if other.get(name) != self.content[name]:
+                there, here = files.brief(other.get(name)), files.brief(self.content[name])
+                raise BadInput(
+                    f"{path}: made with another {name.replace('_', ' ')} ({there}, now {here});"
+                    " --fresh redoes it, another --output_dir keeps both"
+                )
+
+
+def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise BadInput where cells, by name, must not stand in one table.
+
+    All must agree in everything but N and trial; cells of one N also in the subset and in the whole schedule, cells
+    of different N in the schedule's phases and epochs (learning rates and batch size depend on N).
+    """
+    first_of_shots: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    first: tuple[str, Mapping[str, Any]] | None = None
+    for name, setting in settings.items():
+        first = first or (name, setting)
+        same_shots = first_of_shots.setdefault(setting["shots"], (name, setting))
+        for (other_name, other), compared in ((first, _across_shots), (same_shots, dict)):
+            one, two = compared(setting), compared(other)
+            for field in {**one, **two}:
+                if field not in CELL_FIELDS and one.get(field) != two.get(field):
+                    raise BadInput(
+                        f"{name} differs from {other_name} in its {field.replace('_', ' ')};"
+                        " keep them in different --output_dir"
+                    )
+
+
+def _across_shots(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree between cells of different N."""
+    same = {name: value for name, value in setting.items() if name not in SHOTS_FIELDS}
+    return {**same, "schedule": [(step["phase"], step["span"], step["epochs"]) for step in setting["schedule"]]}

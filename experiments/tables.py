@@ -1,0 +1,161 @@
+"""The table over N, made from result files alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.results import Result, name_of, read_all
+from experiments.setting import require_comparable
+from experiments.tensorboard import write_accuracy_over_shots
+from grafting.recipes import Recipe, recipe_of
+from utils import files
+from utils.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Row:
+    """One N of the table. Accuracies in percent; spreads are sample standard deviations, None for one trial."""
+
+    shots: int
+    trials: int
+    failed: int
+    best: float | None
+    best_spread: float | None
+    last: float | None
+    last_spread: float | None
+    teacher: float
+    paper: float | None
+    paper_spread: float | None
+    to_teacher: float | None
+    paper_to_teacher: float | None
+
+
+def rows(results: list[Result], recipe: Recipe) -> list[Row]:
+    """The table's rows. Raises BadInput where results of different settings would be averaged.
+
+    recipe: of the results' data set, for the paper's figures.
+    """
+    require_comparable({name_of(result): result["setting"] for result in results})
+    table = []
+    for shots in sorted({result["setting"]["shots"] for result in results}):
+        cells = [result for result in results if result["setting"]["shots"] == shots]
+        done = [cell for cell in cells if cell["status"] == "done"]
+        best, best_spread = _mean_and_spread([cell["best"] for cell in done])
+        last, last_spread = _mean_and_spread([cell["last"] for cell in done])
+        teacher = cells[0]["teacher"]["accuracy"]
+        paper, paper_spread = recipe.published.get(shots, (None, None))
+        known = paper is not None and recipe.published_teacher is not None
+        table.append(
+            Row(
+                shots=shots,
+                trials=len(done),
+                failed=len(cells) - len(done),
+                best=best,
+                best_spread=best_spread,
+                last=last,
+                last_spread=last_spread,
+                teacher=teacher,
+                paper=paper,
+                paper_spread=paper_spread,
+                to_teacher=None if best is None else best - teacher,
+                paper_to_teacher=paper - recipe.published_teacher if known else None,
+            )
+        )
+    return table
+
+
+def remarks(results: list[Result]) -> list[str]:
+    """What a reader of the table should know: trials that are missing, cells of different machines."""
+    trials = max((result["setting"]["trial"] for result in results), default=0) + 1
+    lines = []
+    for shots in sorted({result["setting"]["shots"] for result in results}):
+        there = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
+        if missing := sorted(set(range(trials)) - there):
+            lines.append(f"gap: N = {shots} lacks trial {', '.join(map(str, missing))}")
+    for what in ("device", "threads", "torch"):
+        processes = [process for result in results for process in (result, *result.get("earlier_processes", ()))]
+        values = Counter(str(process.get("machine", {}).get(what)) for process in processes)
+        if len(values) > 1:
+            lines.append(f"mixture: {what} " + ", ".join(f"{value} ({n})" for value, n in values.items()))
+    return lines
+
+
+def _mean_and_spread(values: list[float]) -> tuple[float | None, float | None]:
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+HEADER = ("N", "best", "last", "n", "teacher", "paper", "best - teacher", "paper - its teacher")
+
+
+def markdown(table: list[Row]) -> str:
+    """The table for people: percent, rounded to two places, a dash for what is not there."""
+    body = [
+        (
+            str(row.shots),
+            _with_spread(row.best, row.best_spread),
+            _with_spread(row.last, row.last_spread),
+            f"{row.trials}" + (f" ({row.failed} failed)" if row.failed else ""),
+            f"{row.teacher:.2f}",
+            _with_spread(row.paper, row.paper_spread),
+            _signed(row.to_teacher),
+            _signed(row.paper_to_teacher),
+        )
+        for row in table
+    ]
+    widths = [max(len(line[i]) for line in (HEADER, *body)) for i in range(len(HEADER))]
+    lines = [HEADER, tuple("-" * (width - 1) + ":" for width in widths), *body]
+    return "\n".join(
+        "| " + " | ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _with_spread(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def comma_separated(table: list[Row]) -> str:
+    """The table for machines, unrounded."""
+    text = io.StringIO()
+    names = list(Row.__dataclass_fields__)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in table)
+    return text.getvalue()
+
+
+def lines_over_shots(table: list[Row]) -> dict[str, list[tuple[int, float]]]:
+    """Points (N, accuracy) of ours, the teacher and the paper, where there are any."""
+    columns = {"ours best": "best", "ours last": "last", "teacher": "teacher", "paper": "paper"}
+    lines = {
+        name: [(row.shots, getattr(row, column)) for row in table if getattr(row, column) is not None]
+        for name, column in columns.items()
+    }
+    return {name: points for name, points in lines.items() if points}
+
+
+def write_table(output_dir: Path) -> tuple[list[Row], str]:
+    """Write table.md, table.csv and TensorBoard's curves over N from the result files. Returns the rows and the text.
+
+    The paper's column is that of the results' data set. Raises BadInput where there are no results.
+    """
+    results = read_all(output_dir)
+    if not results:
+        raise BadInput(f"{output_dir}/results: no results there; name their --dataset or --output_dir")
+    table = rows(results, recipe_of(results[0]["setting"]["dataset"]))
+    text = markdown(table)
+    files.write_text(output_dir / "table.md", text + "\n")
+    files.write_text(output_dir / "table.csv", comma_separated(table))
+    write_accuracy_over_shots(output_dir, lines_over_shots(table))
+    return table, "\n".join([text, *remarks(results)])

@@ -1,0 +1,85 @@
+from dataclasses import replace
+
+import pytest
+
+from experiments import tables
+from grafting.recipes import FOLDER
+from utils.errors import BadInput
+
+SCHEDULE = [{"phase": "B0", "span": [3, 4], "epochs": 100, "lr_student": 2.5e-5, "batch": 6}]
+RECIPE = replace(FOLDER, published={1: (90.74, 0.49)}, published_teacher=92.83)
+
+
+def cell(shots, trial, best=None, last=None, **setting):
+    status = {"status": "failed"} if best is None else {"status": "done", "best": best, "last": last}
+    fields = dict.fromkeys(("dataset", "seed", "precision", "teacher_sha256", "test_sha256", "normalization"), "same")
+    fields |= {"subset_sha256": f"of {shots}", "schedule": SCHEDULE} | setting
+    return {**status, "setting": {"shots": shots, "trial": trial, **fields}, "teacher": {"accuracy": 92.3}}
+
+
+CELLS = [cell(1, 0, 80.0, 79.0), cell(1, 1, 82.0, 80.0), cell(1, 2), cell(10, 0, 91.5, 91.25)]
+
+
+def test_rows_by_hand():
+    one, ten = tables.rows(CELLS, RECIPE)
+    assert (one.best, one.last, one.trials, one.failed) == (81.0, 79.5, 2, 1)
+    assert one.best_spread == pytest.approx(2**0.5) and one.last_spread == pytest.approx(0.5**0.5)
+    assert one.to_teacher == pytest.approx(-11.3) and one.paper_to_teacher == pytest.approx(-2.09)
+    assert ten.best_spread is None and ten.paper is None and ten.paper_to_teacher is None
+
+
+def test_the_printed_table():
+    assert tables.markdown(tables.rows(CELLS, RECIPE)) == "\n".join(
+        [
+            "|  N |         best |         last |            n | teacher |        paper | best - teacher | paper - its teacher |",
+            "| -: | -----------: | -----------: | -----------: | ------: | -----------: | -------------: | ------------------: |",
+            "|  1 | 81.00 ± 1.41 | 79.50 ± 0.71 | 2 (1 failed) |   92.30 | 90.74 ± 0.49 |         -11.30 |               -2.09 |",
+            "| 10 |        91.50 |        91.25 |            1 |   92.30 |            - |          -0.80 |                   - |",
+        ]
+    )
+
+
+def test_the_csv_is_unrounded():
+    text = tables.comma_separated(tables.rows(CELLS, FOLDER))
+    assert text.splitlines()[0].startswith("shots,trials,failed,best,best_spread,last")
+    assert "1.4142135623730951" in text
+
+
+@pytest.mark.parametrize(
+    "field", ["dataset", "seed", "precision", "teacher_sha256", "test_sha256", "normalization", "some_later_field"]
+)
+def test_all_cells_of_a_table_have_one_setting(field):
+    changed = cell(10, 0, 91.0, 91.0, **{field: "other"})
+    with pytest.raises(
+        BadInput, match=f"10-shot trial 0 differs from 1-shot trial 0 in its {field.replace('_', ' ')};"
+    ):
+        tables.rows([CELLS[0], changed], FOLDER)
+
+
+def test_cells_of_one_n_have_one_subset_and_one_schedule():
+    for field, value in (("subset_sha256", "other"), ("schedule", [SCHEDULE[0] | {"lr_student": 1e-4}])):
+        with pytest.raises(BadInput, match=f"1-shot trial 1 differs from 1-shot trial 0 in its {field.split('_')[0]}"):
+            tables.rows([cell(1, 0, 80.0, 79.0), cell(1, 1, 80.0, 79.0, **{field: value})], FOLDER)
+
+
+def test_cells_of_different_n_have_the_same_phases_and_epochs():
+    faster = [SCHEDULE[0] | {"lr_student": 2.5e-4, "batch": 64}]
+    assert len(tables.rows([cell(1, 0, 80.0, 79.0), cell(10, 0, 90.0, 90.0, schedule=faster)], FOLDER)) == 2
+    shorter = [faster[0] | {"epochs": 5}]
+    with pytest.raises(BadInput, match="10-shot trial 0 differs from 1-shot trial 0 in its schedule"):
+        tables.rows([cell(1, 0, 80.0, 79.0), cell(10, 0, 90.0, 90.0, schedule=shorter)], FOLDER)
+
+
+def test_remarks_name_gaps_and_mixtures():
+    assert tables.remarks(CELLS) == ["gap: N = 10 lacks trial 1, 2"]
+    machines = [{"device": "cpu", "torch": "2.6"}, {"device": "cpu", "torch": "2.7"}]
+    mixed = [cell(1, trial, 80.0, 79.0) | {"machine": machine} for trial, machine in enumerate(machines)]
+    assert tables.remarks(mixed) == ["mixture: torch 2.6 (1), 2.7 (1)"]
+    resumed = [mixed[0] | {"earlier_processes": [{"machine": machines[1]}]}]
+    assert tables.remarks(resumed) == ["mixture: torch 2.6 (1), 2.7 (1)"]
+
+
+def test_lines_over_n_leave_out_what_is_not_there():
+    lines = tables.lines_over_shots(tables.rows(CELLS, RECIPE))
+    assert lines["ours best"] == [(1, 81.0), (10, 91.5)] and lines["paper"] == [(1, 90.74)]
+    assert "paper" not in tables.lines_over_shots(tables.rows(CELLS, FOLDER))

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from models import records
+from utils.errors import BadInput
+
+EXPECTED = {"teacher_sha256": "t", "normalization": {"mean": [0.5], "std": [0.25]}, "class_names": ["a", "b"]}
+
+
+@pytest.fixture
+def student(tmp_path):
+    """A file with its record."""
+    path = tmp_path / "student.pth"
+    path.write_bytes(b"weights")
+    records.write(path, EXPECTED)
+    return path
+
+
+def test_a_record_that_agrees_is_no_word(student):
+    assert records.check(student, EXPECTED) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("teacher_sha256", "u", "teacher"),
+        ("normalization", {"mean": [0.5], "std": [0.26]}, "normalisation"),
+        ("class_names", ["b", "a"], "class names"),
+    ],
+)
+def test_a_record_that_disagrees_is_refused(student, key, value, named):
+    with pytest.raises(BadInput, match=rf"student\.pth: was made with another {named} \(") as refusal:
+        records.check(student, {**EXPECTED, key: value})
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_cannot_be_checked_is_said(student):
+    assert records.check(student, {**EXPECTED, "image_size": 32}).endswith("not checked: image size")
+    student.write_bytes(b"other weights")
+    assert "student.json is the record of another file; not checked: teacher, normalisation" in records.check(
+        student, EXPECTED
+    )
+    records.path_of(student).unlink()
+    assert "without a record beside it; not checked: teacher, normalisation, class names" in records.check(
+        student, EXPECTED
+    )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_torn_record_is_refused(student, content):
+    records.path_of(student).write_text(content)
+    with pytest.raises(BadInput, match=r"student\.json: not the record of a network's file"):
+        records.check(student, EXPECTED)
+
+
+def test_what_decides_predictions(dataset):
+    found = json.loads(json.dumps(records.deciding(dataset, "t")))
+    assert found == {
+        "teacher_sha256": "t",
+        "normalization": {"mean": [0.5, 0.4, 0.6], "std": [0.2, 0.25, 0.3]},
+        "class_names": list(dataset.class_names()),
+        "image_size": 32,
+    }
+    assert "teacher_sha256" not in records.deciding(dataset)
