@@ -7,6 +7,7 @@ the answers of `grafting.teacher.FrozenTeacher` from memory.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -46,6 +47,7 @@ class CachedTeacher(FrozenTeacher):
         self.dtype = dtype
         self.cache: FeatureCache | None = None
         self.cached_test: dict[int, Tensor] = {}
+        self.settled: Counter[str] = Counter()
 
     def few_shot(self, images: np.ndarray) -> Views:
         starts = self.affordable_starts(len(images))
@@ -71,7 +73,9 @@ class CachedTeacher(FrozenTeacher):
         """As the frozen teacher's; on the CPU by faster arithmetic wherever that settles the class."""
         features = self.test_features(start)
         if self.device.type == "cpu" and features.dtype == torch.float32 and start in STARTS:
-            return fast_predictions(network, features)
+            predictions, settled = fast_predictions(network, features)
+            self.settled.update(settled)
+            return predictions
         return super().predictions(network, start)
 
     def test_features(self, start: int) -> Tensor:

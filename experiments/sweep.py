@@ -177,6 +177,7 @@ class Sweep:
             "cached_starts": teacher.affordable_starts(len(images)),
         }
         after_epoch = partial(_after_epoch, curves, bar)
+        teacher.settled.clear()
         cell = Cell(setting, teacher, views, plan.eval_every, checkpoint, students, self.record, process, after_epoch)
         failure = None
         try:
@@ -186,6 +187,7 @@ class Sweep:
         finally:
             curves.close()
         process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
+        process["test_predictions_settled_by"] = dict(teacher.settled)
         content = results.content(cell, failure, teacher_record, prepared)
         files.write_json(result_file, content)
         checkpoint.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def predict(network, features):
     def predict():
         counts = []
         hook = network.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
-        found = fast_predictions(network, features)
+        found, _ = fast_predictions(network, features)
         hook.remove()
         return torch.equal(found, network(features).argmax(1)), sum(counts)
 
@@ -74,4 +74,27 @@ def test_what_is_not_a_number_goes_through_the_network(network, predict, monkeyp
 
 def test_fewer_images_than_a_batch_and_a_single_class(features):
     single = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6, 1))
-    assert fast_predictions(single, features[:3]).tolist() == [0, 0, 0]
+    assert fast_predictions(single, features[:3])[0].tolist() == [0, 0, 0]
+
+
+def test_each_level_settles_what_the_one_before_leaves(network, features, monkeypatch):
+    monkeypatch.setattr(module.machine, "has_fast_bfloat16", lambda device: True)
+    predictions, settled = fast_predictions(network, features)
+    assert list(settled) == ["bfloat16 products", "float32 products", "network"]
+    assert sum(settled.values()) == len(features) and settled["bfloat16 products"] > 2000
+    assert 0 < settled["network"] <= 250 <= settled["float32 products"] + settled["network"] < 1500
+    assert torch.equal(predictions, network(features).argmax(1))
+
+
+def test_bfloat16_is_left_out_where_it_settles_less_than_half(network, features, monkeypatch):
+    """Its error on a logit grows with the logit, so a large bias on all classes drowns their differences."""
+    monkeypatch.setattr(module.machine, "has_fast_bfloat16", lambda device: True)
+    network[-1].bias += 100
+    predictions, settled = fast_predictions(network, features)
+    assert list(settled) == ["float32 products", "network"]
+    assert torch.equal(predictions, network(features).argmax(1))
+
+
+def test_without_fast_bfloat16_there_are_two_levels(network, features, monkeypatch):
+    monkeypatch.setattr(module.machine, "has_fast_bfloat16", lambda device: False)
+    assert list(fast_predictions(network, features)[1]) == ["float32 products", "network"]
