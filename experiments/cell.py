@@ -43,7 +43,7 @@ class Cell:
         setting: Setting,
         teacher: FrozenTeacher,
         views: Views,
-        eval_every: int,
+        eval_every: int | None,
         checkpoint: Path,
         students: dict[str, Path],
         record: dict[str, Any],

@@ -40,9 +40,9 @@ CellKey = tuple[int, int]  # (shots, trial)
 class Plan:
     """What to run.
 
-    cells: in the order in which to run them. precision: one of utils.precision. memory: bytes for the cache of teacher
-    features. fresh: redo what is done. report: a callback for lines to the user. leads: whether this process prepares
-    the plan for others that share it.
+    cells: in the order in which to run them. precision: one of utils.precision. eval_every: epochs between test
+    accuracies (Distillation.run). memory: bytes for the cache of teacher features. fresh: redo what is done. report: a
+    callback for lines to the user. leads: whether this process prepares the plan for others that share it.
     """
 
     dataset: ImageDataset
@@ -53,7 +53,7 @@ class Plan:
     seed: int
     subset_seed: int
     precision: str
-    eval_every: int
+    eval_every: int | None
     data_path: Path
     output_dir: Path
     student_dir: Path

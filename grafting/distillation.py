@@ -23,6 +23,8 @@ from grafting.teacher import FrozenTeacher, Step, Views
 from models.checkpoints import on_cpu
 from utils.seeds import generator
 
+CURVE_POINTS = 5  # test accuracies in a phase where they decide nothing, however long the phase is
+
 
 class NotFinite(Exception):
     """The loss of an epoch is infinite or not a number."""
@@ -87,16 +89,18 @@ class Distillation:
         teacher: FrozenTeacher,
         views: Views,
         batch: int,
-        eval_every: int,
+        eval_every: int | None,
         purpose: tuple[int | str, ...],
         after_epoch: Callable[[Distillation], None],
     ) -> None:
         """Train to the phase's last epoch, from wherever it stands.
 
-        batch: images a step. eval_every: epochs between test accuracies, where the phase needs no more.
+        batch: images a step. eval_every: epochs between test accuracies; by default a phase is measured CURVE_POINTS
+        times. A phase that selects its best epoch is measured after every epoch.
         purpose: what the draws are for (utils/seeds.py). Raises NotFinite.
         """
         network, step = self.scion_and_tail(teacher), self.step_for(teacher, views)
+        every = 1 if self.phase.selects else eval_every or math.ceil(self.phase.epochs / CURVE_POINTS)
         while self.curve.epoch < self.phase.epochs:
             epoch = self.curve.epoch + 1
             started = perf_counter()
@@ -106,7 +110,7 @@ class Distillation:
             if not math.isfinite(loss):
                 raise NotFinite(self.phase.name, epoch)
             self.curve.losses.append(loss)
-            if self.phase.selects or epoch % eval_every == 0 or epoch == self.phase.epochs:
+            if epoch % every == 0 or epoch == self.phase.epochs:
                 started = perf_counter()
                 self.curve.accuracies[epoch] = teacher.accuracy(network, self.phase.span[0])
                 self.curve.seconds["evaluation"] += perf_counter() - started

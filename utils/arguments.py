@@ -119,8 +119,9 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with its own draws")
     add("--seed", type=seed, default=0, help="decides the draws of every cell")
     add("--subset_seed", type=seed, help="decides the few-shot subset (default: the released one, 6; CIFAR100: 10)")
-    add("--eval_every", type=positive, metavar="K", default=20,
-        help="epochs between test accuracies in stage 1 and L=2; L=3 is measured every epoch, to find the best")
+    add("--eval_every", type=positive, metavar="K",
+        help="epochs between test accuracies in stage 1 and L=2 (default: a fifth of each phase); L=3 is measured every"
+             " epoch, to find the best")
     add("--device", help="torch device (default: cuda if there is one, else cpu)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0],
         help="arithmetic, also of --evaluate; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs,"

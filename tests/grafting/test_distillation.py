@@ -77,6 +77,13 @@ def test_accuracy_is_measured_when_asked_and_at_the_end(started, recipe):
     assert list(started(replace(phase, selects=True), eval_every=2).curve.accuracies) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "measured"), [(3, [1, 2, 3]), (10, [2, 4, 6, 8, 10]), (12, [3, 6, 9, 12]), (16, [4, 8, 12, 16])]
+)
+def test_by_default_a_phase_is_measured_about_five_times(started, recipe, epochs, measured):
+    assert list(started(replace(recipe.stage2[0], epochs=epochs), eval_every=None).curve.accuracies) == measured
+
+
 def test_the_first_of_equal_epochs_is_best():
     assert Curve([0.0] * 4, {1: 50.0, 2: 60.0, 3: 60.0, 4: 55.0}).best_epoch == 2
 
