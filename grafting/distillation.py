@@ -1,4 +1,4 @@
-"""Distilling a scion over a span: the one training loop of both stages (METHOD: sections 3 to 6).
+"""Distilling a scion over a span: the one training loop of both stages (docs/method.md, sections 3 to 6).
 
 A graft is `teacher[j:](scion(teacher[:i](x)))`. The features in front of the scion and the teacher's logits do not
 change, so they are data (grafting/teacher.py). What is trained is the scion; its gradient comes through the tail.
@@ -33,7 +33,7 @@ class NotFinite(Exception):
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared Euclidean distance of the L2-normalised logits, summed over the batch (METHOD: section 3).
+    """Squared Euclidean distance of the L2-normalised logits, summed over the batch (docs/method.md, section 3).
 
     student, teacher: (B, classes) -> scalar, in float32 whatever they come in.
     """

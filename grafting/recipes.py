@@ -1,5 +1,6 @@
-"""How long and how fast, per data set (METHOD: sections 4, 5, 6 and 8). Data, not branches.
+"""The schedules: epochs, learning rates, batch sizes and published results of each data set.
 
+The numbers are those of docs/method.md, sections 4 to 6 and 8.
 Learning rates of stage 1 are for 10 shots and scale with N/10; those of stage 2 hold for every N.
 """
 
@@ -70,7 +71,7 @@ def _stage1(
 
 
 def _stage2(epochs: int, rate: float = 1e-4) -> tuple[Phase, Phase]:
-    """One rate for everything, as the released code runs it (METHOD: section 9)."""
+    """One rate for everything, as the released code runs it (docs/method.md, section 9)."""
     return (
         Phase("L2", (3, 5), epochs, rate, rate, scaled=False),
         Phase("L3", (3, 6), epochs, rate, rate, scaled=False, selects=True),

@@ -1,4 +1,4 @@
-"""Scions: student blocks with the adapters that fit them into the teacher (paper, section 3; METHOD: section 1).
+"""Scions: student blocks with adapters that fit them into the teacher (paper, section 3; docs/method.md, section 1).
 
     B0 = [student block 3, s2t0]             replaces the teacher's block 3
     B1 = [t2s0, student block 4, s2t1]       replaces block 4

@@ -1,4 +1,4 @@
-"""Stage 1, block grafting (paper, section 3.2; METHOD: section 4)."""
+"""Stage 1, block grafting (paper, section 3.2; docs/method.md, section 4)."""
 
 from __future__ import annotations
 
