@@ -1,4 +1,4 @@
-"""A network's predictions for many images, most of them settled by arithmetic that is faster than float32's.
+"""A network's predictions for many images, most of them taken from faster arithmetic than float32's.
 
 Fast logits come with an error. Where the largest logit leads the second by more than a multiple of the largest error
 measured, the fast prediction is taken. The other images, those with the smallest leads first, go through the network
@@ -25,7 +25,7 @@ def fast_predictions(network: nn.Module, features: Tensor) -> Tensor:
     fast = as_matrix_products(network, features.shape[-1]).to(dtype)
     logits = torch.cat([fast(batch.to(dtype)) for batch in features.split(FAST_BATCH)]).float()
     predictions, leads = logits.argmax(1), lead(logits)
-    error = torch.tensor(torch.nan)  # nothing exceeds it
+    error = torch.tensor(torch.nan)  # no lead exceeds it: the first batch always goes through the network
     for doubtful in leads.argsort().split(EXACT_BATCH):  # the smallest leads first
         if leads[doubtful[0]] > SAFETY * error:
             break
