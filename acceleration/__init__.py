@@ -1,1 +1,4 @@
-"""What makes a cell fast and changes no result: cached features, fast test predictions, CUDA graphs."""
+"""What makes the method fast: cached teacher features, fast test predictions, CUDA graphs.
+
+Results are those of `grafting/` alone up to rounding.
+"""

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from grafting.teacher import Step
 
-WARM_UP = 3  # steps of each batch size before it is captured, so that libraries have chosen and optimisers begun
+WARM_UP = 3  # eager steps of each batch size before its capture, in which libraries and Adam allocate their state
 
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """A CUDA graph, where it reads its arguments, and where it leaves its result."""
+    """A CUDA graph with its input tensors, image and view (B,), and its output tensor, the loss."""
 
     graph: torch.cuda.CUDAGraph
     image: Tensor
@@ -31,9 +31,10 @@ class CapturedStep:
 
 
 class GraphedStep:
-    """The same steps, all of them real: the first of each batch size run eagerly, the others from a CUDA graph.
+    """A training step that is replayed as a CUDA graph, one graph per batch size.
 
-    Where a step cannot be captured, all run eagerly, after a warning.
+    The first WARM_UP steps of each batch size run eagerly; they are training steps too. If a capture fails, this
+    and all later steps that have no graph run eagerly, after one warning.
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer):
@@ -54,7 +55,7 @@ class GraphedStep:
         return self._run_eagerly(image, view)
 
     def _run_eagerly(self, image: Tensor, view: Tensor) -> Tensor:
-        """On a side stream, as the warm-up of a capture should be."""
+        """On a side stream, as PyTorch asks of the steps before a capture."""
         self.side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.side_stream):
             loss = self.step(image, view)
@@ -63,7 +64,7 @@ class GraphedStep:
 
     def _capture(self, image: Tensor, view: Tensor) -> None:
         graph, image, view = torch.cuda.CUDAGraph(), image.clone(), view.clone()
-        self.optimizer.zero_grad()  # so that the gradients belong to the graph
+        self.optimizer.zero_grad()  # so that the capture allocates the gradients, in the graph's memory
         try:
             self._set_capturable(True)
             with torch.cuda.graph(graph):

@@ -1,7 +1,6 @@
-"""The cache of teacher features: what the frozen teacher computes for an image and a view is computed once.
+"""The cache of the frozen teacher's features and logits: each view of an image goes through the teacher once.
 
-The teacher never changes, so its block outputs and logits for a given image and view are data. `CachedTeacher` gives
-the answers of `grafting.teacher.FrozenTeacher` from memory.
+`CachedTeacher` returns what `grafting.teacher.FrozenTeacher` returns, from memory.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ STARTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans st
 class CachedTeacher(FrozenTeacher):
     """A frozen teacher whose features are cached, shared by all cells of a run.
 
-    subsets: the few-shot subsets (N, 3, 32, 32) uint8 that will be asked for. budget: bytes that the cache of their
-    views may take, in dtype; the test features come on top. What is cached for a subset depends on its own size
-    alone, so that no cell's numbers depend on which others run.
+    subsets: the few-shot subsets (N, 3, 32, 32) uint8 that the run will use. budget: bytes that the cache of their
+    views may take, in dtype; the test features are not counted. What is cached for a subset depends on its size
+    alone, so that no cell's numbers depend on which other cells run.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class CachedTeacher(FrozenTeacher):
         return self.cache.views(images)
 
     def affordable_starts(self, images: int) -> tuple[int, ...] | None:
-        """Where features of so many images can be cached; None if not even in front of the first grafted block."""
+        """In front of which blocks the features of so many images fit into the budget; None if in front of none."""
         for starts in (STARTS, STARTS[:1]):
             if bytes_cached(self.network, images, starts, self.dtype) <= self.budget:
                 return starts
@@ -70,7 +69,7 @@ class CachedTeacher(FrozenTeacher):
         return zip(self.test_features(start).split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
 
     def predictions(self, network: nn.Module, start: int) -> Tensor:
-        """As the frozen teacher's; on the CPU by faster arithmetic wherever that settles the class."""
+        """As the frozen teacher's; on the CPU, for float32 features, through `fast_predictions`."""
         features = self.test_features(start)
         if self.device.type == "cpu" and features.dtype == torch.float32 and start in STARTS:
             predictions, settled = fast_predictions(network, features)
@@ -86,7 +85,7 @@ class CachedTeacher(FrozenTeacher):
 
     @torch.no_grad()
     def _compute_test(self, start: int) -> Tensor:
-        """From the features at the start before it."""
+        """Computed from the test features at the nearest start before it, where there is one."""
         before = max((s for s in STARTS if s < start), default=None)
         if before is None:
             return torch.cat([features for features, _ in super().test_batches(start)])
@@ -97,9 +96,9 @@ class CachedTeacher(FrozenTeacher):
 class FeatureCache:
     """Features and logits of all views of the images (N, 3, 32, 32) uint8, each image given once.
 
-    starts: in front of which blocks features are cached, in dtype; elsewhere they are computed from the nearest cached
-    ones on the left. An image's 162 views are computed together when it is first asked for, so they do not depend on
-    what else is cached.
+    starts: in front of which blocks features are cached, in dtype; in front of other blocks they are
+    computed from the nearest cached ones before. An image's 162 views are computed together when the image is first
+    used, so they do not depend on what else is cached.
     """
 
     def __init__(self, teacher: FrozenTeacher, images: np.ndarray, starts: tuple[int, ...], dtype: torch.dtype):
@@ -135,7 +134,7 @@ class FeatureCache:
 
 
 class CachedViews(Views):
-    """Views of few-shot images, looked up. indices: (N,), each image's place in the cache."""
+    """Views of few-shot images, looked up. indices: (N,), each image's index in the cache."""
 
     def __init__(self, cache: FeatureCache, indices: Tensor):
         self.cache = cache

@@ -1,8 +1,9 @@
-"""A network on maps of 4x4 pixels or fewer as a few large matrix products (Lavin and Gray, CVPR 2016).
+"""Networks on feature maps of 4x4 pixels or fewer as large matrix products (Lavin and Gray, CVPR 2016).
 
-A 3x3 convolution of a small map can be had from fewer products than its definition takes: y = A ((G k) * (B x)), with
-constant matrices A, G, B over the pixels. Summed over channels, each entry of that product is a matrix product whose
-rows are the images. The result is the network's own up to rounding; maps are laid out as (pixels, B, channels).
+Winograd's algorithm computes a 3x3 convolution with fewer multiplications than its definition: y = A ((G k) * (B x)),
+with constant matrices A, G, B over the pixels and * element by element. With the sum over input channels, each element
+of G k becomes a matrix product over channels, for all images at once. The result is the network's up to rounding.
+Feature maps are laid out as (pixels, B, channels).
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# (A, 24 G, B) for y[i] = k[0] x[i-1] + k[1] x[i] + k[2] x[i+1] on n pixels with zeros around them
+# (A, 24 G, B) for y[i] = k[0] x[i-1] + k[1] x[i] + k[2] x[i+1] on n pixels with zero padding
 ALGORITHMS = {
-    4: (  # F(4, 3) of the paper, without the columns of B that would meet the zeros
+    4: (  # F(4, 3) of the paper, without the columns of B that would multiply the padding
         [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
         [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]],
         [[0, -5, 0, 1], [-4, -4, 1, 1], [4, -4, -1, 1], [-2, -1, 2, 1], [2, -1, -2, 1], [4, 0, -5, 0]],
@@ -67,7 +68,7 @@ class MaxPool(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A 3x3 convolution with zeros around: (side * side, B, C) -> (side * side, B, C')."""
+    """A 3x3 convolution with zero padding: (side * side, B, C) -> (side * side, B, C')."""
 
     def __init__(self, layer: nn.Conv2d, side: int):
         super().__init__()
@@ -84,7 +85,7 @@ class Convolution(nn.Module):
 
 
 class Affine(nn.Module):
-    """Each row by itself: (pixels, B, C) -> (pixels, B, C')."""
+    """The same affine map for every pixel: (pixels, B, C) -> (pixels, B, C')."""
 
     def __init__(self, weight: Tensor, bias: Tensor):
         super().__init__()
@@ -95,12 +96,12 @@ class Affine(nn.Module):
         return rows @ self.weight + self.bias
 
     def then(self, after: Affine) -> Affine:
-        """Both in one."""
+        """This layer and then `after`, as one layer."""
         return Affine(self.weight @ after.weight, after(self.bias))
 
 
 def weight_and_bias(layer: nn.Conv2d | nn.Linear | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """(C, C') and (C',) of a layer that treats every pixel alike."""
+    """Weight (C, C') and bias (C',) of a layer that is the same for every pixel."""
     weight, bias = layer.weight.detach(), layer.bias.detach()
     if isinstance(layer, nn.BatchNorm1d):
         scale = weight / (layer.running_var + layer.eps).sqrt()

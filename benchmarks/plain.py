@@ -1,4 +1,4 @@
-"""METHOD.md done plainly: PIL, DataLoader, the whole network at every step. What the store is measured against."""
+"""The plain procedure (docs/method.md, sections 2 to 6) that the benchmark compares with: PIL, DataLoader, no cache."""
 
 from __future__ import annotations
 

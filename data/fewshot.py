@@ -1,4 +1,4 @@
-"""Few-shot subsets (METHOD: section 2): N images per class, drawn once, the same for everyone, without labels.
+"""Few-shot subsets (docs/method.md, section 2): N images per class, drawn once, without labels.
 
 The subset of N+1 shots contains that of N. Labels serve here, and only here, to draw the same number of
 images from each class; none are kept.

@@ -71,7 +71,7 @@ class Cell:
         self.saving_seconds = 0.0
 
     def run(self) -> None:
-        """Both stages, and the students' files (METHOD: sections 4 and 5). Raises NotFinite."""
+        """Both stages, and the students' files (docs/method.md, sections 4 and 5). Raises NotFinite."""
         self.resume()
         recipe = self.setting.recipe
         block_grafting(recipe, self.scions, self.distill)

@@ -108,7 +108,7 @@ def markdown(table: list[Row]) -> str:
         )
         for row in table
     ]
-    widths = [max(len(line[i]) for line in (HEADER, *body)) for i in range(len(HEADER))]
+    widths = [max(2, *(len(line[i]) for line in (HEADER, *body))) for i in range(len(HEADER))]  # "-:" is the shortest
     lines = [HEADER, tuple("-" * (width - 1) + ":" for width in widths), *body]
     return "\n".join(
         "| " + " | ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) + " |" for line in lines

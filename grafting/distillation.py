@@ -1,7 +1,8 @@
-"""Distilling a scion over a span: the one training loop of both stages (METHOD: sections 3 to 6).
+"""Distilling a scion over a span: the one training loop of both stages (docs/method.md, sections 3 to 6).
 
-A graft is `teacher[j:](scion(teacher[:i](x)))`. The features in front of the scion and the teacher's logits do not
-change, so they are data (grafting/teacher.py). What is trained is the scion; its gradient comes through the tail.
+A graft is `teacher[j:](scion(teacher[:i](x)))`. Only the scion is trained; its gradient comes through the teacher's
+blocks behind it. The features in front of the scion and the teacher's logits never change (grafting/teacher.py), so
+they can be cached (acceleration/feature_cache.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class NotFinite(Exception):
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared Euclidean distance of the L2-normalised logits, summed over the batch (METHOD: section 3).
+    """Squared Euclidean distance of the L2-normalised logits, summed over the batch (docs/method.md, section 3).
 
     student, teacher: (B, classes) -> scalar, in float32 whatever they come in.
     """
@@ -67,7 +68,7 @@ class Curve:
 
 
 class Distillation:
-    """A phase under way: the scion that learns, its optimiser, and what was measured.
+    """A phase in progress: its scion, its optimiser, and what was measured.
 
     scion: one or several of B0, B1, B2 (grafting/scions.py). best: the scion's state on the CPU at the best epoch so
     far, where the phase selects one.
@@ -93,11 +94,11 @@ class Distillation:
         purpose: tuple[int | str, ...],
         after_epoch: Callable[[Distillation], None],
     ) -> None:
-        """Train to the phase's last epoch, from wherever it stands.
+        """Train up to the phase's last epoch, after the epochs that are done already.
 
-        batch: images a step. eval_every: epochs between test accuracies; by default a phase is measured CURVE_POINTS
-        times. A phase that selects its best epoch is measured after every epoch.
-        purpose: what the draws are for (utils/seeds.py). Raises NotFinite.
+        batch: images per step. eval_every: epochs between test accuracies; by default a phase is measured CURVE_POINTS
+        times. A phase that selects its best epoch is measured after every epoch. purpose: what the random draws depend
+        on beside phase and epoch (utils/seeds.py). after_epoch: called after every epoch. Raises NotFinite.
         """
         network, step = self.scion_and_tail(teacher), self.step_for(teacher, views)
         every = 1 if self.phase.selects else eval_every or math.ceil(self.phase.epochs / CURVE_POINTS)
@@ -123,11 +124,11 @@ class Distillation:
         return nn.Sequential(self.scion, teacher.network[self.phase.span[1] :])
 
     def step_for(self, teacher: FrozenTeacher, views: Views) -> Step:
-        """An optimiser step on images in given views."""
+        """The training step, accelerated where the views allow it."""
         return views.fast_step(partial(self._step, self.scion_and_tail(teacher), views), self.optimizer)
 
     def _step(self, network: nn.Module, views: Views, image: Tensor, view: Tensor) -> Tensor:
-        """One step on image[b] in its view[b]; the batch's loss."""
+        """One optimiser step on view[b] of image[b]; returns the batch's loss."""
         loss = distance(network(views.features(self.phase.span[0], image, view)), views.logits(image, view))
         self.optimizer.zero_grad()
         loss.backward()
@@ -144,6 +145,6 @@ def train(step: Step, order: Tensor, view: Tensor, batch: int) -> float:
 
 
 def draw_views(images: int, *purpose: int | str) -> tuple[Tensor, Tensor]:
-    """An epoch's random order of the images (images,) and the view in which each appears (images,)."""
+    """A random order of the images (images,), and a random view for each of them (images,)."""
     random = generator(*purpose)
     return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(VIEWS, size=images))

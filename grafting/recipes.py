@@ -1,5 +1,6 @@
-"""How long and how fast, per data set (METHOD: sections 4, 5, 6 and 8). Data, not branches.
+"""The schedules: epochs, learning rates, batch sizes and published results of each data set.
 
+The numbers are those of docs/method.md, sections 4 to 6 and 8.
 Learning rates of stage 1 are for 10 shots and scale with N/10; those of stage 2 hold for every N.
 """
 
@@ -15,11 +16,11 @@ BATCH_AT_TEN_SHOTS = 64
 
 @dataclass(frozen=True)
 class Phase:
-    """One distillation: over which span, for how many epochs, how fast.
+    """One distillation: its span, epochs and learning rates.
 
     span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks and classifier.
-    lr_adapter: learning rate of the 1x1 adapters. scaled: whether both scale with N/10. selects: whether its
-    epoch of highest test accuracy is the student, for which every epoch has to be measured.
+    lr_adapter: learning rate of the 1x1 adapters. scaled: whether both scale with N/10. selects: whether the
+    student is its epoch of highest test accuracy; then the test accuracy of every epoch is measured.
     """
 
     name: str
@@ -38,10 +39,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that is particular to one data set's distillation and teacher.
+    """What differs between data sets: schedules, teachers, published results.
 
-    published: the paper's best test accuracy (mean, spread) in percent by N. published_teacher: its teacher's, as
-    reported for CIFAR10; CIFAR100's is not known here.
+    teachers: recipes to train a teacher, by name. trains_own_teacher: whether a missing teacher is trained at once.
+    published: the paper's best test accuracy (mean, spread) in percent by N. published_teacher: the test accuracy of
+    its teacher in percent, as reported for CIFAR10; not known for CIFAR100.
     """
 
     stage1: tuple[Phase, Phase, Phase]
@@ -70,7 +72,7 @@ def _stage1(
 
 
 def _stage2(epochs: int, rate: float = 1e-4) -> tuple[Phase, Phase]:
-    """One rate for everything, as the released code runs it (METHOD: section 9)."""
+    """One rate for everything, as the released code runs it (docs/method.md, section 9)."""
     return (
         Phase("L2", (3, 5), epochs, rate, rate, scaled=False),
         Phase("L3", (3, 6), epochs, rate, rate, scaled=False, selects=True),

@@ -1,12 +1,12 @@
-"""Scions: student blocks with the adapters that fit them into the teacher (paper, section 3; METHOD: section 1).
+"""Scions: student blocks with adapters that fit them into the teacher (paper, section 3; docs/method.md, section 1).
 
     B0 = [student block 3, s2t0]             replaces the teacher's block 3
     B1 = [t2s0, student block 4, s2t1]       replaces block 4
     B2 = [t2s1, flatten, student classifier] replaces the classifier
 
-    scion     student blocks with their adapters: one of B0, B1, B2, or several of them one behind the other
+    scion     student blocks with their adapters: one of B0, B1, B2, or several of them in sequence
     span      [i, j), the teacher's blocks that a scion replaces
-    graft     the teacher with a scion in the place of a span: `teacher[j:](scion(teacher[:i](x)))`
+    graft     the teacher with a scion instead of the blocks of a span: `teacher[j:](scion(teacher[:i](x)))`
     tail      the teacher's blocks behind the scion, `teacher[j:]`
 
 The state keys are those of the released files.
@@ -41,7 +41,7 @@ def scions(teacher: Architecture, classes: int, generator: torch.Generator) -> l
 
 
 def graft(teacher: nn.Module, scion: nn.Module, span: tuple[int, int], images: Tensor) -> Tensor:
-    """The logits with `scion` in the place of the teacher's blocks [i, j)."""
+    """The logits (B, classes) of images (B, 3, 32, 32), with `scion` instead of the teacher's blocks [i, j)."""
     i, j = span
     return teacher[j:](scion(teacher[:i](images)))
 

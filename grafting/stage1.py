@@ -1,4 +1,4 @@
-"""Stage 1, block grafting (paper, section 3.2; METHOD: section 4)."""
+"""Stage 1, block grafting (paper, section 3.2; docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from grafting.recipes import Phase, Recipe
 def block_grafting(
     recipe: Recipe, scions: list[nn.Sequential], distill: Callable[[Phase, nn.Sequential], None]
 ) -> None:
-    """Train B0, B1 and B2 one after the other, each alone in an otherwise pure teacher.
+    """Train B0, B1 and B2 one after the other, each alone in an otherwise unchanged teacher.
 
-    Each takes the place of one block and learns to give the teacher's logits through the blocks behind it. Kept
-    are the weights of the last epoch. scions: [B0, B1, B2], trained in place.
+    Each replaces one block and learns to reproduce the teacher's logits through the blocks behind it. The result is
+    the weights of the last epoch. scions: [B0, B1, B2], trained in place.
     """
     for phase, scion in zip(recipe.stage1, scions, strict=True):
         distill(phase, nn.Sequential(scion))

@@ -1,4 +1,4 @@
-"""Stage 2, progressive net grafting (paper, section 3.3; METHOD: section 5)."""
+"""Stage 2, progressive net grafting (paper, section 3.3; docs/method.md, section 5)."""
 
 from __future__ import annotations
 

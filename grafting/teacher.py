@@ -1,8 +1,7 @@
 """The frozen teacher: features in front of a block, logits, and test predictions.
 
 `features(start, ...)` is the output of `teacher[:start]`, which is the input of block `start`. Here everything is
-computed each time it is asked for: this is the reference. `acceleration/feature_cache.py` gives the same answers from
-memory.
+computed at every call: this is the reference. `acceleration/feature_cache.py` returns the same from memory.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class FrozenTeacher:
 
 
 class Views:
-    """The training views of few-shot images, and what the teacher makes of them."""
+    """The training views of few-shot images, with the teacher's features and logits."""
 
     def __init__(self, teacher: FrozenTeacher, images: np.ndarray):
         self.teacher = teacher
@@ -75,5 +74,5 @@ class Views:
         return self.features(len(self.teacher.network), image, view)
 
     def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
-        """The same training step, faster where these views allow it; here, as it is."""
+        """The same training step, accelerated where these views allow it; here unchanged."""
         return step

@@ -1,4 +1,4 @@
-"""The released files' layouts, read and written (METHOD: section 1).
+"""The released files' layouts, read and written (docs/method.md, section 1).
 
 teacher   `features.<block>.<position>.*`, `classifier.<position>.*`
 stage 1   `{"block-0": {...}, "block-1": {...}, "block-2": {...}}`, the states of B0, B1 and B2

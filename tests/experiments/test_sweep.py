@@ -246,7 +246,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(plan, monkeypatch):
 def test_a_cell_that_another_process_runs_is_left_alone(plan):
     lock = plan().output_dir / "results/1-shot/trial-0.lock"
     lock.parent.mkdir(parents=True)
-    with filelock.FileLock(lock, is_singleton=False):
+    with filelock.FileLock(lock):
         run(plan())
         assert [path.name for path in results.paths(plan().output_dir) if path.parent.name == "1-shot"] == [
             "trial-1.json"

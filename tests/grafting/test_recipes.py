@@ -1,4 +1,4 @@
-"""METHOD's numbers, spelled out again by hand."""
+"""The numbers of docs/method.md, sections 4 to 6 and 8, spelled out again by hand."""
 
 import pytest
 
