@@ -173,6 +173,7 @@ class Job:
             self.device,
             self.teacher_file,
             say,
+            self.args.fresh,
         )
         say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
         return 0

@@ -44,9 +44,7 @@ def read(path: Path) -> tuple[str, Any]:
             raise BadInput(f"{path}: holds something other than named tensors")
         for key, value in state.items():
             if not _is_plain(value):
-                raise BadInput(
-                    f"{path}: {key} is not a plain tensor, with a value in the file for each of its elements"
-                )
+                raise BadInput(f"{path}: {key} is no plain tensor, with a value in the file for each of its elements")
     return kind, states if kind == "stage 1" else states[0]
 
 
@@ -61,10 +59,10 @@ def _is_state(content: Any) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Not sparse, nested, quantized or without values, and no larger than the values it was saved with."""
+    """Not sparse, nested or without values, and no larger than the values it was saved with."""
     return (
         tensor.layout == torch.strided
-        and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+        and not (tensor.is_nested or tensor.is_meta)
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
 

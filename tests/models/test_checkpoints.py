@@ -110,6 +110,10 @@ class RunsCode:
         (lambda s: {**s, f"features.0.{'9' * 5000}.weight": torch.zeros(1)}, "is not expected"),
         (lambda s: {**s, "classifier.0.weight": torch.tensor(1.0)}, "classifier.0.weight is torch.float32 ()"),
         (lambda s: {**s, "classifier.2.weight": torch.tensor(1.0)}, "classifier.2.weight is torch.float32 ()"),
+        (
+            lambda s: {**s, "features.0.0.weight": s["features.0.0.weight"][:0]},
+            "0.0.weight is torch.float32 (0,",
+        ),
         (lambda s: {**s, **narrowed(s, 3, 1)}, "features.3.2.weight has width 1"),
         (lambda s: {**s, **narrowed(s, 4, 1)}, "features.4.0.weight has width 1"),
         (lambda s: {**s, **dict.fromkeys(LAST_TWO, torch.zeros(10**6, 1, 1, 1))}, "expected torch.float32 (1000000, "),
