@@ -189,6 +189,7 @@ class Job:
             self.teacher_file,
             self.args.fresh,
             say,
+            self.args.fresh,
         )
         say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
         return 0

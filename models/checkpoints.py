@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.vgg import Architecture, BlockwiseVGG
+from models.vgg import FIRST_GRAFTED, Architecture, BlockwiseVGG
 from utils import files
 from utils.errors import BadInput
 
@@ -28,7 +28,7 @@ SCION_KEYS = ("block-0", "block-1", "block-2")
 def read(path: Path) -> tuple[str, Any]:
     """("teacher", state), ("stage 1", [state of B0, B1, B2]) or ("stage 2", state of the sequence (B0, B1, B2)).
 
-    Raises BadInput for a file that is none of these or holds a value that is not finite.
+    Raises BadInput for a file that is none of these, or whose tensors are not plain ones.
     """
     content = files.read_tensors(path, "a checkpoint")
     if _is_state(content) and "classifier.0.weight" in content:
@@ -43,8 +43,8 @@ def read(path: Path) -> tuple[str, Any]:
         if not _is_state(state):
             raise BadInput(f"{path}: holds something other than named tensors")
         for key, value in state.items():
-            if not torch.isfinite(value).all():
-                raise BadInput(f"{path}: {key} has a value that is not finite")
+            if not _is_plain(value):
+                raise BadInput(f"{path}: {key} is no plain tensor, with a value in the file for each of its elements")
     return kind, states if kind == "stage 1" else states[0]
 
 
@@ -52,14 +52,26 @@ def _is_state(content: Any) -> bool:
     return (
         isinstance(content, dict)
         and bool(content)
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+        and all(
+            isinstance(key, str) and key.isprintable() and isinstance(value, Tensor) for key, value in content.items()
+        )
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not sparse, nested or without values, and no larger than the values it was saved with."""
+    return (
+        tensor.layout == torch.strided
+        and not (tensor.is_nested or tensor.is_meta)
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
 
 
 def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
     """A teacher of any block-wise VGG, its depth and widths read off the file.
 
-    Raises BadInput for a file that is not one, or that has another number of classes.
+    Raises BadInput for a file that is not one, has another number of classes, holds a value that is not finite, or
+    whose blocks are too narrow for a student of half their width.
     """
     kind, state = read(path)
     if kind != "teacher":
@@ -72,34 +84,56 @@ def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     last = "classifier.2.weight" if "classifier.1.running_mean" in state else "classifier.1.weight"
     if last not in state:
         raise BadInput(f"{path}: has no {last}, so it is not a block-wise teacher")
-    if len(state[last]) != classes:
-        raise BadInput(f"{path}: has {len(state[last])} classes, the data set {classes}; name another --teacher")
-    network = BlockwiseVGG(_architecture_of(state, path), classes)
-    load(network, state, path)
+    if (found := _width(state, last, 2, path)) != classes:
+        raise BadInput(f"{path}: has {found} classes, the data set {classes}; name another --teacher")
+    architecture = _architecture_of(state, path)
+    with torch.device("meta"):  # widths that do not go together may ask for more memory than there is
+        network = BlockwiseVGG(architecture, classes)
+    _require_fitting(network.state_dict(), state, path)
+    network.to_empty(device="cpu")
+    network.load_state_dict(state)
     return network
 
 
 def _architecture_of(state: State, path: Path) -> Architecture:
     blocks: dict[int, dict[int, int]] = {}
-    for key, value in state.items():
-        if match := re.fullmatch(r"features\.(\d+)\.(\d+)\.weight", key):
-            blocks.setdefault(int(match[1]), {})[int(match[2])] = len(value)
+    for key in state:
+        if match := re.fullmatch(r"features\.([0-9]{1,3})\.([0-9]{1,3})\.weight", key):
+            block, position = int(match[1]), int(match[2])
+            width = blocks.setdefault(block, {})[position] = _width(state, key, 4, path)
+            if block >= FIRST_GRAFTED and width < 2:
+                raise BadInput(f"{path}: {key} has width {width}; its student, half as wide, would have none")
     if sorted(blocks) != [0, 1, 2, 3, 4]:
         raise BadInput(f"{path}: has convolution blocks {sorted(blocks)}, a block-wise VGG has 0 to 4")
     widths = tuple(tuple(width for _, width in sorted(blocks[b].items())) for b in range(5))
-    return Architecture(widths, len(state["classifier.0.weight"]), "classifier.1.running_mean" in state)
+    return Architecture(widths, _width(state, "classifier.0.weight", 2, path), "classifier.1.running_mean" in state)
+
+
+def _width(state: State, key: str, dimensions: int, path: Path) -> int:
+    """Outputs of the layer with this weight, which should have so many dimensions."""
+    if state[key].ndim != dimensions or not state[key].numel():
+        raise BadInput(f"{path}: {key} is {_described(state[key])}, expected {dimensions} dimensions, none of them 0")
+    return len(state[key])
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def load(network: nn.Module, state: State, path: Path) -> None:
-    """`load_state_dict` with one line for the user when keys, shapes or types do not fit."""
-    own = network.state_dict()
+    """`load_state_dict`. Raises BadInput when keys, shapes or types do not fit or a value is not finite."""
+    _require_fitting(network.state_dict(), state, path)
+    network.load_state_dict(state)
+
+
+def _require_fitting(own: State, state: State, path: Path) -> None:
     if odd := sorted(set(own) ^ set(state)):
         raise BadInput(f"{path}: {odd[0]} is {'missing' if odd[0] in own else 'not expected'}; not of this layout")
     for key, value in state.items():
         if value.shape != own[key].shape or value.dtype != own[key].dtype:
-            found, expected = (f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (value, own[key]))
-            raise BadInput(f"{path}: {key} is {found}, expected {expected}")
-    network.load_state_dict(state)
+            raise BadInput(f"{path}: {key} is {_described(value)}, expected {_described(own[key])}")
+        if not value.isfinite().all():
+            raise BadInput(f"{path}: {key} has a value that is not finite")
 
 
 def on_cpu(network: nn.Module) -> State:

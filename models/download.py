@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
-import urllib.error
+import tempfile
 import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
+
+from tqdm import tqdm
 
 from models import checkpoints
 from utils import files
 from utils.errors import BadInput
 
-RELEASE = "https://github.com/sccbhxc/NetGraft/releases/download/v1.0/"
+RELEASES = (  # of the paper's repository, where it is now and where it was
+    "https://github.com/zju-vipa/NetGraft/releases/download/v1.0/",
+    "https://github.com/sccbhxc/NetGraft/releases/download/v1.0/",
+)
+TIMEOUT = 30.0  # seconds without a byte
+PIECE = 2**16  # bytes
 
 
-def fetch_teacher(path: Path, classes: int, dataset: str, release: str = RELEASE) -> None:
+class NotFetched(Exception):
+    """An address did not serve a file; the message says why."""
+
+
+def fetch_teacher(path: Path, classes: int, dataset: str, releases: tuple[str, ...] = RELEASES) -> None:
     """Fetch the released teacher of a data set, check its size and layout, and put it at `path`.
 
-    Raises BadInput saying how to get a teacher otherwise; nothing is left behind then.
+    releases: addresses, tried in this order. Raises BadInput with what went wrong at each, and how to get a teacher
+    otherwise; nothing is left behind then.
     """
-    url = f"{release}vgg16-blockwise-{dataset.lower()}.pth"
-    otherwise = f"put a teacher there, or train one: --dataset {dataset} --train_teacher"
+    name = f"vgg16-blockwise-{dataset.lower()}.pth"
+    reasons = []
+    with tempfile.TemporaryDirectory() as folder:
+        arrived = Path(folder) / name
+        for release in releases:
+            try:
+                with arrived.open("wb") as file:
+                    file.writelines(pieces(release + name))
+                checkpoints.read_teacher(arrived, classes)
+            except (NotFetched, BadInput) as reason:
+                reasons.append(f"{release}{name}: {str(reason).removeprefix(f'{arrived}: ')}")
+            else:
+                return files.write_bytes(path, arrived.read_bytes())
+    raise BadInput(
+        f"{path}: missing, and cannot be fetched ({'; '.join(reasons)});"
+        f" put a teacher there, or train one: --dataset {dataset} --train_teacher"
+    )
+
+
+def pieces(url: str) -> Iterator[bytes]:
+    """The file at an address, piece by piece under a progress bar. Raises NotFetched if it does not come whole."""
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            announced = response.headers.get("Content-Length")
-            content = response.read()
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise BadInput(f"{path}: missing, and {url} cannot be fetched ({reason}); {otherwise}") from error
-    if announced is not None and int(announced) != len(content):
-        raise BadInput(f"{path}: {url} sent {len(content)} of {announced} bytes; run again, or {otherwise}")
-    arrived = path.with_name(f"{path.name}.arrived")
-    files.write_bytes(arrived, content)
-    try:
-        checkpoints.read_teacher(arrived, classes)
-        arrived.replace(path)
-    finally:
-        arrived.unlink(missing_ok=True)
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            announced = response.headers.get("Content-Length", "")
+            total = int(announced) if announced.isdecimal() else None
+            arrived = 0
+            with tqdm(total=total, desc=url.rpartition("/")[2], unit="B", unit_scale=True, disable=None) as bar:
+                while piece := response.read(PIECE):
+                    yield piece
+                    arrived += len(piece)
+                    bar.update(len(piece))
+    except (OSError, HTTPException) as error:
+        reason = "".join(c if c.isprintable() else " " for c in str(error)).strip()
+        raise NotFetched(reason[:200] or type(error).__name__) from error
+    if total is not None and arrived != total:
+        raise NotFetched(f"sent {arrived} of {total} bytes")

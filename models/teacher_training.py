@@ -20,7 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data.datasets import ImageDataset
-from data.views import VIEWS, crop, pad
+from data.views import IMAGE_SIZE, VIEWS, crop, pad
 from models import checkpoints
 from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm
 from models.vgg import Architecture, BlockwiseVGG, initialize
@@ -72,6 +72,12 @@ def stretched(recipe: TeacherRecipe, epochs: int | None) -> TeacherRecipe:
     return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
+def batch_sizes(images: int, batch: int) -> list[int]:
+    """An epoch's batches; a last one of a single image, which BatchNorm cannot train on, joins the one before it."""
+    sizes = [min(batch, images - start) for start in range(0, images, batch)]
+    return sizes if len(sizes) == 1 or sizes[-1] > 1 else [*sizes[:-2], sizes[-2] + 1]
+
+
 def train_teacher(
     dataset: ImageDataset,
     architecture: Architecture,
@@ -81,11 +87,12 @@ def train_teacher(
     path: Path,
     fresh: bool,
     report: Callable[[str], None],
+    fresh: bool = False,
 ) -> float:
     """Train a teacher, write it to `path` in the released layout and its record beside it.
 
     Returns its test accuracy in percent, measured in float32 on the network as written. A training that was interrupted
-    goes on after its last epoch.
+    goes on after its last epoch. fresh: whether a teacher at `path` is replaced; otherwise it raises BadInput.
     """
     if path.exists() and not fresh:
         raise BadInput(f"{path}: there is a teacher already; --fresh trains it anew, another --teacher keeps both")
@@ -100,6 +107,8 @@ def train_teacher(
             "test_accuracy": accuracy,
             "sha256": files.sha256_of_file(path),
             **json.loads(training.setting),
+            "normalization": {"mean": dataset.normalization.mean, "std": dataset.normalization.std},
+            "image_size": IMAGE_SIZE,
             "epochs": training.history,
             "machine": machine.description(device),
         },
@@ -157,10 +166,12 @@ class TeacherTraining:
     def run(self) -> BlockwiseVGG:
         self._resume()
         train = self.dataset.train()
+        if len(train.labels) < 2:
+            raise BadInput(f"--dataset {self.dataset.name}: has a single training image; a teacher needs two or more")
         images = pad(torch.from_numpy(train.images)).to(self.device)  # (50000, 3, 40, 40) uint8
         labels = torch.from_numpy(train.labels).to(self.device)
         started, begun = perf_counter(), len(self.history)
-        steps = -(-len(labels) // self.recipe.batch)
+        steps = len(batch_sizes(len(labels), self.recipe.batch))
         with tqdm(total=self.recipe.epochs * steps, initial=begun * steps, unit="step", disable=None) as bar:
             for epoch in range(begun, self.recipe.epochs):
                 figures = self._train(epoch, images, labels, bar)
@@ -185,9 +196,10 @@ class TeacherTraining:
         view = torch.from_numpy(random.integers(VIEWS, size=len(labels))).to(self.device)
         self.model.train()
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
-        batches = zip(order.split(self.recipe.batch), view.split(self.recipe.batch), strict=True)
-        for step, (chosen, shown) in enumerate(batches):
-            rate = self.recipe.rate(epoch + (step + 1) * self.recipe.batch / len(order))
+        sizes, seen = batch_sizes(len(order), self.recipe.batch), 0
+        for chosen, shown in zip(order.split(sizes), view.split(sizes), strict=True):
+            seen += max(len(chosen), self.recipe.batch)  # a short batch is a whole step
+            rate = self.recipe.rate(epoch + seen / len(order))
             for group in self.optimizer.param_groups:
                 group["lr"] = max(rate, 0.0)
             with self._autocast():

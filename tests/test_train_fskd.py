@@ -126,6 +126,14 @@ def test_train_teacher(at_home, capsys, recipe_name):
     assert '"seed": 3' in (at_home / "mine.json").read_text()
 
 
+def test_a_finished_teacher_is_trained_anew_with_fresh_alone(with_teacher, capsys):
+    train = ("--train_teacher", "--teacher_epochs", "1", "--teacher_architecture", "vgg11-small",
+             "--teacher", "ckpt/teacher/vgg16-blockwise-folder.pth")  # fmt: skip
+    assert command(*train) == 2
+    assert "vgg16-blockwise-folder.pth: there is a teacher already; --fresh trains it anew" in capsys.readouterr().err
+    assert command(*train, "--fresh") == 0
+
+
 def test_build_dataset(official_files, capsys):
     for spelling in (["--build_dataset", "True"], ["--build_dataset"]):
         assert train_fskd.main([*spelling, "--data_path", str(official_files)]) == 0

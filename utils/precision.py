@@ -4,26 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 PRECISIONS = ("tf32", "float32", "bfloat16")
+SETTING_PER_OPERATION = hasattr(torch.backends.cudnn, "conv")  # since torch 2.9, where the older settings warn
 
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in one of PRECISIONS.
+    """Compute in one of PRECISIONS, whatever the environment and PyTorch's settings say; these come back after.
 
     tf32: as PyTorch does by default, with TensorFloat-32 in the convolutions on NVIDIA GPUs and float32 everywhere
     else. float32: without that exception. bfloat16: automatic mixed precision; weights and optimiser stay float32.
     """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = precision != "float32"
+    before = float32_settings()
+    set_float32(full_products(tf32_convolutions=precision != "float32"))
     try:  # no cache of cast weights: they change under it
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        set_float32(before)
+
+
+def full_products(tf32_convolutions: bool) -> list[Any]:
+    """Settings for products of float32 numbers in full, but for the convolutions on NVIDIA GPUs if so asked."""
+    if SETTING_PER_OPERATION:
+        return ["tf32" if tf32_convolutions else "ieee", "ieee", "ieee", "ieee"]
+    return [tf32_convolutions, "highest"]
+
+
+def float32_settings() -> list[Any]:
+    """How PyTorch computes float32 now."""
+    if SETTING_PER_OPERATION:
+        return [operation.fp32_precision for operation in _operations()]
+    return [torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]
+
+
+def set_float32(settings: list[Any]) -> None:
+    """Let PyTorch compute float32 so."""
+    if SETTING_PER_OPERATION:
+        for operation, setting in zip(_operations(), settings, strict=True):
+            operation.fp32_precision = setting
+    else:
+        torch.backends.cudnn.allow_tf32, products = settings
+        torch.set_float32_matmul_precision(products)
+
+
+def _operations() -> list[Any]:
+    """Convolutions on NVIDIA GPUs, matrix products there, matrix products and convolutions on the CPU."""
+    cuda, cpu = torch.backends.cuda, torch.backends.mkldnn
+    return [torch.backends.cudnn.conv, cuda.matmul, cpu.matmul, cpu.conv]
 
 
 def cache_dtype(precision: str) -> torch.dtype:

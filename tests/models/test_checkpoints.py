@@ -5,6 +5,7 @@ import pytest
 import torch
 from small import CLASSES, TINY
 
+from experiments.evaluation import evaluate
 from grafting.scions import scions
 from models import checkpoints
 from models.vgg import ARCHITECTURES, BlockwiseVGG
@@ -72,6 +73,17 @@ def state_without(state, key):
     return OrderedDict((k, v) for k, v in state.items() if k != key)
 
 
+LAST_TWO = ("features.3.2.weight", "features.4.0.weight")  # a network of these widths has 10^13 weights
+
+
+def narrowed(state, block, width):
+    """Its last convolution and the layer behind it at another width."""
+    last, behind = LAST_TWO if block == 3 else (LAST_TWO[1], "classifier.0.weight")
+    bias = last.replace("weight", "bias")
+    return {last: state[last][:width].clone(), bias: state[bias][:width].clone(),
+            behind: state[behind][:, :width].clone()}  # fmt: skip
+
+
 class RunsCode:
     def __reduce__(self):
         return (print, ("this must never be printed",))
@@ -91,6 +103,20 @@ class RunsCode:
         (lambda s: [1, 2], "neither a block-wise teacher nor a student"),
         (lambda s: {"model": s}, "neither a block-wise teacher nor a student"),
         (lambda s: RunsCode(), "not a checkpoint, or damaged"),
+        (lambda s: {}, "neither a block-wise teacher nor a student"),
+        (lambda s: {**s, "two\nlines": torch.zeros(1)}, "neither a block-wise teacher nor a student"),
+        (lambda s: {**s, "features.99.0.weight": torch.zeros(4, 4, 3, 3)}, "blocks [0, 1, 2, 3, 4, 99]"),
+        (lambda s: {**s, "features.0.99.weight": torch.zeros(4, 4, 3, 3)}, "features.0.2.bias is missing"),
+        (lambda s: {**s, f"features.0.{'9' * 5000}.weight": torch.zeros(1)}, "is not expected"),
+        (lambda s: {**s, "classifier.0.weight": torch.tensor(1.0)}, "classifier.0.weight is torch.float32 ()"),
+        (lambda s: {**s, "classifier.2.weight": torch.tensor(1.0)}, "classifier.2.weight is torch.float32 ()"),
+        (
+            lambda s: {**s, "features.0.0.weight": s["features.0.0.weight"][:0]},
+            "0.0.weight is torch.float32 (0,",
+        ),
+        (lambda s: {**s, **narrowed(s, 3, 1)}, "features.3.2.weight has width 1"),
+        (lambda s: {**s, **narrowed(s, 4, 1)}, "features.4.0.weight has width 1"),
+        (lambda s: {**s, **dict.fromkeys(LAST_TWO, torch.zeros(10**6, 1, 1, 1))}, "expected torch.float32 (1000000, "),
     ],
 )
 def test_foreign_teachers_are_refused_in_one_line(teacher, tmp_path, change, fault, capsys):
@@ -99,6 +125,47 @@ def test_foreign_teachers_are_refused_in_one_line(teacher, tmp_path, change, fau
         checkpoints.read_teacher(tmp_path / "teacher.pth", CLASSES)
     assert fault in str(refusal.value) and "\n" not in str(refusal.value)
     assert capsys.readouterr().out == ""
+
+
+UNUSUAL = {
+    "0-d": lambda weight: torch.tensor(1.0),
+    "flat": lambda weight: weight.flatten(),
+    "five dimensions": lambda weight: weight[None],
+    "empty": lambda weight: weight[:0],
+    "complex": lambda weight: weight.to(torch.cfloat),
+    "bool": lambda weight: weight > 0,
+    "int": lambda weight: weight.int(),
+    "float8": lambda weight: weight.to(torch.float8_e4m3fn),
+    "float16": lambda weight: weight.half(),
+    "quantized": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+    "sparse": lambda weight: weight.to_sparse(),
+    "meta": lambda weight: weight.to("meta"),
+    "nested": lambda weight: torch.nested.nested_tensor(list(weight)),
+    "larger than memory": lambda weight: torch.zeros(1).expand(10**13, *weight.shape[1:]),
+    "not finite": lambda weight: weight / 0,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize("file", ["teacher", "block", "net"])
+def test_unusual_tensors_are_refused_in_one_line(teacher, dataset, tmp_path, file, kind):
+    """As --evaluate reads them."""
+    path, b0, b1, b2 = tmp_path / f"{file}.pth", *scions(TINY, CLASSES, torch.Generator())
+    content = {
+        "teacher": teacher.state_dict(),
+        "block": {f"block-{k}": scion.state_dict() for k, scion in enumerate((b0, b1, b2))},
+        "net": torch.nn.Sequential(b0, b1, b2).state_dict(),
+    }[file]
+    state, key = (content["block-1"], "1.0.weight") if file == "block" else (content, "features.3.0.weight")
+    key = "1.1.0.weight" if file == "net" else key
+    state[key] = UNUSUAL[kind](state[key].detach())
+    torch.save(content, path)
+    with pytest.raises(BadInput, match=rf"{file}\.pth: {key} ") as refusal:
+        found, state = checkpoints.read(path)
+        network = checkpoints.teacher_from_state(state, path, CLASSES) if found == "teacher" else teacher
+        evaluate(found, state, path, network, dataset, torch.device("cpu"))
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("size", [0, 100, -100])

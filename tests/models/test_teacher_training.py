@@ -2,13 +2,15 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from small import CLASSES, TINY, weights
+from small import CLASSES, TINY, pictures, weights
 
+from data.datasets import LabelledImages
 from grafting.recipes import CIFAR10, CIFAR100
 from models import checkpoints, teacher_training
-from models.teacher_training import TeacherTraining, stretched
+from models.teacher_training import TeacherTraining, batch_sizes, stretched
 from models.training_layers import TeacherWithTrainingLayers, add_batchnorm, fold_batchnorm
 from models.vgg import BlockwiseVGG, initialize
 from utils.errors import BadInput
@@ -114,6 +116,7 @@ def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
     record = json.loads((tmp_path / "t.json").read_text())
     assert record["test_accuracy"] == accuracy and record["seed"] == 5 and record["dataset"] == "Tiny"
     assert record["recipe"]["epochs"] == len(record["epochs"]) == 2
+    assert record["normalization"] == {"mean": [0.5, 0.4, 0.6], "std": [0.2, 0.25, 0.3]} and record["image_size"] == 32
     assert checkpoints.read_teacher(tmp_path / "t.pth", CLASSES).architecture == TINY
 
 
@@ -130,3 +133,74 @@ def test_a_half_done_training_of_other_settings_is_refused(dataset, tmp_path):
     TeacherTraining(dataset, TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
     with pytest.raises(BadInput, match="half-done training with other settings"):
         TeacherTraining(dataset, TINY, recipe, 1, CPU, resume_file, lambda line: None).run()
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes"),
+    [(1, [1]), (3, [3]), (5, [5]), (6, [4, 2]), (8, [4, 4]), (9, [4, 5]), (13, [4, 4, 5])],
+)
+def test_no_batch_after_the_first_is_a_single_image(images, sizes):
+    assert batch_sizes(images, 4) == sizes
+
+
+def of_size(dataset, images):
+    return replace(dataset, train=lambda: LabelledImages(pictures(images), np.arange(images) % CLASSES))
+
+
+@pytest.mark.parametrize("kind", ["published", "quick"])
+def test_a_last_batch_of_one_image_is_trained_on(dataset, tmp_path, kind):
+    recipe = replace(CIFAR10.teachers[kind], epochs=2, batch=4)
+    teacher_training.train_teacher(of_size(dataset, 9), TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+    assert (tmp_path / "t.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "progress"), [(8, [0.5, 1, 1.5, 2]), (9, [4 / 9, 1, 13 / 9, 2]), (10, [0.4, 0.8, 1.2, 1.4, 1.8, 2.2])]
+)
+def test_learning_rates_follow_the_images_seen(dataset, tmp_path, monkeypatch, images, progress):
+    recipe = replace(CIFAR10.teachers["published"], epochs=2, batch=4)
+    asked = []
+    monkeypatch.setattr(teacher_training.TeacherRecipe, "rate", lambda self, epoch: asked.append(epoch) or 0.01)
+    TeacherTraining(of_size(dataset, images), TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).run()
+    assert asked == pytest.approx(progress)
+
+
+def test_a_single_training_image_is_refused(dataset, tmp_path):
+    recipe = replace(CIFAR10.teachers["quick"], epochs=1)
+    with pytest.raises(BadInput, match="--dataset Tiny: has a single training image"):
+        teacher_training.train_teacher(of_size(dataset, 1), TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_teacher_is_replaced_only_afresh(dataset, tmp_path):
+    path, recipe = tmp_path / "t.pth", replace(CIFAR10.teachers["published"], epochs=1)
+    path.write_bytes(b"a teacher")
+
+    def unread():
+        raise AssertionError("the data set is read before the check")
+
+    with pytest.raises(BadInput) as refusal:
+        unreadable = replace(dataset, train=unread, test=unread)
+        teacher_training.train_teacher(unreadable, TINY, recipe, 0, CPU, path, lambda line: None, fresh=False)
+    assert (
+        str(refusal.value)
+        == f"{path}: there is a teacher already; --fresh trains it anew, another --teacher keeps both"
+    )
+    assert path.read_bytes() == b"a teacher" and list(tmp_path.iterdir()) == [path]
+    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None, fresh=True)
+    assert checkpoints.read_teacher(path, CLASSES).architecture == TINY
+
+
+def test_an_interrupted_fresh_training_goes_on(dataset, tmp_path):
+    path, recipe, lines = tmp_path / "t.pth", replace(CIFAR10.teachers["published"], epochs=2), []
+    path.write_bytes(b"a teacher")
+
+    def interrupt(line):
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, interrupt, fresh=True)
+    assert path.read_bytes() == b"a teacher"
+    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lines.append, fresh=True)
+    assert "going on after epoch 1" in lines[0] and path.read_bytes() != b"a teacher"

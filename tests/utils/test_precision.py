@@ -1,16 +1,41 @@
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
-from utils.precision import PRECISIONS, arithmetic, cache_dtype
+from utils.precision import (
+    PRECISIONS,
+    SETTING_PER_OPERATION,
+    arithmetic,
+    cache_dtype,
+    float32_settings,
+    full_products,
+    set_float32,
+)
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before = float32_settings()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    set_float32(before)
 
 
 def computed(precision):
     """(dtype of a layer's output, whether convolutions on a GPU would use TensorFloat-32, dtype of what is kept)."""
     with arithmetic(precision, CPU):
         output = nn.Linear(2, 2)(torch.ones(1, 2))
-        return output.dtype, torch.backends.cudnn.allow_tf32, cache_dtype(precision)
+        settings = float32_settings()
+        return output.dtype, settings in (["tf32", "ieee", "ieee", "ieee"], [True, "highest"]), cache_dtype(precision)
 
 
 def test_precisions():
@@ -20,6 +45,72 @@ def test_precisions():
         "bfloat16": (torch.bfloat16, True, torch.bfloat16),
     }
     assert torch.backends.cudnn.allow_tf32 and not torch.is_autocast_enabled("cpu")
+
+
+def in_conv_and_products():
+    """(convolutions on a GPU, matrix products there, those on the CPU, convolutions there): less than float32?"""
+    if SETTING_PER_OPERATION:
+        return [setting in ("tf32", "bf16") for setting in float32_settings()]
+    products = torch.backends.cuda.matmul.allow_tf32
+    return [torch.backends.cudnn.allow_tf32, products, torch.get_float32_matmul_precision() == "medium", False]
+
+
+class Settings:
+    """Ways in which a user's own code may ask for fewer bits, or more."""
+
+    def high(self):
+        torch.set_float32_matmul_precision("high")
+
+    def medium(self):
+        torch.set_float32_matmul_precision("medium")
+
+    def products_in_tf32(self):
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+    def convolutions_in_full(self):
+        torch.backends.cudnn.allow_tf32 = False
+
+    def per_operation(self):
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        torch.backends.mkldnn.conv.fp32_precision = "bf16"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("setting", [name for name in vars(Settings) if not name.startswith("_")])
+def test_settings_made_before_do_not_matter_and_come_back(setting, precision):
+    if setting == "per_operation" and not SETTING_PER_OPERATION:
+        pytest.skip("this version of torch has no such settings")
+    getattr(Settings(), setting)()
+    before = float32_settings(), in_conv_and_products()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with arithmetic(precision, CPU):
+            assert in_conv_and_products() == [precision != "float32", False, False, False]
+    assert (float32_settings(), in_conv_and_products()) == before
+    if setting in ("high", "medium"):
+        assert torch.get_float32_matmul_precision() == setting and torch.backends.cuda.matmul.allow_tf32
+    if setting == "convolutions_in_full":
+        assert not torch.backends.cudnn.allow_tf32
+
+
+def test_they_come_back_after_an_error():
+    torch.set_float32_matmul_precision("high")
+    before = float32_settings()
+    with pytest.raises(KeyError), arithmetic("float32", CPU):
+        raise KeyError
+    assert float32_settings() == before != full_products(False)
+
+
+def test_the_environment_does_not_matter():
+    code = (
+        "import torch; from utils.precision import *; print(torch.backends.cuda.matmul.allow_tf32)\n"
+        "with arithmetic('float32', torch.device('cpu')): print(float32_settings() == full_products(False))"
+    )
+    asked = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=asked, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "True"] and run.stderr == ""
 
 
 def test_weights_that_change_are_cast_anew():
