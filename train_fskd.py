@@ -187,7 +187,6 @@ class Job:
             self.args.seed,
             self.device,
             self.teacher_file,
-            self.args.fresh,
             say,
             self.args.fresh,
         )

@@ -20,8 +20,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data.datasets import ImageDataset
-from data.views import IMAGE_SIZE, VIEWS, crop, pad
-from models import checkpoints
+from data.views import VIEWS, crop, pad
+from models import checkpoints, records
 from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm
 from models.vgg import Architecture, BlockwiseVGG, initialize
 from utils import files, machine
@@ -85,7 +85,6 @@ def train_teacher(
     seed: int,
     device: torch.device,
     path: Path,
-    fresh: bool,
     report: Callable[[str], None],
     fresh: bool = False,
 ) -> float:
@@ -101,14 +100,12 @@ def train_teacher(
     teacher = training.run()
     accuracy = training.test_accuracy(teacher)
     checkpoints.write_teacher(teacher, path)
-    files.write_json(
-        path.with_suffix(".json"),
+    records.write(
+        path,
         {
             "test_accuracy": accuracy,
-            "sha256": files.sha256_of_file(path),
             **json.loads(training.setting),
-            "normalization": {"mean": dataset.normalization.mean, "std": dataset.normalization.std},
-            "image_size": IMAGE_SIZE,
+            **records.deciding(dataset),
             "epochs": training.history,
             "machine": machine.description(device),
         },

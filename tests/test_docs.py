@@ -79,7 +79,8 @@ def test_what_is_no_table_is_noticed():
 
 def cell(shots, trial, best=None):
     outcome = {"status": "failed"} if best is None else {"status": "done", "best": best, "last": best}
-    return {**outcome, "setting": {"shots": shots, "trial": trial}, "teacher": {"accuracy": 92.3}}
+    setting = {"shots": shots, "trial": trial, "schedule": []}
+    return {**outcome, "setting": setting, "teacher": {"accuracy": 92.3}}
 
 
 @pytest.mark.parametrize("cells", [[], [cell(1, 0, 80.0)], [cell(1, 0), cell(10, 0, 91.5), cell(10, 1)]])

@@ -87,7 +87,7 @@ def test_a_cut_training_goes_on_to_the_same_bits(dataset, tmp_path, kind):
 
     def train(name, report=lambda line: None):
         path = tmp_path / f"{name}.pth"
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, False, report)
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, report)
         return weights(path)
 
     class PowerCut(Exception):
@@ -110,9 +110,7 @@ def test_a_cut_training_goes_on_to_the_same_bits(dataset, tmp_path, kind):
 
 def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["quick"], epochs=2)
-    accuracy = teacher_training.train_teacher(
-        dataset, TINY, recipe, 5, CPU, tmp_path / "t.pth", False, lambda line: None
-    )
+    accuracy = teacher_training.train_teacher(dataset, TINY, recipe, 5, CPU, tmp_path / "t.pth", lambda line: None)
     record = json.loads((tmp_path / "t.json").read_text())
     assert record["test_accuracy"] == accuracy and record["seed"] == 5 and record["dataset"] == "Tiny"
     assert record["recipe"]["epochs"] == len(record["epochs"]) == 2
@@ -123,7 +121,7 @@ def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
 def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["published"], epochs=2, lr=float("inf"))
     with pytest.raises(BadInput, match="the loss is not finite in epoch"):
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", False, lambda line: None)
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
     assert not (tmp_path / "t.pth").exists()
 
 
