@@ -15,10 +15,17 @@ from threading import Thread
 
 import numpy as np
 import pytest
+import torch
 from small import short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Networks as small as these gain nothing from more threads, and beside another job they lose much."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

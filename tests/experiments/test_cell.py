@@ -52,9 +52,12 @@ def outcome(cell):
     return curves, {kind: weights(path) for kind, path in cell.students.items()}
 
 
-def test_the_same_cell_gives_the_same_bits(make):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_cell_gives_the_same_bits(make, threads):
+    torch.set_num_threads(threads)
     one, two = make("one"), make("two")
     one.run(), two.run()
+    torch.set_num_threads(1)
     assert outcome(one) == outcome(two)
 
 
