@@ -92,7 +92,8 @@ class Sweep:
         if not self.left:
             return
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
-        subsets, dtype = list(self.subsets.values()), cache_dtype(plan.precision)
+        subsets = [self.subsets[shots] for shots in sorted({shots for shots, _ in self.left})]
+        dtype = cache_dtype(plan.precision)
         teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
         reached = teacher.accuracy(nn.Identity(), len(network))
