@@ -232,7 +232,7 @@ class Job:
         every = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
         shared = every[args.shard.index - 1 :: args.shard.count]
         first = shared[self.rank.index :: self.rank.count]
-        usual = machine.memory_to_use(self.device, self.rank.local_count)
+        usual = machine.memory_to_use(self.device, self.rank.local_count, args.device)
         return Plan(
             dataset=self.dataset,
             recipe=self.recipe,

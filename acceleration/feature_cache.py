@@ -19,6 +19,7 @@ from data.datasets import LabelledImages
 from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
 from grafting.teacher import TEST_BATCH, FrozenTeacher, Step, Views
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG
+from utils.errors import BadInput
 
 STARTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans start: at blocks 3, 4 and 5
 
@@ -26,9 +27,10 @@ STARTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans st
 class CachedTeacher(FrozenTeacher):
     """A frozen teacher whose features are cached, shared by all cells of a run.
 
-    subsets: the few-shot subsets (N, 3, 32, 32) uint8 that the run will use. budget: bytes that the cache of their
-    views may take, in dtype; the test features are not counted. What is cached for a subset depends on its size
-    alone, so that no cell's numbers depend on which other cells run.
+    subsets: the few-shot subsets (N, 3, 32, 32) uint8 that the run will use, in this order. budget: bytes that the
+    cache of their views may take, in dtype; the test features are not counted. What is cached for a subset depends on
+    its size alone, so that no cell's numbers depend on which other cells run. settled: how many test predictions each
+    level of acceleration/fast_predictions.py has settled so far.
     """
 
     def __init__(
@@ -52,11 +54,23 @@ class CachedTeacher(FrozenTeacher):
         starts = self.affordable_starts(len(images))
         if starts is None:
             return super().few_shot(images)
-        if self.cache is None or self.cache.starts != starts:
+        if self.cache is None or self.cache.starts != starts or not self.cache.holds(images):
             self.cache = None  # frees its memory before the next one takes some
-            alike = [subset for subset in self.subsets if self.affordable_starts(len(subset)) == starts]
-            self.cache = FeatureCache(self, np.unique(np.concatenate(alike), axis=0), starts, self.dtype)
+            self.cache = FeatureCache(self, self.cached_together(images, starts), starts, self.dtype)
         return self.cache.views(images)
+
+    def cached_together(self, images: np.ndarray, starts: tuple[int, ...]) -> np.ndarray:
+        """The images and those of the subsets behind them that fit the budget too, each image once."""
+        chosen = by_bytes(images)
+        place = next((i for i, subset in enumerate(self.subsets) if np.array_equal(subset, images)), len(self.subsets))
+        for subset in self.subsets[place + 1 :]:
+            if self.affordable_starts(len(subset)) != starts:
+                continue
+            more = chosen | by_bytes(subset)
+            if bytes_cached(self.network, len(more), starts, self.dtype) > self.budget:
+                break  # it gets a cache of its own when its turn comes
+            chosen = more
+        return np.stack(list(chosen.values()))
 
     def affordable_starts(self, images: int) -> tuple[int, ...] | None:
         """In front of which blocks the features of so many images fit into the budget; None if in front of none."""
@@ -96,9 +110,10 @@ class CachedTeacher(FrozenTeacher):
 class FeatureCache:
     """Features and logits of all views of the images (N, 3, 32, 32) uint8, each image given once.
 
-    starts: in front of which blocks features are cached, in dtype; in front of other blocks they are
-    computed from the nearest cached ones before. An image's 162 views are computed together when the image is first
-    used, so they do not depend on what else is cached.
+    starts: in front of which blocks features are cached, in dtype; in front of other blocks they are computed from the
+    nearest cached ones before. An image's 162 views are computed together when the image is first used, so they do not
+    depend on what else is cached. All the memory is taken at once, so that a run that starts later sees how much is
+    left. Raises BadInput where there is not enough.
     """
 
     def __init__(self, teacher: FrozenTeacher, images: np.ndarray, starts: tuple[int, ...], dtype: torch.dtype):
@@ -107,10 +122,20 @@ class FeatureCache:
         self.index_of = {image.tobytes(): index for index, image in enumerate(images)}
         self.filled: set[int] = set()
         shapes = output_shapes(teacher.network)
-        self.cached = {
-            start: torch.empty(len(images) * VIEWS, *shapes[start], dtype=dtype, device=teacher.device)
-            for start in (*starts, len(teacher.network))
-        }
+        try:
+            self.cached = {  # zeros, not empty: memory is taken when it is first written
+                start: torch.empty(len(images) * VIEWS, *shapes[start], dtype=dtype, device=teacher.device).zero_()
+                for start in (*starts, len(teacher.network))
+            }
+        except RuntimeError as error:
+            needed = bytes_cached(teacher.network, len(images), starts, dtype) / 1e9
+            raise BadInput(
+                f"--memory: {needed:.1f} GB for the cached teacher features are not available; give less"
+            ) from error
+
+    def holds(self, images: np.ndarray) -> bool:
+        """Whether there is room for the views of all these images."""
+        return all(image in self.index_of for image in by_bytes(images))
 
     def views(self, images: np.ndarray) -> CachedViews:
         """The views of some of the images, filled in as needed."""
@@ -153,6 +178,11 @@ class CachedViews(Views):
     def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
         """The same training step; on a GPU, captured as a CUDA graph."""
         return GraphedStep(step, optimizer) if self.teacher.device.type == "cuda" else step
+
+
+def by_bytes(images: np.ndarray) -> dict[bytes, np.ndarray]:
+    """The images (N, 3, 32, 32) by their bytes, each once."""
+    return {image.tobytes(): image for image in images}
 
 
 def output_shapes(teacher: BlockwiseVGG) -> dict[int, tuple[int, ...]]:

@@ -117,7 +117,7 @@ class Sweep:
         """The frozen teacher, and what result files say of it."""
         plan, dtype = self.plan, cache_dtype(self.plan.precision)
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
-        subsets = list(self.subsets.values())
+        subsets = [self.subsets[shots] for shots in sorted({shots for shots, _ in self.left})]
         teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
         reached = teacher.accuracy(nn.Identity(), len(network))

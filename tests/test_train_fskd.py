@@ -99,6 +99,14 @@ def test_output_and_student_dir(with_teacher):
     assert not (with_teacher / "ckpt/student").exists()
 
 
+def test_the_usual_memory_depends_on_the_device_that_is_named(with_teacher, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train_fskd.machine, "memory_to_use", lambda *arguments: asked.append(arguments) or 10**9)
+    for device in ([], ["--device", "cpu"]):
+        assert command("--nshot", "1", "--trials", "1", *device) == 0
+    assert [(processes, name) for _, processes, name in asked] == [(1, None), (1, "cpu")]
+
+
 def test_shards_share_the_cells_out(with_teacher, capsys):
     assert command("--nshot", "1", "2", "--trials", "2", "--output_dir", "whole") == 0
     whole = capsys.readouterr().out.splitlines()[-4:]

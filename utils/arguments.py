@@ -43,13 +43,13 @@ def seed(text: str) -> int:
 
 
 def gigabytes(text: str) -> float:
-    """argparse type: a size from 0 on."""
+    """argparse type: a size from 0 to a billion gigabytes, which is more than any machine has."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes from 0 on")
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes from 0 to 10^9")
     return value
 
 
@@ -122,13 +122,18 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--eval_every", type=positive, metavar="K",
         help="epochs between test accuracies in stage 1 and L=2 (default: a fifth of each phase); L=3 is measured every"
              " epoch, to find the best")
-    add("--device", help="torch device (default: cuda if there is one, else cpu)")
+    add("--device",
+        help="torch device; cuda without a number spreads torchrun's processes over the GPUs (default: cuda if there is"
+             " one, else cpu)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0],
         help="arithmetic, also of --evaluate; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs,"
              " float32 everywhere else; float32: without that exception; bfloat16: mixed, what is kept of the teacher"
              " included")
     add("--memory", type=gigabytes, metavar="GB",
-        help="memory for what is kept of the frozen teacher, in 10^9 bytes (default: three quarters of what is free)")
+        help="memory for the cached teacher features, in 10^9 bytes per process (default: three quarters of what"
+             " is free at the start, within the limits of the container or job, shared by the processes of torchrun;"
+             " of two runs on one machine the later one takes what the earlier one leaves; to two that are started at"
+             " the same moment, give each its own)")
     add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),
         help="the I-th of K shares of the cells, for job arrays")
     add("--fresh", action="store_true", help="redo what is already done")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +15,92 @@ import torchvision
 
 from utils.errors import BadInput
 
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")  # where Linux says what a process has and may have
+SPREAD = (None, "cuda")  # device names under which each rank takes a GPU of its own, if there is one
+
 
 def device_named(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device of that name; without one, a GPU if there is one (each rank its own), else the CPU.
+    """The device of that name; without one, a GPU if there is one, else the CPU.
 
-    A GPU becomes the current one, which streams and graphs refer to.
+    Where the name gives no number, the ranks of a machine are spread over its GPUs. A GPU becomes the current one,
+    which streams and graphs refer to. Raises BadInput for a device that is not there or does not compute.
     """
-    if name is None:
-        gpus = torch.cuda.device_count()
-        name = f"cuda:{local_rank % gpus}" if gpus else "cpu"
+    gpus = torch.cuda.device_count()
+    if name in SPREAD and gpus:
+        name = f"cuda:{local_rank % gpus}"
+    name = "cpu" if name is None else name
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and device.index is not None:
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; for the CPU what the system says is available."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Bytes free on the device; of the host's memory, those that this process may take."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
+
+
+def free_host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Bytes that this process may still take: the least that the system, its control groups and its own limit leave.
+
+    proc, cgroups: where these file systems are mounted. Where they are not, half of what the machine has.
+    """
+    bounds = [*_free_in_system(proc), *_free_in_groups(proc, cgroups), *_free_addresses(proc)]
+    return max(0, min(bounds, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2))
+
+
+def _free_in_system(proc: Path) -> Iterator[int]:
+    for line in _lines(proc / "meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _free_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
+    """What each control group from the process's own up to the root leaves, in version 2 and in version 1.
+
+    A container may see its own group as the root and no folder under the group's name on the host.
+    """
+    for line in _lines(proc / "self/cgroup"):
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            folder = cgroups
+            names = ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            folder = cgroups / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        for part in ("", *Path(name).parts[1:]):
+            folder = folder / part
+            yield from _free_in_group(folder, *names)
+
+
+def _free_in_group(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    """Bytes up to the group's limit, if it has one; files' pages that have not been used lately count as free."""
+    statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
+    used = sum(map(int, _lines(folder / usage))) - int(statistics.get(reclaimable, 0))
+    limits = [*_lines(folder / limit), statistics.get("hierarchical_memory_limit", "max")]
+    yield from (int(most) - used for most in limits if most != "max")
+
+
+def _free_addresses(proc: Path) -> Iterator[int]:
+    """Bytes up to the limit on the process's address space (`ulimit -v`), if there is one."""
+    label = "Max address space"
+    for most in (line[len(label) :].split()[0] for line in _lines(proc / "self/limits") if line.startswith(label)):
+        if most != "unlimited":
+            yield int(most) - int(_lines(proc / "self/statm")[0].split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a file of the system; none where it is missing or may not be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def peak_gpu_memory(device: torch.device) -> int | None:
@@ -49,17 +108,28 @@ def peak_gpu_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def memory_to_use(device: torch.device, processes: int = 1) -> int:
-    """Three quarters of what is free on the device, in bytes, shared by those of this machine's `processes` on it."""
-    sharing = -(-processes // torch.cuda.device_count()) if device.type == "cuda" else processes
+def memory_to_use(device: torch.device, processes: int = 1, name: str | None = None) -> int:
+    """Three quarters of what is free on the device, in bytes, shared by those of this machine's `processes` on it.
+
+    name: by which device_named() found the device.
+    """
+    spread = device.type == "cuda" and name in SPREAD
+    sharing = -(-processes // torch.cuda.device_count()) if spread else processes
     return free_memory(device) * 3 // 4 // sharing
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is done in hardware; of the CPUs, those of x86 are asked."""
+    """Whether bfloat16 arithmetic is done in hardware; of the CPUs, those of x86 under Linux are asked."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and "avx512_bf16" in cpu_flags()
+
+
+@cache
+def cpu_flags(proc: Path = PROC) -> frozenset[str]:
+    """What an x86 processor can do, by Linux's names; empty elsewhere."""
+    lines = (line.partition(":") for line in _lines(proc / "cpuinfo"))
+    return next((frozenset(flags.split()) for what, _, flags in lines if what.strip() == "flags"), frozenset())
 
 
 def description(device: torch.device) -> dict[str, Any]:

@@ -4,17 +4,22 @@ Where one convolution sees another batch than the plain path's, its sums may be 
 tolerance is 1e-5 of the largest value. The whole of a batch in one view order is the same operation.
 """
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from small import CLASSES, pictures
 from torch import nn
 
+from acceleration import feature_cache
 from acceleration.feature_cache import STARTS, CachedTeacher, CachedViews, FeatureCache, bytes_cached
 from data.views import VIEWS
 from grafting.distillation import distance
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
+from utils.errors import BadInput
 
 KEPT = [STARTS, STARTS[:1]]
 
@@ -156,3 +161,55 @@ def test_half_the_bits_are_cached_in_half_the_bytes(teacher, dataset, plain):
     image, view = draws(4)
     expected = plain.few_shot(images).features(3, image, view)
     assert torch.allclose(views.features(3, image, view).float(), expected, rtol=2**-8)
+
+
+def test_the_union_of_subsets_stays_within_the_budget(teacher, dataset):
+    """Subsets that share one image: the one asked for, and those behind it as far as they fit together."""
+    images = pictures(9)
+    subsets = [images[[0, 1, 2]], images[[0, 3, 4]], images[[0, 5, 6]], images[[0, 7, 8]]]
+    budget = bytes_cached(teacher, 5, STARTS)
+    some = CachedTeacher(teacher, dataset.normalization, dataset.test(), subsets, budget)
+    built = []
+    for subset in (*subsets, subsets[0]):
+        views = some.few_shot(subset)
+        assert sum(cached.nbytes for cached in views.cache.cached.values()) <= budget and views.cache.starts == STARTS
+        built.append((id(views.cache), len(views.cache.index_of)))
+    assert [count for _, count in built] == [5, 5, 5, 5, 5]
+    assert built[0] == built[1] != built[2] == built[3] != built[4]
+
+
+def test_a_subset_that_just_fits_is_cached_alone(teacher, dataset):
+    subsets = [pictures(3, seed) for seed in (1, 2)]
+    budget = bytes_cached(teacher, 3, STARTS)
+    for asked in (subsets[0], subsets[1], pictures(3, seed=3)):
+        kept = CachedTeacher(teacher, dataset.normalization, dataset.test(), subsets, budget).few_shot(asked)
+        assert len(kept.cache.index_of) == 3 and kept.cache.starts == STARTS
+
+
+def test_a_subset_that_is_cached_elsewhere_takes_no_room_beside_another(teacher, dataset):
+    four, one = pictures(4, seed=1), pictures(1, seed=2)
+    budget = bytes_cached(teacher, 5, STARTS[:1])
+    kept = CachedTeacher(teacher, dataset.normalization, dataset.test(), [four, one], budget)
+    for subset, starts in ((four, STARTS[:1]), (one, STARTS)):
+        cache = kept.few_shot(subset).cache
+        assert (len(cache.index_of), cache.starts) == (len(subset), starts)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no account of resident memory")
+def test_the_cache_takes_its_memory_at_once(teacher, dataset):
+    """So that a run that starts later sees less free memory."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    images = pictures(600)
+    store, needed, before = stored(teacher, dataset, images), bytes_cached(teacher, 600, STARTS), resident()
+    cache = FeatureCache(store, images, STARTS, torch.float32)
+    assert resident() - before > 0.8 * needed and not cache.filled
+
+
+def test_memory_that_cannot_be_had_is_one_line(teacher, dataset, monkeypatch):
+    store = stored(teacher, dataset, pictures(1))
+    monkeypatch.setattr(feature_cache, "output_shapes", lambda network: dict.fromkeys(range(7), (10**14,)))
+    with pytest.raises(BadInput, match=r"--memory: 259200000\.0 GB for the cached teacher features are not available"):
+        FeatureCache(store, pictures(1), STARTS, torch.float32)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import pictures, weights
 
+from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages
 from experiments import results
 from experiments.sweep import Plan, Sweep, summarize
@@ -128,6 +129,22 @@ def test_finished_cells_are_not_run_again(plan):
     assert begun == [(1, 1), (2, 1)]
     assert result(plan(), 1, 0) == before
     assert "2 of 4 cells are done already; --fresh redoes them" in plan.lines
+
+
+def test_only_what_is_left_to_run_takes_memory(plan, monkeypatch):
+    run(plan())
+    (plan().output_dir / "results/1-shot/trial-0.json").unlink()
+    sizes = []
+
+    class Watched(CachedTeacher):
+        def few_shot(self, images):
+            views = super().few_shot(images)
+            sizes.append(len(views.cache.index_of))
+            return views
+
+    monkeypatch.setattr("experiments.sweep.CachedTeacher", Watched)
+    run(plan())
+    assert sizes == [3]
 
 
 def test_fresh_redoes(plan):

@@ -8,16 +8,9 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from utils.precision import (
-    PRECISIONS,
-    SETTING_PER_OPERATION,
-    arithmetic,
-    cache_dtype,
-    float32_settings,
-    full_products,
-    set_float32,
-)
+from utils.precision import PRECISIONS, arithmetic, cache_dtype, float32_settings, full_products, set_float32
 
+SETTING_PER_OPERATION = hasattr(torch.backends.cudnn, "conv")
 CPU = torch.device("cpu")
 
 
@@ -49,8 +42,9 @@ def test_precisions():
 
 def in_conv_and_products():
     """(convolutions on a GPU, matrix products there, those on the CPU, convolutions there): less than float32?"""
+    cudnn, cuda, cpu = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
     if SETTING_PER_OPERATION:
-        return [setting in ("tf32", "bf16") for setting in float32_settings()]
+        return [o.fp32_precision in ("tf32", "bf16") for o in (cudnn.conv, cuda.matmul, cpu.matmul, cpu.conv)]
     products = torch.backends.cuda.matmul.allow_tf32
     return [torch.backends.cudnn.allow_tf32, products, torch.get_float32_matmul_precision() == "medium", False]
 

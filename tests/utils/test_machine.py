@@ -1,0 +1,167 @@
+import os
+
+import pytest
+import torch
+
+from utils import machine
+from utils.errors import BadInput
+from utils.machine import cpu_flags, device_named, free_host_memory, has_fast_bfloat16, memory_to_use
+
+CPU = torch.device("cpu")
+GB = 10**9
+UNLIMITED_V1 = 9223372036854771712
+
+
+@pytest.fixture
+def system(tmp_path):
+    """A function that writes files of /proc and /sys/fs/cgroup and returns what free_host_memory makes of them."""
+
+    def free(available=64 * GB, group="", limits="", statm="0", **groups):
+        files = {
+            "proc/meminfo": f"MemTotal: 99999999 kB\nMemAvailable: {available // 1024} kB\n",
+            "proc/self/cgroup": group,
+            "proc/self/limits": f"Limit  Soft Limit  Units\nMax cpu time  unlimited  seconds\n{limits}",
+            "proc/self/statm": f"{statm} 1 1 1 0 1 0\n",
+        }
+        for name, content in {**files, **groups}.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return free_host_memory(tmp_path / "proc", tmp_path / "cgroup")
+
+    return free
+
+
+def version_2(folder, limit, current, inactive=0):
+    return {
+        f"cgroup/{folder}memory.max": f"{limit}\n",
+        f"cgroup/{folder}memory.current": f"{current}\n",
+        f"cgroup/{folder}memory.stat": f"anon 5\nfile 7\ninactive_file {inactive}\n",
+    }
+
+
+def version_1(folder, limit, usage, inactive=0, hierarchical=UNLIMITED_V1):
+    return {
+        f"cgroup/memory/{folder}memory.limit_in_bytes": f"{limit}\n",
+        f"cgroup/memory/{folder}memory.usage_in_bytes": f"{usage}\n",
+        f"cgroup/memory/{folder}memory.stat":
+            f"cache 5\nhierarchical_memory_limit {hierarchical}\ninactive_file 3\ntotal_inactive_file {inactive}\n",
+    }  # fmt: skip
+
+
+V1 = "5:cpu,cpuacct:/elsewhere\n4:memory:/job/step\n1:name=systemd:/\n"
+
+
+def test_without_limits_what_the_system_has_free(system):
+    assert system(available=10 * GB) == 10 * GB // 1024 * 1024
+    assert system(available=1024, group="0::/a\n", **version_2("a/", "max", 5)) == 1024
+
+
+def test_the_least_of_the_system_and_the_groups(system):
+    assert system(available=1024, group="0::/a\n", **version_2("a/", 8 * GB, 5)) == 1024
+    assert system(group="0::/a\n", **version_2("a/", 8 * GB, 5)) == 8 * GB - 5
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "root", "least"),
+    [
+        ((3000, 1000), ("max", 2000), ("max", 0), 2000),
+        (("max", 1000), (3000, 2000), ("max", 0), 1000),
+        ((5000, 1000), ("max", 2000), (4000, 3000), 1000),
+        ((3000, 1000, 400), (3000, 2500, 2000), ("max", 0), 2400),
+        ((1000, 1500), ("max", 0), ("max", 0), 0),
+    ],
+)
+def test_control_groups_of_version_2(system, own, above, root, least):
+    groups = {**version_2("job/step/", *own), **version_2("job/", *above), **version_2("", *root)}
+    assert system(group="0::/job/step\n", **groups) == least
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "least"),
+    [
+        ((3000, 1000), (UNLIMITED_V1, 2000), 2000),
+        ((UNLIMITED_V1, 1000), (3000, 2000), 1000),
+        ((3000, 1000, 400), (UNLIMITED_V1, 2000), 2400),
+        ((UNLIMITED_V1, 1000, 0, 1500), (UNLIMITED_V1, 1000), 500),
+    ],
+)
+def test_control_groups_of_version_1(system, own, above, least):
+    assert system(group=V1, **version_1("job/step/", *own), **version_1("job/", *above)) == least
+
+
+def test_a_container_that_sees_its_own_group_as_the_root(system):
+    """It is told the group's name on the host."""
+    assert system(group="4:memory:/docker/0123\n", **version_1("", 1000, 100)) == 900
+    assert system(group="0::/docker/0123\n", **version_2("", 500, 100)) == 400
+    assert system(group="0::/../0123\n", **version_2("", 500, 200)) == 300
+
+
+def test_limit_on_the_address_space(system):
+    pages, size = 3, os.sysconf("SC_PAGE_SIZE")
+    line = "Max address space         {}             unlimited            bytes\n"
+    assert system(limits=line.format(100 * size), statm=str(pages)) == 97 * size
+    assert system(limits=line.format("unlimited"), available=1024, statm=str(pages)) == 1024
+
+
+def test_a_system_that_says_nothing(tmp_path):
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    assert free_host_memory(tmp_path, tmp_path) == half
+
+
+def test_three_quarters_shared_by_the_machines_processes(monkeypatch):
+    monkeypatch.setattr(machine, "free_host_memory", lambda: 800)
+    assert (memory_to_use(CPU), memory_to_use(CPU, 3), memory_to_use(CPU, 3, "cpu")) == (600, 200, 200)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine that seems to have two GPUs with 800 bytes free on each. What becomes current is returned."""
+    current, ones = [], torch.ones
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 1000))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: ones(*size))
+    return current
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "index", "share"),
+    [
+        (None, 0, 0, 300), (None, 1, 1, 300), (None, 2, 0, 300), ("cuda", 1, 1, 300), ("cuda", 2, 0, 300),
+        ("cuda:0", 1, 0, 200), ("cuda:1", 2, 1, 200),
+    ],
+)  # fmt: skip
+def test_ranks_are_spread_over_gpus_unless_one_is_named(gpus, name, local_rank, index, share):
+    """Three processes on two GPUs: two share one of them, or all three the one that is named."""
+    device = device_named(name, local_rank)
+    assert device == torch.device("cuda", index) and gpus == [device]
+    assert memory_to_use(device, 3, name) == share
+
+
+def test_the_cpu_is_taken_where_there_is_no_gpu_and_where_it_is_named(monkeypatch, gpus):
+    assert device_named("cpu") == CPU and gpus == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device_named(None) == CPU
+
+
+@pytest.mark.parametrize("name", ["meta", "abacus", "", "cuda:-1", "xla", "hpu", "mtia", "vulkan"])
+def test_a_device_that_does_not_compute_is_one_line(name):
+    with pytest.raises(BadInput, match=f"^--device {name}: .") as refusal:
+        device_named(name)
+    assert "\n" not in str(refusal.value)
+
+
+CPUINFO = "processor\t: 0\nvendor_id\t: GenuineIntel\nvmx flags\t: vnmi\nflags\t\t: fpu vme avx512f {} amx_tile\n\n"
+
+
+def test_flags_of_the_processor(tmp_path, monkeypatch):
+    for folder, flag in (("with", "avx512_bf16"), ("without", "avx512_bf16x")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cpuinfo").write_text(CPUINFO.format(flag) * 2)
+    assert cpu_flags(tmp_path / "with") == {"fpu", "vme", "avx512f", "avx512_bf16", "amx_tile"}
+    assert cpu_flags(tmp_path / "elsewhere") == frozenset()
+    for folder in ("with", "without"):
+        monkeypatch.setattr(machine, "cpu_flags", lambda folder=folder: cpu_flags(tmp_path / folder))
+        assert has_fast_bfloat16(CPU) == (folder == "with")
+    assert not has_fast_bfloat16(torch.device("meta"))
