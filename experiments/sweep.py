@@ -175,9 +175,10 @@ class Sweep:
             "command": sys.argv,
             "eval_every": plan.eval_every,
             "cached_starts": teacher.affordable_starts(len(images)),
+            "test_predictions_settled_by": teacher.settled,  # counts on while the cell runs
         }
-        after_epoch = partial(_after_epoch, curves, bar)
         teacher.settled.clear()
+        after_epoch = partial(_after_epoch, curves, bar)
         cell = Cell(setting, teacher, views, plan.eval_every, checkpoint, students, self.record, process, after_epoch)
         failure = None
         try:
@@ -187,7 +188,6 @@ class Sweep:
         finally:
             curves.close()
         process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
-        process["test_predictions_settled_by"] = dict(teacher.settled)
         content = results.content(cell, failure, teacher_record, prepared)
         files.write_json(result_file, content)
         checkpoint.unlink(missing_ok=True)
