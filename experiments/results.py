@@ -76,7 +76,7 @@ def read(path: Path) -> Result:
     expected_path = path_of(path.parents[2], setting["shots"], setting["trial"])
     if path != expected_path:
         original = expected_path.relative_to(path.parents[1])
-        raise BadInput(f"{path}: is a copy of {original}, as its setting says; remove it")
+        raise BadInput(f"{path}: is a copy of {original}, judging by its setting; remove it")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The table over N, made from result files alone."""
+"""The table over N, made from result files only."""
 
 from __future__ import annotations
 

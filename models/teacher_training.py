@@ -95,7 +95,7 @@ def train_teacher(
     is one.
     """
     if path.exists() and not fresh:
-        raise BadInput(f"{path}: there is a teacher already; --fresh trains it anew, another --teacher keeps both")
+        raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
     resume_file = path.with_suffix(".resume.pt")
     training = TeacherTraining(dataset, architecture, recipe, seed, device, resume_file, report)
     teacher = training.run()

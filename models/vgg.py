@@ -20,7 +20,7 @@ class Architecture:
 
     widths: output channels of every convolution, block by block.
     hidden: width of the classifier's first linear layer.
-    batchnorm: whether a BatchNorm1d stands between the classifier's two linear layers (teachers only).
+    batchnorm: whether a BatchNorm1d is between the classifier's two linear layers (teachers only).
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -47,9 +47,9 @@ ARCHITECTURES = {
 
 def student_of(teacher: Architecture) -> Architecture:
     """The student of a teacher: blocks 3 and 4 at half the width, no BatchNorm in the classifier."""
-    kept, grafted = teacher.widths[:FIRST_GRAFTED], teacher.widths[FIRST_GRAFTED:]
+    shared, grafted = teacher.widths[:FIRST_GRAFTED], teacher.widths[FIRST_GRAFTED:]
     halved = tuple(tuple(width // 2 for width in block) for block in grafted)
-    return replace(teacher, widths=kept + halved, batchnorm=False)
+    return replace(teacher, widths=shared + halved, batchnorm=False)
 
 
 ARCHITECTURES["vgg16-graft"] = student_of(ARCHITECTURES["vgg16"])

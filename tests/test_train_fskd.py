@@ -130,7 +130,7 @@ def test_a_finished_teacher_is_trained_again_only_with_fresh(with_teacher, capsy
     train = ("--train_teacher", "--teacher_epochs", "1", "--teacher_architecture", "vgg11-small",
              "--teacher", "ckpt/teacher/vgg16-blockwise-folder.pth")  # fmt: skip
     assert command(*train) == 2
-    assert "vgg16-blockwise-folder.pth: there is a teacher already; --fresh trains it anew" in capsys.readouterr().err
+    assert "vgg16-blockwise-folder.pth: a teacher exists already; --fresh trains it again" in capsys.readouterr().err
     assert command(*train, "--fresh") == 0
 
 
@@ -223,7 +223,7 @@ def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeyp
         for arguments in (["--teacher", "typo.pth"], ["--teacher_architecture", "vgg11"]):
             assert command("--nshot", "1", *arguments) == 2
             assert "no such teacher" in capsys.readouterr().err and got == []
-        assert command("--nshot", "1") == 2  # the stand-in leaves no file
+        assert command("--nshot", "1") == 2  # the replaced functions write no file
         assert got.pop() == ("trained" if "trains_own_teacher" in kind else "fetched")
         capsys.readouterr()
 

@@ -90,11 +90,11 @@ def test_captured_steps_are_the_steps(distilling, precision):
 
 
 @pytest.mark.parametrize(("before", "after"), [(CPU, CUDA), (CUDA, CPU)])
-def test_adam_goes_on_on_another_device(distilling, before, after):
+def test_adam_continues_on_another_device(distilling, before, after):
     image, view = torch.arange(12), torch.arange(12)
-    begun, step = distilling(before)
+    started, step = distilling(before)
     step(image.to(before), view.to(before))
-    gone_on, step = distilling(after)
-    gone_on.optimizer.load_state_dict(begun.optimizer.state_dict())
+    later, step = distilling(after)
+    later.optimizer.load_state_dict(started.optimizer.state_dict())
     step(image.to(after), view.to(after))
-    assert {value.device.type for state in gone_on.optimizer.state.values() for value in state.values()} == {after.type}
+    assert {value.device.type for state in later.optimizer.state.values() for value in state.values()} == {after.type}

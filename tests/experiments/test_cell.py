@@ -250,11 +250,11 @@ def test_stage_1_writes_its_last_weights_and_stage_2_starts_from_them(make):
     starts = {}
     before = cell.distill
 
-    def noting(phase, scion):
+    def recording(phase, scion):
         starts[phase.name] = {k: v.clone() for k, v in scion.state_dict().items()}
         before(phase, scion)
 
-    cell.distill = noting
+    cell.distill = recording
     cell.run()
     b0, b1, b2 = checkpoints.read(cell.students["stage 1"])[1]
     joined = {f"{k}.{key}": value for k, state in enumerate((b0, b1)) for key, value in state.items()}

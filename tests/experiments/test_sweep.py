@@ -243,7 +243,7 @@ def test_a_failed_cell_is_recorded_and_the_others_are_run(plan, monkeypatch):
     assert "1 (1 failed)" in plan.lines[-1]
 
 
-def test_a_cell_that_another_process_runs_is_left_alone(plan):
+def test_a_cell_that_another_process_runs_is_skipped(plan):
     lock = plan().output_dir / "results/1-shot/trial-0.lock"
     lock.parent.mkdir(parents=True)
     with filelock.FileLock(lock):

@@ -181,8 +181,7 @@ def test_a_finished_teacher_is_replaced_only_with_fresh(dataset, tmp_path):
         unreadable = replace(dataset, train=unread, test=unread)
         teacher_training.train_teacher(unreadable, TINY, recipe, 0, CPU, path, lambda line: None, fresh=False)
     assert (
-        str(refusal.value)
-        == f"{path}: there is a teacher already; --fresh trains it anew, another --teacher keeps both"
+        str(refusal.value) == f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both"
     )
     assert path.read_bytes() == b"a teacher" and list(tmp_path.iterdir()) == [path]
     teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None, fresh=True)
