@@ -1,14 +1,14 @@
 """Progressive network grafting for few-shot knowledge distillation (Shen et al., AAAI 2021).
 
-    python train_fskd.py --dataset Shapes10                  drawn images, nothing to download
+    python train_fskd.py --dataset Shapes10                  synthetic images, nothing to download
     python train_fskd.py --dataset CIFAR10                   the paper's table: N in 1..10, 20, 50, five trials
     python train_fskd.py --dataset CIFAR100
     python train_fskd.py --build_dataset True                all 24 few-shot files
-    python train_fskd.py --dataset CIFAR10 --diagnose        is this teacher graftable?
-    python train_fskd.py --dataset CIFAR10 --train_teacher   a teacher of your own
+    python train_fskd.py --dataset CIFAR10 --diagnose        can this teacher be grafted?
+    python train_fskd.py --dataset CIFAR10 --train_teacher   train a teacher
 
 CIFAR10 at N = 10, one trial, a stand-in teacher of 92.30%, torch 2.15: best 91.21%, last 91.14% (README, Results).
-Results, table and curves lie in runs/<dataset>; `tensorboard --logdir runs` shows the curves.
+Results, table and curves are in runs/<dataset>; `tensorboard --logdir runs` shows the curves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data.datasets import NAMES, ImageDataset, dataset_name, open_dataset
 from experiments import ranks, results
 from experiments.diagnosis import diagnose
 from experiments.evaluation import evaluate
-from experiments.ranks import ALONE, Rank
+from experiments.ranks import SINGLE_PROCESS, Rank
 from experiments.sweep import Plan, Sweep, summarize
 from experiments.tables import write_table
 from grafting.recipes import RECIPES
@@ -48,14 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are not valid text
     args = arguments(argv)
     try:
         return run(args, ranks.join())
     except BadInput as error:
         return _stop(2, str(error))
     except ranks.LeaderFailed:
-        return 0  # the leader's line and status count; any other status would have torchrun end it before it speaks
+        return 0  # not an error status: torchrun would then end the leader before it prints its message
     except ranks.RankLost as error:
         return _stop(1, str(error))
     except OSError as error:
@@ -63,15 +63,15 @@ def main(argv: list[str] | None = None) -> int:
     except torch.cuda.OutOfMemoryError:
         return _stop(2, "the GPU's memory is full; give less to --memory, or take --device cpu")
     except KeyboardInterrupt:
-        return _stop(130, f"interrupted; {how_to_go_on(args)}")
+        return _stop(130, f"interrupted; {how_to_continue(args)}")
     except Terminated:
-        return _stop(143, f"terminated; {how_to_go_on(args)}")
+        return _stop(143, f"terminated; {how_to_continue(args)}")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line's, checked; a wrong one ends the program with one line and exit status 2."""
+    """The parsed command line. A wrong argument ends the program with one line and exit status 2."""
     trainable = [name for name in ARCHITECTURES if not name.endswith("-graft")]
-    quiet = not ranks.speaks()  # one process tells it
+    quiet = not ranks.prints_for_all()
     return parser(__doc__.split("\n\n")[0], NAMES, fewshot.PUBLISHED_SHOTS, trainable, quiet).parse_args(argv)
 
 
@@ -81,27 +81,26 @@ def _stop(status: int, message: str) -> int:
 
 
 def say(line: str) -> None:
-    """A line on standard output, at once, above the progress bars if there are any."""
+    """Print a line at once, above any progress bars."""
     tqdm.write(line)
     sys.stdout.flush()
 
 
-def how_to_go_on(args: argparse.Namespace) -> str:
-    """What an interrupted user has, and how to go on."""
+def how_to_continue(args: argparse.Namespace) -> str:
+    """What is done after an interruption, and how to continue."""
     if args.train_teacher:
-        return "the same command goes on after the last whole epoch"
+        return "the same command continues after the last finished epoch"
     output_dir = Job(args).output_dir
-    return (
-        f"{len(results.paths(output_dir))} cells are done in {output_dir}; the same command goes on from the last save"
-    )
+    done = len(results.paths(output_dir))
+    return f"{done} cells are done in {output_dir}; the same command continues from the last checkpoint"
 
 
-def run(args: argparse.Namespace, rank: Rank = ALONE) -> int:
-    """Do what was asked; raises BadInput. Only a sweep is shared by several processes."""
+def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
+    """Run the command; raises BadInput. Only a sweep is shared by several processes."""
     job = Job(args, rank)
     if not any((args.build_dataset, args.table, args.train_teacher, args.evaluate, args.diagnose)):
         return job.sweep()
-    if not rank.leads:
+    if not rank.is_leader:
         return 0
     if args.build_dataset:
         return build_dataset(args)
@@ -129,16 +128,16 @@ def build_dataset(args: argparse.Namespace) -> int:
 
 
 class Job:
-    """One data set's work: the arguments with their defaults resolved, and the parts they name."""
+    """The commands on one data set, with the arguments' defaults resolved."""
 
-    def __init__(self, args: argparse.Namespace, rank: Rank = ALONE):
+    def __init__(self, args: argparse.Namespace, rank: Rank = SINGLE_PROCESS):
         self.args = args
         self.rank = rank
         self.recipe = RECIPES[args.dataset]
         self.name = dataset_name(args.dataset, args.data_path)
         self.output_dir = args.output_dir or Path("runs") / self.name
-        beside = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
-        self.student_dir = args.student_dir or beside
+        default_student_dir = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
+        self.student_dir = args.student_dir or default_student_dir
         self.architecture = args.teacher_architecture or self.recipe.teacher_architecture
         self.teacher_file = args.teacher or TEACHERS / f"{self.architecture}-blockwise-{self.name.lower()}.pth"
 
@@ -155,7 +154,7 @@ class Job:
         return self.dataset.subset_seed if self.args.subset_seed is None else self.args.subset_seed
 
     def teacher(self) -> BlockwiseVGG:
-        """The teacher in the file. At its default place, a missing one is fetched, or trained for Shapes10."""
+        """The teacher in the file. If the default file is missing, it is downloaded, or trained for Shapes10."""
         if not self.teacher_file.exists():
             self._get_teacher()
         teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
@@ -163,17 +162,17 @@ class Job:
         return teacher
 
     def _get_teacher(self) -> None:
-        """Raises BadInput naming the teachers that are there, where a teacher must be named or trained by the user."""
-        at_default_place = self.args.teacher is None and self.args.teacher_architecture is None
-        if at_default_place and self.recipe.trains_own_teacher:
+        """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
+        is_default = self.args.teacher is None and self.args.teacher_architecture is None
+        if is_default and self.recipe.trains_own_teacher:
             self.train_teacher("quick")
-        elif at_default_place and self.recipe.published:
+        elif is_default and self.recipe.published:
             fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
         else:
-            there = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
+            existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
             choose = (
-                f"name one with --teacher: {', '.join(there)}"
-                if there
+                f"name one with --teacher: {', '.join(existing)}"
+                if existing
                 else f"train one: --dataset {self.args.dataset} --train_teacher"
             )
             raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
@@ -219,26 +218,26 @@ class Job:
         return 0
 
     def sweep(self) -> int:
-        """Run the cells, shared out over ranks; the leader prints the table when all are done."""
+        """Run the cells, distributed over the ranks; the leader prints the table when all are done."""
         with self.rank.leader_first():
             plan = self.plan()
             sweep = Sweep(plan, self.device)
         sweep.run()
         self.rank.wait()
-        return 1 if self.rank.leads and summarize(plan) else 0
+        return 1 if self.rank.is_leader and summarize(plan) else 0
 
     def plan(self) -> Plan:
         args = self.args
-        every = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
-        shared = every[args.shard.index - 1 :: args.shard.count]
-        first = shared[self.rank.index :: self.rank.count]
+        all_cells = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
+        shard_cells = all_cells[args.shard.index - 1 :: args.shard.count]
+        rank_cells = shard_cells[self.rank.index :: self.rank.count]
         usual = machine.memory_to_use(self.device, self.rank.local_count, args.device)
         return Plan(
             dataset=self.dataset,
             recipe=self.recipe,
             teacher=self.teacher(),
             teacher_file=self.teacher_file,
-            cells=tuple(first + [cell for cell in shared if cell not in first]),
+            cells=tuple(rank_cells + [cell for cell in shard_cells if cell not in rank_cells]),
             seed=args.seed,
             subset_seed=self.subset_seed,
             precision=args.precision,
@@ -248,7 +247,7 @@ class Job:
             student_dir=self.student_dir,
             memory=usual if args.memory is None else int(args.memory * 1e9),
             fresh=args.fresh,
-            leads=self.rank.leads,
+            is_leader=self.rank.is_leader,
             report=say,
         )
 

@@ -17,12 +17,12 @@ from grafting.recipes import Phase, batch_size
 from grafting.scions import graft, parameters_by_role
 from models.vgg import BlockwiseVGG
 
-WORKERS = 4  # as the released code has it
+WORKERS = 4  # as in the released code
 TEST_BATCH = 256
 
 
 class Pictures(Dataset):
-    """uint8 images (N, 3, 32, 32) through PIL; labels where there are any, else 0."""
+    """uint8 images (N, 3, 32, 32) through PIL; without labels, all are 0."""
 
     def __init__(self, images: np.ndarray, transform: transforms.Compose, labels: np.ndarray | None = None):
         self.images = images.transpose(0, 2, 3, 1)
@@ -48,7 +48,7 @@ class PlainProcedure:
         ]
         augmented = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), *normalized]
         test = dataset.test()
-        self.teacher = teacher.to(device).eval().requires_grad_(True)  # as released: gradients that nobody uses
+        self.teacher = teacher.to(device).eval().requires_grad_(True)  # as released, though these are not used
         self.device = device
         self.shots = shots
         train_set = Pictures(few_shot, transforms.Compose(augmented))

@@ -1,10 +1,10 @@
-"""How much faster than the plain procedure a cell runs, and where its time goes, on the machine at hand.
+"""How much faster a cell runs than with the plain procedure, and where its time goes, on this machine.
 
     python -m benchmarks.speed --dataset CIFAR10 --nshot 1 10
 
-Ours is `train_fskd.py` with its default flags, one cell a process, from starting Python to the table. The plain side
-(benchmarks/plain.py) is timed for a few epochs and one test evaluation per phase, and extrapolated to the schedule.
-Prints Markdown tables and writes JSON.
+Ours is `train_fskd.py` with its default flags, one cell per process, from starting Python to the table. The plain
+procedure (benchmarks/plain.py) is timed for a few epochs and one test evaluation per phase, and extrapolated to the
+schedule. Prints Markdown tables and writes JSON.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset", choices=list(RECIPES), default="CIFAR10")
     parser.add_argument("--nshot", type=int, nargs="+", default=[10])
-    parser.add_argument("--plain_epochs", type=int, default=3, help="training epochs of each phase timed plainly")
+    parser.add_argument("--plain_epochs", type=int, default=3, help="timed training epochs per phase, plain procedure")
     parser.add_argument("--step_epochs", type=int, default=10, help="epochs of each phase in which steps are timed")
     parser.add_argument("--data_path", type=Path, default=Path("data/raw"))
     parser.add_argument("--teacher", type=Path, help="default: ckpt/teacher/vgg16-blockwise-<dataset>.pth")
@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     args.teacher = args.teacher or Path(f"ckpt/teacher/vgg16-blockwise-{args.dataset.lower()}.pth")
 
-    # first, while this process is small: the peak of a process it starts is never below its own size
+    # first, while this process is small: the peak memory of a child process is at least its parent's size
     ours = {shots: measure_ours(args, shots) for shots in args.nshot}
     bench = Bench(args)
     plain = {shots: bench.measure_plain(shots) for shots in args.nshot}
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def measure_ours(args: argparse.Namespace, shots: int) -> dict[str, Any]:
-    """A cell in a process of its own: seconds by part, and the most memory it held, in bytes."""
+    """A cell in a separate process: seconds by part, and its peak memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {"--dataset": args.dataset, "--nshot": shots, "--trials": 1, "--data_path": args.data_path}
         flags |= {"--teacher": args.teacher, "--output_dir": folder, "--device": args.device}
@@ -144,7 +144,7 @@ class Bench:
         return seconds
 
     def measure_steps(self, shots: int) -> dict[str, Seconds]:
-        """Median seconds of an epoch's steps by phase: ours, and no more than the scion's on tensors at hand."""
+        """Median seconds of an epoch's steps by phase: ours, and scion, tail and Adam alone on prepared tensors."""
         network, images = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last), self.subset(shots)
         memory = machine.memory_to_use(self.device)
         teacher = CachedTeacher(network, self.dataset.normalization, self.dataset.test(), [images], memory)
@@ -152,17 +152,17 @@ class Bench:
         order, view = (drawn.to(self.device) for drawn in draw_views(len(images), "speed"))
         found = {}
         for phase in self.recipe.phases:
-            run, bare = (Distillation(phase, self.scion(phase), shots) for _ in range(2))
-            step, network = run.step_for(teacher, views), bare.scion_and_tail(teacher)
+            run, plain = (Distillation(phase, self.scion(phase), shots) for _ in range(2))
+            step, network = run.step_for(teacher, views), plain.scion_and_tail(teacher)
             batches = [
-                (views.features(phase.span[0], image, shown), views.logits(image, shown))
-                for image, shown in zip(*(drawn.split(batch_size(shots)) for drawn in (order, view)), strict=True)
+                (views.features(phase.span[0], chosen, view_of), views.logits(chosen, view_of))
+                for chosen, view_of in zip(*(drawn.split(batch_size(shots)) for drawn in (order, view)), strict=True)
             ]
 
             def ours(step=step):
                 train(step, order, view, batch_size(shots))
 
-            def no_more(adam=bare.optimizer, network=network, batches=batches):
+            def on_prepared_tensors(adam=plain.optimizer, network=network, batches=batches):
                 for features, logits in batches:
                     adam.zero_grad()
                     distance(network(features), logits).backward()
@@ -170,11 +170,11 @@ class Bench:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
 
-            found[phase.name] = dict(zip(("ours", "bare"), self.in_turn(ours, no_more), strict=True))
+            found[phase.name] = dict(zip(("ours", "bare"), self.in_turn(ours, on_prepared_tensors), strict=True))
         return found
 
     def in_turn(self, *acts: Callable[[], None]) -> list[float]:
-        """Median seconds of each, taken in turn, so that a busy moment strikes all; the first round does not count."""
+        """Median seconds of each, run in turn, so that a busy moment affects all. The first round is not counted."""
         rounds = [[timed(act) for act in acts] for _ in range(self.args.step_epochs + 1)]
         return [statistics.median(taken) for taken in zip(*rounds[1:], strict=True)]
 
@@ -215,7 +215,7 @@ def flops(network: nn.Module, features: Tensor, backward: bool = False) -> int:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as tables: cells, the parts and floors of each, steps."""
+    """The report as Markdown tables: cells, the parts of each and lower bounds of their time, training steps."""
     parts = [
         f"{report['dataset']}, {report['machine']['device_type']}, {report['machine']['threads']} threads,"
         f" torch {report['machine']['torch']}, {report['date']}; plain is extrapolated from a few epochs",
@@ -225,20 +225,20 @@ def markdown(report: dict[str, Any]) -> str:
         shots, plain, ours = cell["shots"], cell["plain"], cell["ours"]
         lines = []
         for part, seconds in ours.items():
-            there, ratio = (f"{plain[part]:,.1f}", f"{plain[part] / seconds:.1f}") if part in plain else ("-", "-")
-            lines.append(f"{part} | {there} | {seconds:.1f} | {seconds / sum(ours.values()):.1%} | {ratio}")
+            plainly, ratio = (f"{plain[part]:,.1f}", f"{plain[part] / seconds:.1f}") if part in plain else ("-", "-")
+            lines.append(f"{part} | {plainly} | {seconds:.1f} | {seconds / sum(ours.values()):.1%} | {ratio}")
         parts.append(table(f"part, N = {shots} | plain, s | ours, s | of ours | ratio", lines))
         lines = []
         for what, operations in cell["operations"].items():
             taken = sum(seconds for part, seconds in ours.items() if part.endswith(what))
             least = operations / report["product_flops_per_second"]
             lines.append(f"{what} | {operations / 1e12:.1f} | {taken:.1f} | {least:.1f}")
-        parts.append(table(f"floor, N = {shots} | TFLOP | ours, s | at a matrix product's speed, s", lines))
+        parts.append(table(f"lower bound, N = {shots} | TFLOP | ours, s | at a matrix product's speed, s", lines))
     steps = [
         f"{phase} | {1e3 * step['bare']:.1f} | {1e3 * step['ours']:.1f} | {step['ours'] / step['bare']:.2f}"
         for phase, step in report["steps"].items()
     ]
-    return "\n\n".join([*parts, table("an epoch's steps | bare, ms | ours, ms | ratio", steps)])
+    return "\n\n".join([*parts, table("an epoch's steps | prepared tensors, ms | ours, ms | ratio", steps)])
 
 
 def cell_line(cell: dict[str, Any]) -> str:
@@ -248,7 +248,7 @@ def cell_line(cell: dict[str, Any]) -> str:
 
 
 def table(head: str, lines: Iterable[str]) -> str:
-    """As Markdown, numbers to the right."""
+    """A Markdown table, numbers aligned to the right."""
     rule = " | ".join([":-", *["-:"] * head.count("|")])
     return "\n".join(f"| {line} |" for line in (head, rule, *lines))
 

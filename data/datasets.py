@@ -1,4 +1,4 @@
-"""The data sets as uint8 arrays: the official CIFAR files, a folder of pictures, drawn shapes.
+"""The data sets as uint8 arrays: the official CIFAR files, a folder of pictures, synthetic shapes.
 
 To add one, write a function that returns an `ImageDataset` and name it in `open_dataset`.
 """
@@ -41,10 +41,10 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set that is read only when asked: `train()` and `test()` return LabelledImages.
+    """A data set. `train()` and `test()` return LabelledImages; the images are read at the first call.
 
     subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are
-    kept as files with the released names. class_names(): the name of each class, in the labels' order.
+    stored as files with the released names. class_names(): the name of each class, in the labels' order.
     """
 
     name: str
@@ -58,13 +58,13 @@ class ImageDataset:
 
 
 def dataset_name(name: str, data_path: Path) -> str:
-    """What distinguishes a data set from others: its name, and for Folder the directory's: "Folder-my_pictures"."""
-    directory = Path(os.path.realpath(data_path)).name if name == "Folder" else ""  # none in the root directory
+    """The data set's name in files and results. For Folder, the directory's name is added: "Folder-my_pictures"."""
+    directory = Path(os.path.realpath(data_path)).name if name == "Folder" else ""  # empty for the root directory
     return f"{name}-{directory}" if directory else name
 
 
 def open_dataset(name: str, data_path: Path) -> ImageDataset:
-    """The data set of that name. Raises BadInput when it cannot be had."""
+    """The data set of that name. Raises BadInput if it is not available."""
     if name == "CIFAR10":
         normalization = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
         return _cifar(torchvision_datasets.CIFAR10, 10, normalization, 6, data_path)
@@ -98,17 +98,17 @@ def _cifar(official: type, classes: int, normalization: Normalization, subset_se
 
 
 def _official(official: type, root: Path, train: bool) -> torchvision_datasets.CIFAR10:
-    """The official files through torchvision, which checks their md5 and fetches them when they are missing."""
+    """The official files through torchvision, which checks their md5 and downloads them when they are missing."""
     try:
         try:
             return official(root, train=train)
-        except RuntimeError:  # torchvision's word for a file that is missing or whose md5 differs
+        except RuntimeError:  # raised for a file that is missing or whose md5 differs
             return official(root, train=train, download=True)
     except (OSError, RuntimeError, EOFError, urllib.error.URLError) as error:
         folder = root / official.base_folder
         state = "its md5 differs from the official one" if folder.exists() else "missing"
         raise BadInput(
-            f"{folder}: {state}, and {official.url} cannot be had ({error}); put the official python files there"
+            f"{folder}: {state}, and {official.url} cannot be downloaded ({error}); put the official python files there"
         ) from error
 
 
@@ -155,14 +155,14 @@ def _folder(root: Path) -> ImageDataset:
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    """The folders in train/, which must be those in test/."""
+    """The names of the folders in train/. Raises BadInput unless test/ has the same ones."""
     for split in (root / "train", root / "test"):
         if not split.is_dir():
             raise BadInput(f"{split}: no such directory; --dataset Folder needs train/ and test/ under --data_path")
     names, others = class_folders(root / "train"), class_folders(root / "test")
     if names != others:
-        odd = min(set(names) ^ set(others))
-        raise BadInput(f"{root}: class {odd!r} is in only one of train/ and test/; both need the same folders")
+        unmatched = min(set(names) ^ set(others))
+        raise BadInput(f"{root}: class {unmatched!r} is in only one of train/ and test/; both need the same folders")
     if not names:
         raise BadInput(f"{root / 'train'}: no folder in it; --dataset Folder needs a folder of pictures per class")
     return tuple(names)
@@ -171,11 +171,11 @@ def _class_names(root: Path) -> tuple[str, ...]:
 def _read_folder(split: Path, names: tuple[str, ...]) -> LabelledImages:
     paths, labels = [], []
     for label, name in enumerate(names):
-        own = find_pictures(split / name)
-        if not own:
+        found = find_pictures(split / name)
+        if not found:
             raise BadInput(f"{split / name}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
-        paths += own
-        labels += [label] * len(own)
+        paths += found
+        labels += [label] * len(found)
     images = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     for image, path in zip(images, paths, strict=True):
         image[:] = read_picture(path)

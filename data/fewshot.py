@@ -1,7 +1,7 @@
 """Few-shot subsets (docs/method.md, section 2): N images per class, drawn once, without labels.
 
-The subset of N+1 shots contains that of N. Labels serve here, and only here, to draw the same number of
-images from each class; none are kept.
+The subset of N+1 shots contains that of N. Labels are used only here, to draw the same number of
+images from each class; they are not stored.
 """
 
 from __future__ import annotations
@@ -39,41 +39,40 @@ def draw(train: LabelledImages, classes: int, shots: int, seed: int) -> np.ndarr
 
 
 def path_of(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:
-    """Where a subset is kept: the released name, with the seed added when it is not the released one."""
+    """Path of a subset's file: the released name, with the seed added when it is not the released one."""
     suffix = "" if seed == dataset.subset_seed else f"-seed{seed}"
     return data_path / f"{dataset.name.lower()}-random-{shots}-per-class{suffix}.pkl"
 
 
 def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.ndarray:
-    """The N-shot subset (shots * classes, 3, 32, 32) uint8: from its file, or drawn (and then kept).
+    """The N-shot subset (shots * classes, 3, 32, 32) uint8: from its file, or drawn (and then written).
 
-    Of data sets without published subsets none is kept as a file: it could outlive the pictures it came from.
-    Where the file cannot be written, the subset is drawn anew each time. Raises BadInput for a file that holds
-    anything else.
+    For data sets without published subsets no file is written: it would be wrong once the pictures change. If the file
+    cannot be written, the subset is drawn again each time. Raises BadInput for a file that holds anything else.
     """
     if not dataset.published_subsets:
         return draw(dataset.train(), dataset.classes, shots, seed)
     path = path_of(dataset, shots, seed, data_path)
     if not path.exists():
         images = draw(dataset.train(), dataset.classes, shots, seed)
-        with suppress(BadInput):  # the official files may lie where nobody can write
-            _keep(images, path)
+        with suppress(BadInput):  # the folder may be read-only
+            _write(images, path)
         return images
     images = files.read_pickled_array(path, "a pickled few-shot subset")
     expected = (shots * dataset.classes, 3, IMAGE_SIZE, IMAGE_SIZE)
     if images.dtype != np.uint8 or images.shape != expected:
         raise BadInput(
-            f"{path}: holds {images.dtype} {images.shape}, not uint8 {expected}; remove it to have it drawn again"
+            f"{path}: holds {images.dtype} {images.shape}, not uint8 {expected}; remove it to draw the subset again"
         )
     return images
 
 
 def build(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:
-    """Draw a subset and write its file. Raises BadInput where it cannot be written."""
+    """Draw a subset and write its file. Raises BadInput if it cannot be written."""
     path = path_of(dataset, shots, seed, data_path)
-    _keep(draw(dataset.train(), dataset.classes, shots, seed), path)
+    _write(draw(dataset.train(), dataset.classes, shots, seed), path)
     return path
 
 
-def _keep(images: np.ndarray, path: Path) -> None:
+def _write(images: np.ndarray, path: Path) -> None:
     files.write_bytes(path, pickle.dumps(images, protocol=4))  # a pickled array, as released

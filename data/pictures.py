@@ -19,30 +19,30 @@ from data.views import IMAGE_SIZE
 from utils import files
 from utils.errors import BadInput
 
-# What Pillow raises for damaged files: of the pixels OSError, SyntaxError or ValueError, of EXIF data nearly anything.
+# What Pillow raises: for damaged pixels OSError, SyntaxError or ValueError, for damaged EXIF data almost anything.
 UNREADABLE = (*files.UNREADABLE, SyntaxError, struct.error, zlib.error, ZeroDivisionError)
 SAVE_ANEW = "save it with 8 or 16 bits per channel"
 
 
 def class_folders(directory: Path) -> list[str]:
-    """Names of the folders in `directory`, links to folders too, sorted. Raises BadInput if it cannot be read."""
+    """Names of the folders (and links to folders) in `directory`, sorted. Raises BadInput if it cannot be read."""
     return sorted(next(os.walk(directory, onerror=_refuse))[1])
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Every picture below `folder`, known by its extension, in torchvision's ImageFolder's order.
+    """Every file below `folder` with the extension of a picture, in the order of torchvision's ImageFolder.
 
-    Links are followed. Each directory is entered once, whatever links lead to it, and none that contains `folder`:
-    a loop of links adds nothing. Raises BadInput for a directory that cannot be read.
+    Links are followed. Each directory is read only once, and those that contain `folder` are not read at all, so a
+    loop of links adds nothing. Raises BadInput for a directory that cannot be read.
     """
     entered = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     found = []
     for directory, inner, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        place = os.path.realpath(directory)
-        if place in entered:
+        real_path = os.path.realpath(directory)
+        if real_path in entered:
             inner.clear()
             continue
-        entered.add(place)
+        entered.add(real_path)
         inner.sort()
         found += [(directory, name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
     return [Path(directory, name) for directory, name in sorted(found)]
@@ -55,13 +55,14 @@ def _refuse(error: OSError) -> NoReturn:
 def read_picture(path: Path) -> np.ndarray:
     """One picture as (3, 32, 32) uint8, RGB.
 
-    It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else becomes RGB by Pillow's
-    rules, which drop transparency. The shorter side is resized to 32 pixels (bicubic, Pillow's default) and the centre
-    is cropped, as is usual for evaluation on ImageNet. Raises BadInput for a file that is damaged or no picture, for
-    one with more pixels than Pillow takes for safe, and for pixels whose range is unknown (floating point, 32 bits).
+    It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else is converted to RGB by
+    Pillow, which drops transparency. The shorter side is resized to 32 pixels (bicubic, Pillow's default) and the
+    centre is cropped, as is usual for evaluation on ImageNet. Raises BadInput for a file that is damaged or not a
+    picture, for one with more pixels than Pillow allows, and for pixels whose range is unknown (floating point, 32
+    bits).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata, and without the file's name
+        warnings.simplefilter("ignore")  # about metadata, without the file's name
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(path) as picture:
@@ -90,14 +91,14 @@ def _rgb(picture: Image.Image, path: Path) -> Image.Image:
 def mean_and_std(images: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of (N, 3, H, W) uint8 images, in units of full scale (255).
 
-    Counts how often each of the 256 values occurs, a thousand images at a time, so that no copy of all is made.
+    Counts how often each of the 256 values occurs, a thousand images at a time, without a copy of all images.
     """
     counts = np.zeros((3, 256), np.int64)
     for start in range(0, len(images), 1000):
         for channel, pixels in enumerate(images[start : start + 1000].transpose(1, 0, 2, 3)):
             counts[channel] += np.bincount(pixels.reshape(-1), minlength=256)
     means, deviations = [], []
-    for of_value in counts.tolist():  # in whole numbers, so that every machine gets the same
+    for of_value in counts.tolist():  # in integers, so that every machine gets the same result
         n, total, squares = (sum(c * v**power for v, c in enumerate(of_value)) for power in (0, 1, 2))
         means.append(total / (255 * n))
         deviations.append(math.sqrt(n * squares - total**2) / (255 * n))

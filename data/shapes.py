@@ -15,7 +15,7 @@ SIZE = 32
 
 
 def draw(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """images (N, 3, 32, 32) uint8 and labels (N,) int64 of "train" or "test"; classes take turns."""
+    """images (N, 3, 32, 32) uint8 and labels (N,) int64 of "train" or "test"; the classes alternate."""
     random = np.random.default_rng(SEEDS[split])
     labels = np.arange(COUNTS[split]) % len(CLASSES)
     n = len(labels)
@@ -42,7 +42,7 @@ def draw(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """About the signed distance to the shape's outline, negative inside; the shape fits the unit disc."""
+    """Approximate signed distance to the shape's outline, negative inside; the shape fits the unit disc."""
     radius = np.hypot(u, v)
 
     def box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
@@ -73,7 +73,7 @@ def _distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _cover(distance: np.ndarray) -> np.ndarray:
-    """How much of a pixel lies inside: 0 to 1, with smooth edges."""
+    """The part of each pixel that is inside, 0 to 1, with smooth edges."""
     return np.clip(0.5 - distance * (SIZE - 1) / 2, 0, 1)
 
 
@@ -84,7 +84,7 @@ def _gradient(random: np.random.Generator, n: int, x: np.ndarray, y: np.ndarray)
 
 
 def _contrasting(random: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """Colours (n, 3) that stand off from the background by 0.4 to 0.8 in Euclidean distance, before clipping."""
+    """Colours (n, 3) that differ from the background by 0.4 to 0.8 in Euclidean distance, before clipping."""
     direction = random.normal(size=background.shape)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     direction *= np.where((direction * (0.5 - background)).sum(1, keepdims=True) < 0, -1, 1)  # away from the border

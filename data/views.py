@@ -16,7 +16,7 @@ IMAGE_SIZE = 32
 PADDING = 4
 OFFSETS = 2 * PADDING + 1
 VIEWS = OFFSETS * OFFSETS * 2
-IDENTITY = (PADDING * OFFSETS + PADDING) * 2
+IDENTITY = (PADDING * OFFSETS + PADDING) * 2  # the view that is the image itself
 
 
 def pad(images: Tensor) -> Tensor:

@@ -25,17 +25,18 @@ from models.checkpoints import on_cpu
 from utils import files
 from utils.seeds import torch_generator
 
-CHECKPOINT = "a cell's checkpoint; remove it to begin the cell again"
-CHECKPOINT_SECONDS = 20.0  # work that a power cut can cost
+CHECKPOINT = "a cell's checkpoint; remove it to start the cell again"
+CHECKPOINT_SECONDS = 20.0  # between checkpoints: a power cut loses about this much work
 AfterEpoch = Callable[[str, Curve], None]  # a callback: phase, and its curve so far
 
 
 class Cell:
-    """A cell under way. What must survive a power cut is in `checkpoint()`; `resume()` continues from it.
+    """A running cell. `checkpoint()` saves what a restart needs, `resume()` loads it.
 
-    students: where to write the scions of "stage 1", and the student's at its "best" epoch and its "last". record:
-    what decides their predictions beside the weights (models/records.py). process: what the result file says of this
-    process: machine, command, flags that change no number.
+    students: paths of the files to write: the scions after "stage 1", the student at its "best" and at its "last"
+    epoch. record: what determines their predictions besides the weights (models/records.py). process: what the result
+    file says about this process: machine, command, flags that do not affect the numbers. after_epoch: called with a
+    phase's name and curve after each of its epochs.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Cell:
         fresh = scions(teacher.network.architecture, teacher.network.classes, torch_generator(*self.purpose, "scions"))
         self.scions = [scion.to(teacher.device) for scion in fresh]
         self.curves: dict[str, Curve] = {}
-        self.written: dict[str, str] = {}  # the students' files, each where its process put it
+        self.written: dict[str, str] = {}  # paths of the students' files, some perhaps by an earlier process
         self.earlier_processes: list[dict[str, Any]] = []
         self.current: Distillation | None = None
         self._restored: dict[str, Any] | None = None
@@ -71,7 +72,7 @@ class Cell:
         self.saving_seconds = 0.0
 
     def run(self) -> None:
-        """Both stages, and the students' files (docs/method.md, sections 4 and 5). Raises NotFinite."""
+        """Train both stages and write the students' files (docs/method.md, sections 4 and 5). Raises NotFinite."""
         self.resume()
         recipe = self.setting.recipe
         block_grafting(recipe, self.scions, self.distill)
@@ -82,14 +83,14 @@ class Cell:
         self._write("last", partial(checkpoints.write_stage2, on_cpu(self.current.scion)))
 
     def _write(self, kind: str, write: Callable[[Path], None]) -> None:
-        """A student's file and its record."""
+        """Write a student's file and its record."""
         path = self.students[kind]
         write(path)
         records.write(path, {"student": kind, **self.record, "setting": self.setting.content})
         self.written[kind] = str(path)
 
     def distill(self, phase: Phase, scion: nn.Sequential) -> None:
-        """Distil a scion over the phase's span, unless a checkpoint says that this is behind us."""
+        """Distil a scion over the phase's span, unless the checkpoint is from a later phase."""
         if self._restored and self._restored["phase"] != phase.name:
             return
         self.current = Distillation(phase, scion, self.setting.shots)
@@ -110,7 +111,7 @@ class Cell:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Save position, scions, optimiser, best so far and curves. The draws need no state (utils/seeds.py)."""
+        """Save phase, scions, optimiser, best weights and curves. Random numbers need no state (utils/seeds.py)."""
         started = monotonic()
         files.write_tensors(
             self.path,
@@ -143,7 +144,7 @@ class Cell:
             for scion, state in zip(self.scions, saved["scions"], strict=True):
                 scion.load_state_dict(state)
             if saved["phase"] not in curves or "optimizer" not in saved or "best" not in saved:
-                raise ValueError("it does not say where it stands")
+                raise ValueError("its phase, optimiser or best weights are missing")
         self.curves = curves
         self._restored = saved
         for name, curve in curves.items():
@@ -151,7 +152,7 @@ class Cell:
 
 
 def restore_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
-    """Take up Adam's moments; its learning rates stay this setting's. Raises ValueError for a foreign optimiser."""
+    """Load Adam's moments, but not its learning rates. Raises ValueError if they belong to other parameters."""
     state = {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if set(saved["state"]) != set(range(len(parameters))):
@@ -166,10 +167,10 @@ def restore_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
 def require_same_layout(saved: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Raise ValueError where names or shapes differ."""
     if {name: value.shape for name, value in saved.items()} != {name: v.shape for name, v in expected.items()}:
-        raise ValueError("its tensors are not those of this cell")
+        raise ValueError("its tensors have other names or shapes than this cell's")
 
 
 def curve_from(fields: dict[str, Any]) -> Curve:
-    """A Curve back from JSON, where the epochs had become text."""
+    """A Curve from JSON, whose keys (the epochs) are strings."""
     accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
     return Curve(fields["losses"], accuracies, fields["seconds"])

@@ -1,4 +1,4 @@
-"""Is a teacher graftable? What a linear classifier reads off each of its blocks.
+"""Can a teacher be grafted? Test accuracy of a linear classifier on each block's output.
 
 Stage 1 gives B0 few steps (200 on CIFAR10), so it can reach the teacher only where block 2's output is already
 nearly separable by class.
@@ -33,13 +33,13 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A report per convolution block, and the teacher's own test accuracy in percent."""
+    """A report per convolution block, and the teacher's test accuracy in percent."""
 
     blocks: tuple[BlockReport, ...]
     teacher: float
 
     def text(self) -> str:
-        """The table, and what it means for B0."""
+        """The table, and the loss of accuracy at the input of B0."""
         lines = [
             "| block | features | linear probe, test % | effective rank |",
             "| ----: | -------: | -------------------: | -------------: |",
@@ -49,36 +49,37 @@ class Diagnosis:
         return "\n".join(
             [
                 *lines,
-                f"The teacher itself: {self.teacher:.2f}%. Block {input_of_b0.block}, which B0 has to build on, is read"
-                f" {self.teacher - input_of_b0.probe:.2f} points below it.",
+                "",  # in Markdown, the next line would otherwise be a row of the table
+                f"The teacher itself: {self.teacher:.2f}%. A linear classifier on block {input_of_b0.block}'s output,"
+                f" the input of B0, is {self.teacher - input_of_b0.probe:.2f} points below it.",
             ]
         )
 
 
 @torch.no_grad()
 def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
-    """Fit a linear classifier on each convolution block's output and measure it.
+    """Fit a linear classifier on each convolution block's output and measure its test accuracy.
 
-    The classifiers are ridge regressions on few-shot images (N, 3, 32, 32) uint8, labelled by the teacher's own
-    predictions. Effective rank is exp of the entropy of the singular values (Roy and Vetterli, 2007), of the
-    first 1000 test images' centred features.
+    The classifiers are ridge regressions on few-shot images (N, 3, 32, 32) uint8, labelled by the teacher's
+    predictions. Effective rank is exp of the entropy of the normalised singular values (Roy and Vetterli, 2007) of
+    the centred features of the first 1000 test images.
     """
     network, device = teacher.network, teacher.device
     chosen = torch.arange(len(images), device=device)
-    shown = torch.full_like(chosen, IDENTITY)
-    pictures = teacher.normalization(crop(pad(torch.from_numpy(images)).to(device), chosen, shown))
+    view = torch.full_like(chosen, IDENTITY)
+    pictures = teacher.normalization(crop(pad(torch.from_numpy(images)).to(device), chosen, view))
     *features, logits = _block_outputs(teacher, pictures)
     probes = [Ridge(block, logits.argmax(1), network.classes) for block in features]
 
     correct = torch.zeros(len(probes) + 1, device=device)
     sample: list[list[Tensor]] = [[] for _ in probes]
-    for seen, (pictures, labels) in enumerate(teacher.test_batches(0)):
+    for batch, (pictures, labels) in enumerate(teacher.test_batches(0)):
         *features, logits = _block_outputs(teacher, pictures)
         answers = [probe.predict(block) for probe, block in zip(probes, features, strict=True)] + [logits.argmax(1)]
         correct += torch.stack([(answer == labels).sum() for answer in answers])
-        if seen * len(labels) < RANK_IMAGES:
-            for kept, block in zip(sample, features, strict=True):
-                kept.append(block)
+        if batch * len(labels) < RANK_IMAGES:
+            for blocks, block in zip(sample, features, strict=True):
+                blocks.append(block)
     percent = (100 * correct / len(teacher.test_labels)).tolist()
     reports = tuple(
         BlockReport(b, probe.size, percent[b], effective_rank(torch.cat(sample[b])[:RANK_IMAGES]))
@@ -97,7 +98,7 @@ def _block_outputs(teacher: FrozenTeacher, pictures: Tensor) -> list[Tensor]:
 
 
 class Ridge:
-    """Ridge regression onto one-hot labels, in closed form, its penalty chosen by leave-one-out error.
+    """Ridge regression onto one-hot labels, in closed form. The penalty is chosen by leave-one-out error.
 
     features: (N, D); labels: (N,).
     """

@@ -1,7 +1,7 @@
-"""`--fresh`: redo every cell once, however often the command is interrupted and started again.
+"""`--fresh`: run every cell again, but only once, however often the command is interrupted and restarted.
 
-What is to be redone is written down before anything is removed: the sha256 of every result and checkpoint that is
-there. Only files with these hashes are outdated, so a cell that has been redone since is not redone again.
+Before anything is removed, the sha256 of every existing result and checkpoint is written to a list. Only files with
+these hashes are outdated, so a cell that `--fresh` has already run again is not run a third time.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from pathlib import Path
 
 from utils import files
 
-KIND = "the list of what --fresh redoes; remove it to begin anew"
+KIND = "the list of files that --fresh replaces; remove it to start again"
 
 
 def remove_outdated(
     output_dir: Path, cell_files: Sequence[Sequence[Path]], lock: Callable[[int], AbstractContextManager]
 ) -> None:
-    """Remove what was there before the first of these `--fresh` commands.
+    """Remove the results and checkpoints from before the first of these `--fresh` commands.
 
-    cell_files: by cell, the paths of its result and its checkpoint. lock: holds the cell of that index.
+    cell_files: paths of each cell's result and checkpoint. lock: returns the lock of the cell with that index.
     """
     path = _list_of(output_dir, cell_files)
     if not path.exists():
-        there = [file for both in cell_files for file in both if file.exists()]
-        files.write_json(path, {str(file.relative_to(output_dir)): files.sha256_of_file(file) for file in there})
+        existing = [file for pair in cell_files for file in pair if file.exists()]
+        files.write_json(path, {str(file.relative_to(output_dir)): files.sha256_of_file(file) for file in existing})
     outdated = files.read_json(path, KIND)
-    for index, both in enumerate(cell_files):
+    for index, pair in enumerate(cell_files):
         with lock(index):
-            for file in both:
+            for file in pair:
                 if file.exists() and files.sha256_of_file(file) == outdated.get(str(file.relative_to(output_dir))):
                     file.unlink()
 
 
 def end(output_dir: Path, cell_files: Sequence[Sequence[Path]]) -> None:
-    """Once every cell has a result, the next `--fresh` redoes them all again."""
+    """Remove the list once every cell has a result: the next `--fresh` then runs them all again."""
     if all(result.exists() for result, _ in cell_files):
         _list_of(output_dir, cell_files).unlink(missing_ok=True)
 
 
 def _list_of(output_dir: Path, cell_files: Sequence[Sequence[Path]]) -> Path:
-    """One list for each set of cells, so that shards do not share it."""
+    """The path of the list. Each set of cells has another one, so shards do not share it."""
     names = json.dumps(sorted(str(result.relative_to(output_dir)) for result, _ in cell_files))
     return output_dir / "results" / f"fresh-{files.sha256(names.encode())[:8]}.json"

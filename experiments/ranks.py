@@ -18,11 +18,11 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 class LeaderFailed(Exception):
-    """The leader has stopped and said why; the other ranks stop without a word."""
+    """The leader has stopped with a message; the other ranks stop without one."""
 
 
 class RankLost(Exception):
-    """Another rank is gone, so nobody can wait for it."""
+    """Another rank has ended, so waiting for it would never end."""
 
 
 @dataclass(frozen=True)
@@ -35,61 +35,62 @@ class Rank:
     local_count: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the rank that prepares, and prints what is printed once."""
+    def is_leader(self) -> bool:
+        """Whether this rank prepares the work and prints what is printed only once."""
         return self.index == 0
 
     def wait(self) -> None:
-        """Go on when every rank has come here. Raises RankLost."""
-        self._agree(True)
+        """Wait until every rank has called this. Raises RankLost."""
+        self._all_succeeded(True)
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The leader goes through the block before the others: it fetches, trains and writes, they read.
+        """The leader runs the block before the others: it downloads, trains and writes; the others then read.
 
-        Where the leader fails there, its error is its own, and the others raise LeaderFailed. Raises RankLost.
+        If the leader fails in the block, its error is raised as usual, and the others raise LeaderFailed. Raises
+        RankLost.
         """
-        if not self.leads and not self._agree(True):
+        if not self.is_leader and not self._all_succeeded(True):
             raise LeaderFailed
-        sound = False
+        succeeded = False
         try:
             yield
-            sound = True
+            succeeded = True
         finally:
-            if self.leads:
-                self._agree(sound)
+            if self.is_leader:
+                self._all_succeeded(succeeded)
 
-    def _agree(self, sound: bool) -> bool:
-        """Wait for every rank; whether all of them say that they are sound."""
+    def _all_succeeded(self, succeeded: bool) -> bool:
+        """Wait for every rank. Returns whether all of them have succeeded."""
         if self.count == 1:
-            return sound
-        sounds = torch.tensor(int(sound))
+            return succeeded
+        least = torch.tensor(int(succeeded))
         try:
-            distributed.all_reduce(sounds, distributed.ReduceOp.MIN)
+            distributed.all_reduce(least, distributed.ReduceOp.MIN)
         except RuntimeError as error:  # the connection is closed
-            raise RankLost("another process of this torchrun is gone; see its message, and run again") from error
-        return bool(sounds)
+            raise RankLost("another process of this torchrun has ended; see its message, and run again") from error
+        return bool(least)
 
 
-ALONE = Rank()
+SINGLE_PROCESS = Rank()
 
 
-def speaks() -> bool:
-    """Whether this process tells the user what concerns all ranks."""
+def prints_for_all() -> bool:
+    """Whether this process prints the messages that concern all ranks."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join() -> Rank:
-    """This process's rank, from what torchrun says; the only one where it says nothing. Raises BadInput.
+    """This process's rank, from torchrun's environment variables; Rank() without torchrun. Raises BadInput.
 
-    On the CPU the ranks of one machine share its cores.
+    On the CPU, the ranks of one machine share its cores.
     """
-    said = [os.environ.get(name) for name in VARIABLES]
-    if None in said:
-        return ALONE
-    if not all(text.isdecimal() for text in said):
+    values = [os.environ.get(name) for name in VARIABLES]
+    if None in values:
+        return SINGLE_PROCESS
+    if not all(text.isdecimal() for text in values):
         raise BadInput(f"{', '.join(VARIABLES)}: must be whole numbers; start with torchrun, or unset them")
-    rank = Rank(*map(int, said))
+    rank = Rank(*map(int, values))
     if rank.count > 1:
         if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
             raise BadInput("RANK is set, MASTER_ADDR or MASTER_PORT is not; start with torchrun, or unset RANK")

@@ -12,7 +12,7 @@ from grafting.distillation import Curve, NotFinite
 from utils import files
 from utils.errors import BadInput
 
-KIND = "a result of fskd; remove it to have the cell redone"
+KIND = "a result file of fskd; remove it to run the cell again"
 Result = dict[str, Any]
 
 
@@ -57,7 +57,7 @@ def _phase_content(curve: Curve) -> dict[str, Any]:
 
 
 def read(path: Path) -> Result:
-    """One cell's result. Raises BadInput for a torn, foreign or edited file, and for a copy of another cell's."""
+    """One cell's result. Raises BadInput for a damaged or edited file, and for a copy of another cell's result."""
     result = files.read_json(path, KIND)
     with files.reading(path, KIND):
         if result["status"] not in ("done", "failed"):
@@ -73,14 +73,15 @@ def read(path: Path) -> Result:
         if result["status"] == "done":
             _require_percent(result["best"], "best")
             _require_percent(result["last"], "last")
-    own_path = path_of(path.parents[2], setting["shots"], setting["trial"])
-    if path != own_path:
-        raise BadInput(f"{path}: is a copy of {own_path.relative_to(path.parents[1])}, by its setting; remove it")
+    expected_path = path_of(path.parents[2], setting["shots"], setting["trial"])
+    if path != expected_path:
+        original = expected_path.relative_to(path.parents[1])
+        raise BadInput(f"{path}: is a copy of {original}, judging by its setting; remove it")
     return result
 
 
-def _require(sound: bool, name: str) -> None:
-    if not sound:
+def _require(valid: bool, name: str) -> None:
+    if not valid:
         raise ValueError(f"its {name} is not what fskd writes")
 
 
@@ -89,7 +90,7 @@ def _require_percent(value: Any, name: str) -> None:
 
 
 def paths(output_dir: Path) -> list[Path]:
-    """Where results lie under `output_dir`."""
+    """The result files under `output_dir`."""
     found = (output_dir / "results").glob("*-shot/trial-*.json")
     return [p for p in found if p.parent.name.removesuffix("-shot").isdecimal() and p.stem[6:].isdecimal()]
 

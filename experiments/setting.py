@@ -38,7 +38,7 @@ class Setting:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """As plain values, with the schedule resolved for this N; this is what result files hold."""
+        """The setting as plain values, with the schedule resolved for this N, as in result files."""
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
         schedule = [
             {
@@ -54,21 +54,21 @@ class Setting:
         return {**plain, "schedule": schedule}
 
     def require_same(self, other: Mapping[str, Any], path: Path) -> None:
-        """Raise BadInput naming what differs between this cell and the one at `path`."""
+        """Raise BadInput that names what differs between this cell and the one at `path`."""
         for name in self.content:
             if other.get(name) != self.content[name]:
-                there, here = files.brief(other.get(name)), files.brief(self.content[name])
+                saved, now = files.brief(other.get(name)), files.brief(self.content[name])
                 raise BadInput(
-                    f"{path}: made with another {name.replace('_', ' ')} ({there}, now {here});"
-                    " --fresh redoes it, another --output_dir keeps both"
+                    f"{path}: made with another {name.replace('_', ' ')} ({saved}, now {now});"
+                    " --fresh runs the cell again, another --output_dir keeps both"
                 )
 
 
 def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise BadInput where cells, by name, must not stand in one table.
+    """Raise BadInput if these cells do not belong in one table. settings: by the name of the cell.
 
-    All must agree in everything but N and trial; cells of one N also in the subset and in the whole schedule, cells
-    of different N in the schedule's phases and epochs (learning rates and batch size depend on N).
+    Cells of one N may differ in the trial only. Cells of different N may also differ in what depends on N: the
+    subset, the learning rates and the batch size.
     """
     first_of_shots: dict[int, tuple[str, Mapping[str, Any]]] = {}
     first: tuple[str, Mapping[str, Any]] | None = None

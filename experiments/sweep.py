@@ -41,8 +41,9 @@ class Plan:
     """What to run.
 
     cells: in the order in which to run them. precision: one of utils.precision. eval_every: epochs between test
-    accuracies (Distillation.run). memory: bytes for the cache of teacher features. fresh: redo what is done. report: a
-    callback for lines to the user. leads: whether this process prepares the plan for others that share it.
+    accuracies (Distillation.run). memory: bytes for the cache of teacher features. fresh: run finished cells
+    again. report: called with each message for the user. is_leader: whether this process removes the old results, for
+    all ranks, where `fresh`.
     """
 
     dataset: ImageDataset
@@ -60,14 +61,14 @@ class Plan:
     memory: int
     fresh: bool
     report: Callable[[str], None]
-    leads: bool = True
+    is_leader: bool = True
 
 
 class Sweep:
-    """The cells of a plan. Raises BadInput, before any work is lost, where something is wrong with the plan.
+    """The cells of a plan. Raises BadInput before any cell is run, if there is something wrong with the plan.
 
-    Several processes may run the same plan, by design or by mistake: each takes the next cell that is neither done nor
-    being run by another. A running cell is locked by the operating system, so a killed process lets go of it.
+    Several processes may run the same plan, intentionally or by mistake: each takes the next cell that is neither done
+    nor running. A running cell holds a file lock, which the operating system releases if the process is killed.
     """
 
     def __init__(self, plan: Plan, device: torch.device):
@@ -81,32 +82,32 @@ class Sweep:
         self.teacher_sha256 = files.sha256_of_file(plan.teacher_file)
         self.test_sha256 = plan.dataset.test().sha256()
         self.record = records.deciding(plan.dataset, self.teacher_sha256)
-        if plan.fresh and plan.leads:
-            fresh.remove_outdated(plan.output_dir, self._cell_files(), self._lock_to_redo)
+        if plan.fresh and plan.is_leader:
+            fresh.remove_outdated(plan.output_dir, self._cell_files(), self._lock_or_refuse)
         self.left = [cell for cell in plan.cells if not self._is_done(cell)]
         self._require_comparable()
         if not plan.fresh:
             self._require_free_names()
 
     def _require_comparable(self) -> None:
-        """Raise BadInput now where the table at the end could not be made."""
-        there = {results.name_of(result): result["setting"] for result in results.read_all(self.plan.output_dir)}
+        """Raise BadInput now if the table at the end could not be made."""
+        existing = {results.name_of(result): result["setting"] for result in results.read_all(self.plan.output_dir)}
         first_of_shots = {shots: (shots, trial) for shots, trial in reversed(self.plan.cells)}
         ours = {f"{shots}-shot of this command": self._setting(cell).content for shots, cell in first_of_shots.items()}
-        require_comparable({**there, **ours})
+        require_comparable({**existing, **ours})
 
     def _require_free_names(self) -> None:
-        """Raise BadInput where a student of other settings would be overwritten."""
+        """Raise BadInput if a student of other settings would be overwritten."""
         for cell in self.left:
             record = records.path_of(self._student_files(cell)["best"])
             if record.exists():
                 self._setting(cell).require_same(files.read_json(record, records.KIND).get("setting", {}), record)
 
     def run(self) -> None:
-        """Run the cells that are neither done nor being run by another process."""
+        """Run the cells that are neither done nor running in another process."""
         if len(self.left) < len(self.plan.cells):
             done = len(self.plan.cells) - len(self.left)
-            self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; --fresh redoes them")
+            self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; --fresh runs them again")
         if self.left:
             with arithmetic(self.plan.precision, self.device):
                 self._run_cells(*self._prepare_teacher())
@@ -114,14 +115,14 @@ class Sweep:
             fresh.end(self.plan.output_dir, self._cell_files())
 
     def _prepare_teacher(self) -> tuple[CachedTeacher, dict[str, Any]]:
-        """The frozen teacher, and what result files say of it."""
+        """The frozen teacher, and its entry in the result files."""
         plan, dtype = self.plan, cache_dtype(self.plan.precision)
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
         subsets = [self.subsets[shots] for shots in sorted({shots for shots, _ in self.left})]
         teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
-        reached = teacher.accuracy(nn.Identity(), len(network))
-        plan.report(f"teacher {plan.teacher_file}: test accuracy {reached:.2f}%")
+        accuracy = teacher.accuracy(nn.Identity(), len(network))
+        plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%")
         for shots, images in self.subsets.items():
             if teacher.affordable_starts(len(images)) is None:
                 needed = math.ceil(bytes_cached(network, len(images), STARTS[:1], dtype) / 1e8) / 10
@@ -129,7 +130,7 @@ class Sweep:
                     f"N = {shots}: teacher features do not fit into --memory and are computed at every step;"
                     f" --memory {needed} would hold them"
                 )
-        return teacher, {"file": str(plan.teacher_file), "accuracy": reached, "seconds": perf_counter() - started}
+        return teacher, {"file": str(plan.teacher_file), "accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
         epochs = sum(phase.epochs for phase in self.plan.recipe.phases)
@@ -142,7 +143,7 @@ class Sweep:
                 outer.update()
 
     def _is_done(self, cell: CellKey) -> bool:
-        """Whether there is a result; raises BadInput if it was made with other settings."""
+        """Whether the cell has a result. Raises BadInput if it was made with other settings."""
         path = self._result_file(cell)
         if not path.exists():
             return False
@@ -150,7 +151,7 @@ class Sweep:
         return True
 
     def _run_if_free(self, cell: CellKey, teacher: CachedTeacher, record: dict[str, Any], bar: tqdm) -> str:
-        """How the cell went, in a line."""
+        """Run the cell unless another process does. Returns the message for the user."""
         try:
             with self._lock(cell):
                 if self._is_done(cell):
@@ -160,7 +161,7 @@ class Sweep:
             return "another process is running it"
 
     def _run_cell(self, key: CellKey, teacher: CachedTeacher, teacher_record: dict[str, Any], bar: tqdm) -> str:
-        """Run one cell, write its result, and say in a line how it went."""
+        """Run one cell and write its result. Returns the message for the user."""
         plan, setting = self.plan, self._setting(key)
         result_file, checkpoint, students = self._result_file(key), self._checkpoint(key), self._student_files(key)
         for written in (result_file, checkpoint, *students.values()):
@@ -168,7 +169,7 @@ class Sweep:
         started = perf_counter()
         images = self.subsets[setting.shots]
         views = teacher.few_shot(images)
-        prepared = perf_counter() - started
+        features_seconds = perf_counter() - started
         curves = CellCurves(plan.output_dir, *key, setting.content, images)
         process = {
             "machine": machine.description(self.device),
@@ -188,7 +189,7 @@ class Sweep:
         finally:
             curves.close()
         process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
-        content = results.content(cell, failure, teacher_record, prepared)
+        content = results.content(cell, failure, teacher_record, features_seconds)
         files.write_json(result_file, content)
         checkpoint.unlink(missing_ok=True)
         if failure:
@@ -202,13 +203,13 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(path).acquire(timeout=0)
 
-    def _lock_to_redo(self, index: int) -> AbstractContextManager:
+    def _lock_or_refuse(self, index: int) -> AbstractContextManager:
         cell = self.plan.cells[index]
         try:
             return self._lock(cell)
         except filelock.Timeout:
             path = self._result_file(cell)
-            raise BadInput(f"--fresh: another process is running {path}; stop that one first") from None
+            raise BadInput(f"--fresh: another process is running the cell of {path}; stop that process first") from None
 
     def _result_file(self, cell: CellKey) -> Path:
         return results.path_of(self.plan.output_dir, *cell)
@@ -244,15 +245,15 @@ class Sweep:
 
 
 def summarize(plan: Plan) -> int:
-    """Write and report the table of all results there are; how many of the plan's cells failed."""
+    """Write and report the table of all results. Returns how many of the plan's cells failed."""
     _, text = write_table(plan.output_dir)
     plan.report(text)
-    there = [path for cell in plan.cells if (path := results.path_of(plan.output_dir, *cell)).exists()]
-    return sum(results.read(path)["status"] == "failed" for path in there)
+    existing = [path for cell in plan.cells if (path := results.path_of(plan.output_dir, *cell)).exists()]
+    return sum(results.read(path)["status"] == "failed" for path in existing)
 
 
 def _after_epoch(curves: CellCurves, bar: tqdm, phase: str, curve: Curve) -> None:
-    """Curves to TensorBoard, and the progress bar."""
+    """Update the TensorBoard curves and the progress bar."""
     bar.update(curve.epoch - curves.written[phase])
     curves(phase, curve)
     bar.set_postfix_str(phase, refresh=False)

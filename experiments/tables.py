@@ -1,4 +1,4 @@
-"""The table over N, made from result files alone."""
+"""The table over N, made from result files only."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Row:
 
 
 def rows(results: list[Result], recipe: Recipe) -> list[Row]:
-    """The table's rows. Raises BadInput where results of different settings would be averaged.
+    """The table's rows. Raises BadInput if results of different settings would be averaged.
 
-    recipe: of the results' data set, for the paper's figures.
+    recipe: that of the results' data set, for the paper's accuracies.
     """
     require_comparable({name_of(result): result["setting"] for result in results})
     table = []
@@ -70,18 +70,18 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
 
 
 def remarks(results: list[Result]) -> list[str]:
-    """What a reader of the table should know: trials that are missing, cells of different machines."""
+    """What a reader of the table should know: missing trials, cells from different machines."""
     trials = max((result["setting"]["trial"] for result in results), default=0) + 1
     lines = []
     for shots in sorted({result["setting"]["shots"] for result in results}):
-        there = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
-        if missing := sorted(set(range(trials)) - there):
-            lines.append(f"gap: N = {shots} lacks trial {', '.join(map(str, missing))}")
+        present = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
+        if missing := sorted(set(range(trials)) - present):
+            lines.append(f"missing: N = {shots}, trial {', '.join(map(str, missing))}")
     for what in ("device", "threads", "torch"):
         processes = [process for result in results for process in (result, *result.get("earlier_processes", ()))]
         values = Counter(str(process.get("machine", {}).get(what)) for process in processes)
         if len(values) > 1:
-            lines.append(f"mixture: {what} " + ", ".join(f"{value} ({n})" for value, n in values.items()))
+            lines.append(f"mixed results: {what} " + ", ".join(f"{value} ({n})" for value, n in values.items()))
     return lines
 
 
@@ -94,7 +94,7 @@ HEADER = ("N", "best", "last", "n", "teacher", "paper", "best - teacher", "paper
 
 
 def markdown(table: list[Row]) -> str:
-    """The table for people: percent, rounded to two places, a dash for what is not there."""
+    """The table as Markdown: percent, rounded to two decimals, a dash for a missing value."""
     body = [
         (
             str(row.shots),
@@ -126,7 +126,7 @@ def _signed(value: float | None) -> str:
 
 
 def comma_separated(table: list[Row]) -> str:
-    """The table for machines, unrounded."""
+    """The table as CSV, unrounded."""
     text = io.StringIO()
     names = list(Row.__dataclass_fields__)
     writer = csv.writer(text, lineterminator="\n")
@@ -136,7 +136,7 @@ def comma_separated(table: list[Row]) -> str:
 
 
 def lines_over_shots(table: list[Row]) -> dict[str, list[tuple[int, float]]]:
-    """Points (N, accuracy) of ours, the teacher and the paper, where there are any."""
+    """Points (N, accuracy) of ours, the teacher and the paper; a line without points is left out."""
     columns = {"ours best": "best", "ours last": "last", "teacher": "teacher", "paper": "paper"}
     lines = {
         name: [(row.shots, getattr(row, column)) for row in table if getattr(row, column) is not None]
@@ -148,11 +148,11 @@ def lines_over_shots(table: list[Row]) -> dict[str, list[tuple[int, float]]]:
 def write_table(output_dir: Path) -> tuple[list[Row], str]:
     """Write table.md, table.csv and TensorBoard's curves over N from the result files. Returns the rows and the text.
 
-    The paper's column is that of the results' data set. Raises BadInput where there are no results.
+    The paper's column is that of the results' data set. Raises BadInput if there are no results.
     """
     results = read_all(output_dir)
     if not results:
-        raise BadInput(f"{output_dir}/results: no results there; name their --dataset or --output_dir")
+        raise BadInput(f"{output_dir}/results: no results found; give their --dataset or --output_dir")
     table = rows(results, recipe_of(results[0]["setting"]["dataset"]))
     text = markdown(table)
     files.write_text(output_dir / "table.md", text + "\n")

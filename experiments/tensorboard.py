@@ -20,7 +20,7 @@ OVER_SHOTS = "accuracy over N/best of L3, test %"
 
 
 class CellCurves:
-    """The curves of one cell, written as they grow. A cell that begins again or goes on rewrites its own."""
+    """The curves of one cell, written after every epoch. A resumed cell writes them again from the beginning."""
 
     def __init__(self, output_dir: Path, shots: int, trial: int, setting: Mapping[str, Any], images: np.ndarray):
         directory = output_dir / "tensorboard" / f"{shots:02d}-shot" / f"trial-{trial}"
@@ -42,7 +42,7 @@ class CellCurves:
         self.writer.add_image("few-shot images, a class per row", grid_of(images, shots))
 
     def __call__(self, phase: str, curve: Any) -> None:
-        """Write what is new of a phase's Curve (grafting/distillation.py)."""
+        """Write the new epochs of a phase's Curve (grafting/distillation.py)."""
         stage, (student, adapters) = self.stage_of[phase], self.rates[phase]
         for epoch in range(self.written[phase] + 1, curve.epoch + 1):
             self.writer.add_scalar(f"{stage}: loss/{phase}", curve.losses[epoch - 1], epoch)
@@ -57,13 +57,13 @@ class CellCurves:
 
 
 def grid_of(images: np.ndarray, shots: int) -> torch.Tensor:
-    """Few-shot images (shots * classes, 3, 32, 32) as one picture (3, H, W), a class per row; a corner if large."""
+    """Few-shot images (shots * classes, 3, 32, 32) as one picture (3, H, W), a class per row; not all of many."""
     by_class = torch.from_numpy(images).unflatten(0, (-1, shots))[:SHOWN_CLASSES, :SHOWN_SHOTS]
     return make_grid(by_class.flatten(0, 1), nrow=by_class.shape[1], padding=1, pad_value=255)
 
 
 def write_accuracy_over_shots(output_dir: Path, lines: Mapping[str, list[tuple[int, float]]]) -> None:
-    """Runs `summary/<line>` with test accuracy over N; lines: points (N, accuracy in percent) by name."""
+    """Write runs `summary/<line>` with test accuracy over N. lines: points (N, accuracy in percent) by name."""
     directory = output_dir / "tensorboard" / "summary"
     directory.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(directory.with_suffix(".lock")):  # two processes may finish at the same time

@@ -4,7 +4,7 @@ teacher   `features.<block>.<position>.*`, `classifier.<position>.*`
 stage 1   `{"block-0": {...}, "block-1": {...}, "block-2": {...}}`, the states of B0, B1 and B2
 stage 2   the state of the sequence (B0, B1, B2): `0.0.0.weight` .. `2.1.1.1.bias`
 
-All in the serialisation from before PyTorch 1.6, wherever the tensors were.
+All in the serialisation from before PyTorch 1.6, saved from any device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCION_KEYS = ("block-0", "block-1", "block-2")
 def read(path: Path) -> tuple[str, Any]:
     """("teacher", state), ("stage 1", [state of B0, B1, B2]) or ("stage 2", state of the sequence (B0, B1, B2)).
 
-    Raises BadInput for a file that is none of these, or whose tensors are not plain ones.
+    Raises BadInput for any other file, and for tensors that are not plain (`_is_plain`).
     """
     content = files.read_tensors(path, "a checkpoint")
     if _is_state(content) and "classifier.0.weight" in content:
@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[str, Any]:
             raise BadInput(f"{path}: holds something other than named tensors")
         for key, value in state.items():
             if not _is_plain(value):
-                raise BadInput(f"{path}: {key} is no plain tensor, with a value in the file for each of its elements")
+                raise BadInput(f"{path}: {key} is not a dense tensor with all its values in the file")
     return kind, states if kind == "stage 1" else states[0]
 
 
@@ -59,7 +59,7 @@ def _is_state(content: Any) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Not sparse, nested or without values, and no larger than the values it was saved with."""
+    """Dense, not nested, not on the meta device, and with all its values in the file."""
     return (
         tensor.layout == torch.strided
         and not (tensor.is_nested or tensor.is_meta)
@@ -68,10 +68,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
-    """A teacher of any block-wise VGG, its depth and widths read off the file.
+    """The teacher in a file, any block-wise VGG; its depth and widths follow from the file.
 
-    Raises BadInput for a file that is not one, has another number of classes, holds a value that is not finite, or
-    whose blocks are too narrow for a student of half their width.
+    Raises BadInput for a file that is not a teacher, has another number of classes, holds a value that is not finite,
+    or whose blocks are too narrow for a student of half their width.
     """
     kind, state = read(path)
     if kind != "teacher":
@@ -80,14 +80,14 @@ def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
 
 
 def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
-    """The network whose state this is; `path` is for the message when there is none."""
+    """The network with this state. path: for messages. Raises BadInput as `read_teacher`."""
     last = "classifier.2.weight" if "classifier.1.running_mean" in state else "classifier.1.weight"
     if last not in state:
         raise BadInput(f"{path}: has no {last}, so it is not a block-wise teacher")
     if (found := _width(state, last, 2, path)) != classes:
         raise BadInput(f"{path}: has {found} classes, the data set {classes}; name another --teacher")
     architecture = _architecture_of(state, path)
-    with torch.device("meta"):  # widths that do not go together may ask for more memory than there is
+    with torch.device("meta"):  # inconsistent widths could need more memory than the machine has
         network = BlockwiseVGG(architecture, classes)
     _require_fitting(network.state_dict(), state, path)
     network.to_empty(device="cpu")
@@ -102,7 +102,7 @@ def _architecture_of(state: State, path: Path) -> Architecture:
             block, position = int(match[1]), int(match[2])
             width = blocks.setdefault(block, {})[position] = _width(state, key, 4, path)
             if block >= FIRST_GRAFTED and width < 2:
-                raise BadInput(f"{path}: {key} has width {width}; its student, half as wide, would have none")
+                raise BadInput(f"{path}: {key} has width {width}; the student is half as wide, so 2 is the least")
     if sorted(blocks) != [0, 1, 2, 3, 4]:
         raise BadInput(f"{path}: has convolution blocks {sorted(blocks)}, a block-wise VGG has 0 to 4")
     widths = tuple(tuple(width for _, width in sorted(blocks[b].items())) for b in range(5))
@@ -110,7 +110,7 @@ def _architecture_of(state: State, path: Path) -> Architecture:
 
 
 def _width(state: State, key: str, dimensions: int, path: Path) -> int:
-    """Outputs of the layer with this weight, which should have so many dimensions."""
+    """Outputs of the layer with this weight. Raises BadInput unless it has this number of dimensions."""
     if state[key].ndim != dimensions or not state[key].numel():
         raise BadInput(f"{path}: {key} is {_described(state[key])}, expected {dimensions} dimensions, none of them 0")
     return len(state[key])
@@ -126,12 +126,13 @@ def load(network: nn.Module, state: State, path: Path) -> None:
     network.load_state_dict(state)
 
 
-def _require_fitting(own: State, state: State, path: Path) -> None:
-    if odd := sorted(set(own) ^ set(state)):
-        raise BadInput(f"{path}: {odd[0]} is {'missing' if odd[0] in own else 'not expected'}; not of this layout")
+def _require_fitting(expected: State, state: State, path: Path) -> None:
+    if differing := sorted(set(expected) ^ set(state)):
+        fault = "missing" if differing[0] in expected else "not expected"
+        raise BadInput(f"{path}: {differing[0]} is {fault}; not the released layout")
     for key, value in state.items():
-        if value.shape != own[key].shape or value.dtype != own[key].dtype:
-            raise BadInput(f"{path}: {key} is {_described(value)}, expected {_described(own[key])}")
+        if value.shape != expected[key].shape or value.dtype != expected[key].dtype:
+            raise BadInput(f"{path}: {key} is {_described(value)}, expected {_described(expected[key])}")
         if not value.isfinite().all():
             raise BadInput(f"{path}: {key} has a value that is not finite")
 
@@ -149,7 +150,7 @@ def write_teacher(teacher: BlockwiseVGG, path: Path) -> None:
 
 
 def write_stage1(scions: list[nn.Sequential], path: Path) -> None:
-    """[B0, B1, B2] as they stand after stage 1."""
+    """The states of B0, B1 and B2 after stage 1. scions: [B0, B1, B2]."""
     content = {key: on_cpu(scion) for key, scion in zip(SCION_KEYS, scions, strict=True)}
     files.write_tensors(path, content, legacy=True)
 

@@ -14,11 +14,11 @@ from models import checkpoints
 from utils import files
 from utils.errors import BadInput
 
-RELEASES = (  # of the paper's repository, where it is now and where it was
+RELEASES = (  # of the paper's repository: its present and its former address
     "https://github.com/zju-vipa/NetGraft/releases/download/v1.0/",
     "https://github.com/sccbhxc/NetGraft/releases/download/v1.0/",
 )
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without data
 PIECE = 2**16  # bytes
 
 
@@ -27,10 +27,10 @@ class NotFetched(Exception):
 
 
 def fetch_teacher(path: Path, classes: int, dataset: str, releases: tuple[str, ...] = RELEASES) -> None:
-    """Fetch the released teacher of a data set, check its size and layout, and put it at `path`.
+    """Download the released teacher of a data set, check its size and layout, and write it to `path`.
 
-    releases: addresses, tried in this order. Raises BadInput with what went wrong at each, and how to get a teacher
-    otherwise; nothing is left behind then.
+    releases: addresses, tried in this order. If all fail, raises BadInput with the error at each address and other ways
+    to get a teacher, and leaves no file behind.
     """
     name = f"vgg16-blockwise-{dataset.lower()}.pth"
     reasons = []
@@ -52,7 +52,7 @@ def fetch_teacher(path: Path, classes: int, dataset: str, releases: tuple[str, .
 
 
 def pieces(url: str) -> Iterator[bytes]:
-    """The file at an address, piece by piece under a progress bar. Raises NotFetched if it does not come whole."""
+    """The file at an address, in pieces, with a progress bar. Raises NotFetched if it does not arrive completely."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             announced = response.headers.get("Content-Length", "")

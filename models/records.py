@@ -1,7 +1,8 @@
-"""What a network's file cannot say, in a small JSON file beside it: `student.pth` has `student.json`.
+"""A network's record: a small JSON file beside the network's file. `student.pth` has `student.json`.
 
-The released layout holds weights alone. The predictions also depend on the normalisation, the order of the classes,
-the size of the images and, for a student, on the teacher whose blocks 0 to 2 it uses.
+It holds what the weights do not say. The released layout holds weights only; the predictions also depend on the
+normalisation, the order of the classes, the size of the images and, for a student, on the teacher whose blocks 0 to 2
+it uses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NAMES = {
 
 
 def deciding(dataset: ImageDataset, teacher_sha256: str | None = None) -> dict[str, Any]:
-    """What decides predictions on a data set beside the weights; teacher_sha256: of a student's teacher."""
+    """What determines predictions on a data set besides the weights. teacher_sha256: for a student, of its teacher."""
     of_teacher = {} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}
     return {
         **of_teacher,
@@ -39,15 +40,15 @@ def path_of(network_file: Path) -> Path:
 
 
 def write(network_file: Path, content: dict[str, Any]) -> None:
-    """Write the record of a network's file, which is bound to it by its sha256."""
+    """Write the record of a network's file. It names the sha256 of that file."""
     files.write_json(path_of(network_file), {"sha256": files.sha256_of_file(network_file), **content})
 
 
 def check(network_file: Path, expected: dict[str, Any]) -> str | None:
-    """Raise BadInput where the record disagrees with what is expected; a line where something cannot be checked."""
+    """Raise BadInput if the record differs from what is expected. Returns a message if something cannot be checked."""
     path = path_of(network_file)
     if not path.exists():
-        return f"{network_file}: without a record beside it; not checked: {_names(expected)}"
+        return f"{network_file}: has no record beside it; not checked: {_names(expected)}"
     record = files.read_json(path, KIND)
     if record.get("sha256") != files.sha256_of_file(network_file):
         return f"{network_file}: {path.name} is the record of another file; not checked: {_names(expected)}"
@@ -55,10 +56,10 @@ def check(network_file: Path, expected: dict[str, Any]) -> str | None:
         if key in record and record[key] != value:
             raise BadInput(
                 f"{network_file}: was made with another {NAMES[key]} ({files.brief(record[key])}, now"
-                f" {files.brief(value)}), so its accuracy here would mean nothing; give the one it was made with"
+                f" {files.brief(value)}), so its accuracy here would mean nothing; use the one it was made with"
             )
     missing = [key for key in expected if key not in record]
-    return f"{network_file}: {path.name} does not say, so not checked: {_names(missing)}" if missing else None
+    return f"{network_file}: {path.name} is incomplete; not checked: {_names(missing)}" if missing else None
 
 
 def _names(keys: Any) -> str:

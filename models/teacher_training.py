@@ -1,7 +1,7 @@
 """Training a teacher, the only training that reads labels.
 
-The training set sits on the device as uint8 and is cropped and flipped there, so an epoch costs what its
-arithmetic costs. Every epoch leaves a resume file behind; the draws are functions of the epoch.
+The training set is on the device as uint8 and is cropped and flipped there, so no time is lost in loading. A
+checkpoint is written after every epoch; random numbers depend on the seed and the epoch only.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ TEST_BATCH = 500
 class TeacherRecipe:
     """SGD for a teacher. The learning rate depends on progress, so a recipe fits any number of epochs.
 
-    falls: (progress in [0, 1), factor) pairs; from that progress on the rate is multiplied by the factor.
-    one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: the rate
-    rises linearly over so many epochs. batchnorm: BatchNorm after every convolution, folded away at the end,
-    and weight decay on weights alone. auxiliary: weight of the loss of a linear classifier on block 2's
-    output, dropped at the end; it keeps block 2 separable by class, which is what B0 needs.
+    falls: drops of the learning rate, (progress in [0, 1), factor): from that progress on it is multiplied by the
+    factor. one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: number
+    of epochs over which the rate first rises linearly. batchnorm: BatchNorm after every convolution, folded at the
+    end, and weight decay on weights only. auxiliary: weight of the loss of a linear classifier on block 2's output,
+    which is dropped at the end; it keeps block 2's output separable by class, which B0 needs.
     """
 
     name: str
@@ -61,19 +61,19 @@ class TeacherRecipe:
         if self.one_cycle:
             return self.lr * min(progress / 0.2, (1 - progress) / 0.8)
         rate = self.lr * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.lr
-        for begins, factor in self.falls:
-            if int(epoch) >= round(begins * self.epochs):
+        for progress_at_drop, factor in self.falls:
+            if int(epoch) >= round(progress_at_drop * self.epochs):
                 rate *= factor
         return rate
 
 
 def stretched(recipe: TeacherRecipe, epochs: int | None) -> TeacherRecipe:
-    """The recipe over another number of epochs, or its own where None."""
+    """The recipe with another number of epochs, or unchanged for None."""
     return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
 def batch_sizes(images: int, batch: int) -> list[int]:
-    """An epoch's batches; a last one of a single image, which BatchNorm cannot train on, joins the one before it."""
+    """An epoch's batches. A last single image, on which BatchNorm cannot train, is added to the batch before it."""
     sizes = [min(batch, images - start) for start in range(0, images, batch)]
     return sizes if len(sizes) == 1 or sizes[-1] > 1 else [*sizes[:-2], sizes[-2] + 1]
 
@@ -90,11 +90,12 @@ def train_teacher(
 ) -> float:
     """Train a teacher, write it to `path` in the released layout and its record beside it.
 
-    Returns its test accuracy in percent, measured in float32 on the network as written. A training that was interrupted
-    goes on after its last epoch. fresh: whether a teacher at `path` is replaced; otherwise it raises BadInput.
+    Returns its test accuracy in percent, measured in float32 on the network as written. An interrupted training
+    continues after its last finished epoch. fresh: replace the teacher at `path`; without it, raises BadInput if there
+    is one.
     """
     if path.exists() and not fresh:
-        raise BadInput(f"{path}: there is a teacher already; --fresh trains it anew, another --teacher keeps both")
+        raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
     resume_file = path.with_suffix(".resume.pt")
     training = TeacherTraining(dataset, architecture, recipe, seed, device, resume_file, report)
     teacher = training.run()
@@ -115,10 +116,10 @@ def train_teacher(
 
 
 class TeacherTraining:
-    """A teacher's training. `run()` returns it, in the plain layout.
+    """A teacher's training. `run()` returns the trained teacher, in the plain layout.
 
-    resume_file: written after every epoch, taken up when it is there, removed at the end. report: told a line
-    after every epoch.
+    resume_file: a checkpoint, written after every epoch; training resumes from it if it exists. report: called with a
+    message after every epoch.
     """
 
     def __init__(
@@ -152,12 +153,12 @@ class TeacherTraining:
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        spared = [p for p in self.model.parameters() if self.recipe.batchnorm and p.ndim == 1]
-        known = set(map(id, spared))
-        decayed = [p for p in self.model.parameters() if id(p) not in known]
+        without_decay = [p for p in self.model.parameters() if self.recipe.batchnorm and p.ndim == 1]
+        known = set(map(id, without_decay))
+        with_decay = [p for p in self.model.parameters() if id(p) not in known]
         return [
-            {"params": decayed, "weight_decay": self.recipe.weight_decay},
-            {"params": spared, "weight_decay": 0.0},
+            {"params": with_decay, "weight_decay": self.recipe.weight_decay},
+            {"params": without_decay, "weight_decay": 0.0},
         ]
 
     def run(self) -> BlockwiseVGG:
@@ -167,17 +168,17 @@ class TeacherTraining:
             raise BadInput(f"--dataset {self.dataset.name}: has a single training image; a teacher needs two or more")
         images = pad(torch.from_numpy(train.images)).to(self.device)  # (50000, 3, 40, 40) uint8
         labels = torch.from_numpy(train.labels).to(self.device)
-        started, begun = perf_counter(), len(self.history)
+        started, done = perf_counter(), len(self.history)
         steps = len(batch_sizes(len(labels), self.recipe.batch))
-        with tqdm(total=self.recipe.epochs * steps, initial=begun * steps, unit="step", disable=None) as bar:
-            for epoch in range(begun, self.recipe.epochs):
+        with tqdm(total=self.recipe.epochs * steps, initial=done * steps, unit="step", disable=None) as bar:
+            for epoch in range(done, self.recipe.epochs):
                 figures = self._train(epoch, images, labels, bar)
                 if not math.isfinite(figures["loss"]):
                     raise BadInput(f"--train_teacher: the loss is not finite in epoch {epoch + 1}; try another --seed")
                 with self._autocast():
                     figures["test_accuracy"] = self.test_accuracy(self.model.network)
                 self.history.append(figures)
-                left = (perf_counter() - started) / (epoch + 1 - begun) * (self.recipe.epochs - epoch - 1)
+                left = (perf_counter() - started) / (epoch + 1 - done) * (self.recipe.epochs - epoch - 1)
                 self.report(
                     f"epoch {epoch + 1}/{self.recipe.epochs}: loss {figures['loss']:.4f}, training accuracy"
                     f" {figures['training_accuracy']:.2f}%, test accuracy {figures['test_accuracy']:.2f}%,"
@@ -194,20 +195,21 @@ class TeacherTraining:
         self.model.train()
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
         sizes, seen = batch_sizes(len(order), self.recipe.batch), 0
-        for chosen, shown in zip(order.split(sizes), view.split(sizes), strict=True):
-            seen += max(len(chosen), self.recipe.batch)  # a short batch is a whole step
+        for chosen, views in zip(order.split(sizes), view.split(sizes), strict=True):
+            seen += max(len(chosen), self.recipe.batch)  # a short batch counts as a whole one
             rate = self.recipe.rate(epoch + seen / len(order))
             for group in self.optimizer.param_groups:
                 group["lr"] = max(rate, 0.0)
             with self._autocast():
-                pictures = self.dataset.normalization(crop(images, chosen, shown))
-                logits, second = self.model(pictures.contiguous(memory_format=torch.channels_last))
+                pictures = self.dataset.normalization(crop(images, chosen, views))
+                logits, auxiliary_logits = self.model(pictures.contiguous(memory_format=torch.channels_last))
                 loss = functional.cross_entropy(logits, labels[chosen])
-                both = loss
-                if second is not None:
-                    both = loss + self.recipe.auxiliary * functional.cross_entropy(second, labels[chosen])
+                total_loss = loss
+                if auxiliary_logits is not None:
+                    auxiliary_loss = functional.cross_entropy(auxiliary_logits, labels[chosen])
+                    total_loss = loss + self.recipe.auxiliary * auxiliary_loss
             self.optimizer.zero_grad()
-            both.backward()
+            total_loss.backward()
             self.optimizer.step()
             loss_sum += loss.detach() * len(chosen)
             correct += (logits.argmax(1) == labels[chosen]).sum()
@@ -244,15 +246,15 @@ class TeacherTraining:
     def _resume(self) -> None:
         if not self.resume_file.exists():
             return
-        kind = "a teacher's half-done training; remove it to begin again"
+        kind = "the checkpoint of an unfinished teacher training; remove it to start again"
         saved = files.read_tensors(self.resume_file, kind)
         with files.reading(self.resume_file, kind):
             if saved["setting"] != self.setting:
                 raise BadInput(
-                    f"{self.resume_file}: a half-done training with other settings; repeat those, remove the file,"
-                    " or name another --teacher"
+                    f"{self.resume_file}: an unfinished teacher training with other settings; use those settings,"
+                    " remove the file, or name another --teacher"
                 )
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.history = json.loads(saved["history"])
-        self.report(f"{self.resume_file}: going on after epoch {len(self.history)}")
+        self.report(f"{self.resume_file}: resuming after epoch {len(self.history)}")

@@ -1,4 +1,4 @@
-"""A teacher in training, and back to the plain layout afterwards."""
+"""A teacher with layers for its training, and their removal at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.vgg import FIRST_GRAFTED, BlockwiseVGG, initialize
 
 
 class TeacherWithTrainingLayers(nn.Module):
-    """A teacher in training, with what only training needs: BatchNorm behind its convolutions, a second head."""
+    """A teacher with layers that only its training uses: BatchNorm after convolutions, an auxiliary classifier."""
 
     def __init__(self, network: BlockwiseVGG, batchnorm: bool, auxiliary: bool, generator: torch.Generator):
         super().__init__()
@@ -22,17 +22,17 @@ class TeacherWithTrainingLayers(nn.Module):
             self.auxiliary = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size, affine=False), linear)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """images: (B, 3, 32, 32) -> logits (B, classes), and those read off block 2's output, if there are any."""
+        """images: (B, 3, 32, 32) -> logits (B, classes), and those of the auxiliary classifier or None."""
         features = self.network[:FIRST_GRAFTED](images)  # (B, 256, 4, 4)
-        second = None
+        auxiliary_logits = None
         if self.auxiliary:
             flatten, standardize, linear = self.auxiliary
-            second = linear(standardize(flatten(features)) / 16)
-        return self.network[FIRST_GRAFTED:](features), second
+            auxiliary_logits = linear(standardize(flatten(features)) / 16)
+        return self.network[FIRST_GRAFTED:](features), auxiliary_logits
 
 
 def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
-    """Put a BatchNorm behind every convolution, at the convolution's own position."""
+    """Put a BatchNorm after every convolution; both take the convolution's position."""
     for block in network.features:
         for position, layer in enumerate(block):
             if isinstance(layer, nn.Conv2d):
@@ -42,7 +42,7 @@ def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
 
 @torch.no_grad()
 def fold_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
-    """Absorb every BatchNorm behind a convolution into its weights and bias; same outputs in evaluation mode."""
+    """Fold every BatchNorm into the convolution before it. In evaluation mode, the outputs stay the same."""
     for block in network.features:
         for position, layer in enumerate(block):
             if isinstance(layer, nn.Sequential):

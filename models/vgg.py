@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-FIRST_GRAFTED = 3  # blocks 0 to 2 of the student are the teacher's own
+FIRST_GRAFTED = 3  # the student uses the teacher's blocks 0 to 2
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Architecture:
 
     widths: output channels of every convolution, block by block.
     hidden: width of the classifier's first linear layer.
-    batchnorm: whether a BatchNorm1d stands between the classifier's two linear layers (teachers only).
+    batchnorm: whether a BatchNorm1d is between the classifier's two linear layers (teachers only).
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -28,7 +28,7 @@ class Architecture:
     batchnorm: bool = True
 
     def width_after(self, block: int) -> int:
-        """Channels that leave `block`."""
+        """Output channels of `block`."""
         return self.widths[block][-1]
 
 
@@ -47,16 +47,16 @@ ARCHITECTURES = {
 
 def student_of(teacher: Architecture) -> Architecture:
     """The student of a teacher: blocks 3 and 4 at half the width, no BatchNorm in the classifier."""
-    kept, grafted = teacher.widths[:FIRST_GRAFTED], teacher.widths[FIRST_GRAFTED:]
+    shared, grafted = teacher.widths[:FIRST_GRAFTED], teacher.widths[FIRST_GRAFTED:]
     halved = tuple(tuple(width // 2 for width in block) for block in grafted)
-    return replace(teacher, widths=kept + halved, batchnorm=False)
+    return replace(teacher, widths=shared + halved, batchnorm=False)
 
 
 ARCHITECTURES["vgg16-graft"] = student_of(ARCHITECTURES["vgg16"])
 
 
 def name_of(architecture: Architecture) -> str:
-    """The name in ARCHITECTURES, or "vgg" for a network that has none there."""
+    """The name in ARCHITECTURES, or "vgg" for any other network."""
     return next((name for name, known in ARCHITECTURES.items() if known == architecture), "vgg")
 
 
@@ -106,7 +106,7 @@ class BlockwiseVGG(nn.Module):
 
 
 def frozen(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode, keeping no gradients. The teacher passes through here, once."""
+    """The network in evaluation mode, without gradients. Every teacher is frozen by this function."""
     return network.eval().requires_grad_(False)
 
 

@@ -30,7 +30,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """Ctrl-C as in the foreground: a suite that a shell starts in the background inherits an ignored SIGINT."""
+    """Ctrl-C as in the foreground: tests that a shell starts in the background inherit an ignored SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -105,7 +105,7 @@ def official_files(tmp_path, monkeypatch, server):
 
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory) -> Path:
-    """The official files, where they lie at hand: in data/raw, or beside the repository."""
+    """The official files, if available: in data/raw, or beside the repository."""
     if (ROOT / "data/raw/cifar-10-batches-py/test_batch").exists():
         return ROOT / "data/raw"
     return unpacked("data", tmp_path_factory.mktemp("raw"))
@@ -113,14 +113,14 @@ def real_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_teachers(tmp_path_factory) -> Path:
-    """A folder with real teachers of both CIFARs, where they are at hand beside the repository."""
+    """A folder with teachers of both CIFARs, if available beside the repository."""
     return unpacked("ckpt", tmp_path_factory.mktemp("teachers"))
 
 
 def unpacked(what: str, target: Path) -> Path:
-    """`target`, filled with what is kept beside the repository; skips the test where nothing is."""
+    """`target`, filled from the folder beside the repository; skips the test if there is none."""
     unpack = ROOT.parent / "shared" / what / "unpack.py"
     if not unpack.exists():
-        pytest.skip(f"{unpack} is not at hand")
+        pytest.skip(f"{unpack} is not available")
     subprocess.run([sys.executable, str(unpack), str(target)], check=True, capture_output=True)
     return target

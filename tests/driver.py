@@ -1,4 +1,4 @@
-"""train_fskd.py, with --dataset Folder standing for the small data set and a short schedule.
+"""train_fskd.py, where --dataset Folder is the small data set with a short schedule.
 
     python tests/driver.py ARGUMENTS
 

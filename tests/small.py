@@ -22,14 +22,14 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 
 def weights(path: Path) -> dict[str, bytes]:
-    """The bytes of every tensor in a checkpoint. (The file's own bytes hold addresses: its format wants them.)"""
+    """The bytes of every tensor in a checkpoint. (The bytes of the file itself also hold memory addresses.)"""
     content = torch.load(path, weights_only=True)
     states = content if "block-0" in content else {"": content}
     return {f"{name} {key}": value.numpy().tobytes() for name, state in states.items() for key, value in state.items()}
 
 
 def small_teacher() -> BlockwiseVGG:
-    """A frozen narrow teacher whose BatchNorm has seen something."""
+    """A frozen narrow teacher whose BatchNorm has statistics."""
     random = torch.Generator().manual_seed(1)
     network = initialize(BlockwiseVGG(TINY, CLASSES), random)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def small_dataset() -> ImageDataset:
 
 
 def short_recipe(stage1: tuple[int, int, int] = (3, 2, 2), stage2: tuple[int, int] = (2, 4)) -> Recipe:
-    """CIFAR10's with so few epochs, and no published figures."""
+    """CIFAR10's recipe with these few epochs, and no published results."""
 
     def shortened(phases, epochs):
         return tuple(replace(phase, epochs=e) for phase, e in zip(phases, epochs, strict=True))

@@ -19,7 +19,7 @@ from experiments import cell
 from experiments.sweep import Plan, Sweep, summarize
 from models import checkpoints
 
-PLACES = ((1, 0), (1, 1), (2, 0), (2, 1))
+CELLS = ((1, 0), (1, 1), (2, 0), (2, 1))
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["torch.utils.tensorboard", "torchvision.utils", "filelock", "tqdm", "pytest"])
 
@@ -31,7 +31,7 @@ def sweep(folder: str) -> None:
     root = Path(folder)
     recipe = short_recipe((25, 15, 15), (15, 20))
     plan = Plan(
-        small_dataset(), recipe, small_teacher(), root.parent / "teacher.pth", PLACES, 0, 6, "tf32", 2,
+        small_dataset(), recipe, small_teacher(), root.parent / "teacher.pth", CELLS, 0, 6, "tf32", 2,
         root / "data", root, root / "students", 10**9, False, lambda line: None,
     )  # fmt: skip
     Sweep(plan, torch.device("cpu")).run()

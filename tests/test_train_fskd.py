@@ -107,7 +107,7 @@ def test_the_usual_memory_depends_on_the_device_that_is_named(with_teacher, monk
     assert [(processes, name) for _, processes, name in asked] == [(1, None), (1, "cpu")]
 
 
-def test_shards_share_the_cells_out(with_teacher, capsys):
+def test_shards_divide_the_cells(with_teacher, capsys):
     assert command("--nshot", "1", "2", "--trials", "2", "--output_dir", "whole") == 0
     whole = capsys.readouterr().out.splitlines()[-4:]
     for index in "321":
@@ -134,11 +134,11 @@ def test_train_teacher(at_home, capsys, recipe_name):
     assert '"seed": 3' in (at_home / "mine.json").read_text()
 
 
-def test_a_finished_teacher_is_trained_anew_with_fresh_alone(with_teacher, capsys):
+def test_a_finished_teacher_is_trained_again_only_with_fresh(with_teacher, capsys):
     train = ("--train_teacher", "--teacher_epochs", "1", "--teacher_architecture", "vgg11-small",
              "--teacher", "ckpt/teacher/vgg16-blockwise-folder.pth")  # fmt: skip
     assert command(*train) == 2
-    assert "vgg16-blockwise-folder.pth: there is a teacher already; --fresh trains it anew" in capsys.readouterr().err
+    assert "vgg16-blockwise-folder.pth: a teacher exists already; --fresh trains it again" in capsys.readouterr().err
     assert command(*train, "--fresh") == 0
 
 
@@ -196,7 +196,7 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
     [
         (["--device", "abacus"], "--device abacus: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
-        (["--table"], "runs/Folder/results: no results there"),
+        (["--table"], "runs/Folder/results: no results found"),
         ([], "ckpt/teacher/vgg16-blockwise-folder.pth: no such teacher; train one: --dataset Folder --train_teacher"),
         (["--teacher", "missing.pth"], "missing.pth: no such teacher"),
         (["--teacher", "."], ".: is a directory; expected a checkpoint"),
@@ -221,7 +221,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, argu
     assert sorted(path.name for path in at_home.rglob("*")) == before
 
 
-def test_a_missing_teacher_is_got_for_its_default_place_alone(at_home, monkeypatch, recipe, capsys):
+def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeypatch, recipe, capsys):
     """A mistyped --teacher is neither trained nor fetched, and no other architecture takes the name."""
     got = []
     monkeypatch.setattr(train_fskd, "fetch_teacher", lambda *_: got.append("fetched"))
@@ -231,12 +231,12 @@ def test_a_missing_teacher_is_got_for_its_default_place_alone(at_home, monkeypat
         for arguments in (["--teacher", "typo.pth"], ["--teacher_architecture", "vgg11"]):
             assert command("--nshot", "1", *arguments) == 2
             assert "no such teacher" in capsys.readouterr().err and got == []
-        assert command("--nshot", "1") == 2  # the stand-in leaves no file
+        assert command("--nshot", "1") == 2  # the replaced functions write no file
         assert got.pop() == ("trained" if "trains_own_teacher" in kind else "fetched")
         capsys.readouterr()
 
 
-def test_a_missing_teacher_names_those_that_are_there(at_home, teacher, capsys):
+def test_a_missing_teacher_names_the_existing_ones(at_home, teacher, capsys):
     for name in ("vgg11-small-blockwise-folder.pth", "vgg11-small-blockwise-other.pth"):
         checkpoints.write_teacher(teacher, at_home / "ckpt/teacher" / name)
     assert command("--nshot", "1") == 2
@@ -271,7 +271,7 @@ def test_the_table_is_that_of_the_results_data_set(with_teacher, monkeypatch, re
 STUDENT = "ckpt/student/vgg-student-graft-net-Tiny-1perclass-trial0.pth"
 
 
-def test_a_student_is_measured_with_its_own_teacher_alone(with_teacher, dataset, monkeypatch, capsys):
+def test_a_student_is_measured_only_with_its_own_teacher(with_teacher, dataset, monkeypatch, capsys):
     assert command("--nshot", "1", "--trials", "1") == 0
     other = small_teacher()
     other.classifier[2].bias.data += 1
@@ -286,13 +286,13 @@ def test_a_student_is_measured_with_its_own_teacher_alone(with_teacher, dataset,
     assert f"{STUDENT}: was made with another normalisation" in capsys.readouterr().err
 
 
-def test_a_released_student_is_measured_and_what_is_not_checked_is_said(with_teacher, capsys):
+def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_teacher, capsys):
     assert command("--nshot", "1", "--trials", "1") == 0
     (with_teacher / STUDENT).with_suffix(".json").unlink()
     capsys.readouterr()
     assert command("--evaluate", STUDENT) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert "without a record beside it; not checked: teacher, normalisation, class names, image size" in first
+    assert "has no record beside it; not checked: teacher, normalisation, class names, image size" in first
     assert "test accuracy" in second
 
 
@@ -300,11 +300,11 @@ def test_evaluation_computes_in_the_precision_asked_for(with_teacher, monkeypatc
     dtypes = []
     predictions = FrozenTeacher.predictions
 
-    def noting(self, network, start):
+    def recording(self, network, start):
         dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
         return predictions(self, network, start)
 
-    monkeypatch.setattr(FrozenTeacher, "predictions", noting)
+    monkeypatch.setattr(FrozenTeacher, "predictions", recording)
     for precision in ("float32", "bfloat16"):
         assert command("--evaluate", "ckpt/teacher/vgg16-blockwise-folder.pth", "--precision", precision) == 0
     assert dtypes == [torch.float32, torch.bfloat16]
@@ -319,10 +319,10 @@ def test_memory_and_eval_every_are_obeyed(with_teacher):
     assert [list(result["phases"]["B0"]["accuracies"]) for result in (much, none)] == [["1", "2", "3"], ["3"]]
 
 
-def test_all_ranks_redo_but_only_the_leader_prepares(with_teacher):
+def test_fresh_holds_for_all_ranks_and_only_the_leader_prepares_it(with_teacher):
     args = train_fskd.arguments(["--dataset", "Folder", "--nshot", "1", "--fresh"])
     plans = [train_fskd.Job(args, Rank(index, 2)).plan() for index in (0, 1)]
-    assert [(plan.fresh, plan.leads) for plan in plans] == [(True, True), (True, False)]
+    assert [(plan.fresh, plan.is_leader) for plan in plans] == [(True, True), (True, False)]
 
 
 @pytest.mark.parametrize("extra", [[], ["--table"]])
@@ -332,8 +332,8 @@ def test_a_directory_name_that_is_too_long_is_one_line(with_teacher, capsys, ext
 
 
 def test_a_student_of_another_layout_is_refused(with_teacher, capsys):
-    foreign = {"0.0.0.weight": torch.zeros(3)}
-    torch.save(foreign, with_teacher / "student.pth")
+    other = {"0.0.0.weight": torch.zeros(3)}
+    torch.save(other, with_teacher / "student.pth")
     assert command("--evaluate", "student.pth") == 2
     assert "student.pth: " in capsys.readouterr().err
 
@@ -357,13 +357,13 @@ def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
 
     monkeypatch.setattr("grafting.distillation.distance", struck)
     assert command("--nshot", "1", "--trials", "1") == status
-    line = f"train_fskd.py: {word}; 0 cells are done in runs/Folder; the same command goes on from the last save\n"
-    assert capsys.readouterr().err == line
+    line = f"{word}; 0 cells are done in runs/Folder; the same command continues from the last checkpoint"
+    assert capsys.readouterr().err == f"train_fskd.py: {line}\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "accuracy"), [("cifar10", "92.30%"), ("cifar100", "67.58%")])
-def test_real_teachers_have_their_published_accuracy(real_data, real_teachers, capsys, name, accuracy):
+def test_teacher_files_have_the_recorded_accuracy(real_data, real_teachers, capsys, name, accuracy):
     teacher = real_teachers / f"vgg16-blockwise-{name}.pth"
     assert train_fskd.main(["--dataset", name.upper(), "--data_path", str(real_data), "--evaluate", str(teacher)]) == 0
     assert f"test accuracy {accuracy}" in capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""What is not the method: the command line, errors, files, seeds, precision and the machine."""
+"""Helpers: the command line, errors, files, seeds, precision and the machine."""

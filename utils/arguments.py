@@ -11,7 +11,7 @@ from utils.precision import PRECISIONS
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with bad input in one line, or in none where `quiet`."""
+    """argparse whose errors are one line, or nothing if `quiet`."""
 
     quiet = False
 
@@ -54,7 +54,7 @@ def gigabytes(text: str) -> float:
 
 
 def path(text: str) -> Path:
-    """argparse type: a path whose name is text, which is what TensorBoard and JSON can hold."""
+    """argparse type: a path in UTF-8, as TensorBoard and JSON need it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -63,7 +63,7 @@ def path(text: str) -> Path:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Names the defaults that are values."""
+    """Help that shows all defaults but None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -97,7 +97,7 @@ def true_or_false(text: str) -> bool:
 def parser(
     description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str], quiet: bool = False
 ) -> Parser:
-    """The command line. The data sets, the default shots and the teachers' architectures are the caller's."""
+    """The command line. The caller gives the data sets, the default shots and the teachers' architectures."""
     made = Parser(
         prog="train_fskd.py",
         description=description,
@@ -107,7 +107,7 @@ def parser(
     made.quiet = quiet
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
     add_sweep(made.add_argument_group("the sweep").add_argument, shots)
-    add_places(made.add_argument_group("places").add_argument)
+    add_paths(made.add_argument_group("files and folders").add_argument)
     add_commands(made.add_argument_group("instead of the sweep").add_mutually_exclusive_group().add_argument)
     add_training(made.add_argument_group("with --train_teacher").add_argument, architectures)
     return made
@@ -116,9 +116,9 @@ def parser(
 # fmt: off
 def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--nshot", type=positive, nargs="+", metavar="N", default=list(shots), help="shots: images per class")
-    add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with its own draws")
-    add("--seed", type=seed, default=0, help="decides the draws of every cell")
-    add("--subset_seed", type=seed, help="decides the few-shot subset (default: the released one, 6; CIFAR100: 10)")
+    add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with other random numbers")
+    add("--seed", type=seed, default=0, help="seed of initialisation, order and views in cells and in --train_teacher")
+    add("--subset_seed", type=seed, help="seed of the few-shot subset (default: as released, 6; CIFAR100: 10)")
     add("--eval_every", type=positive, metavar="K",
         help="epochs between test accuracies in stage 1 and L=2 (default: a fifth of each phase); L=3 is measured every"
              " epoch, to find the best")
@@ -127,8 +127,8 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
              " one, else cpu)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0],
         help="arithmetic, also of --evaluate; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs,"
-             " float32 everywhere else; float32: without that exception; bfloat16: mixed, what is kept of the teacher"
-             " included")
+             " float32 everywhere else; float32: everywhere; bfloat16: automatic mixed precision, cached features in"
+             " bfloat16")
     add("--memory", type=gigabytes, metavar="GB",
         help="memory for the cached teacher features, in 10^9 bytes per process (default: three quarters of what"
              " is free at the start, within the limits of the container or job, shared by the processes of torchrun;"
@@ -136,14 +136,14 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
              " the same moment, give each its own)")
     add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),
         help="the I-th of K shares of the cells, for job arrays")
-    add("--fresh", action="store_true", help="redo what is already done")
+    add("--fresh", action="store_true", help="run finished cells again; with --train_teacher, replace the teacher")
 
 
-def add_places(add: Callable[..., Any]) -> None:
+def add_paths(add: Callable[..., Any]) -> None:
     add("--data_path", type=path, metavar="DIR", default=Path("data/raw"),
-        help="where the official files and the few-shot pickles are; for Folder, where train/ and test/ are")
+        help="folder of the official files and the few-shot pickles; for Folder, of train/ and test/")
     add("--teacher", type=path, metavar="FILE",
-        help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, fetched if missing)")
+        help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, downloaded if missing)")
     add("--output_dir", type=path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
     add("--student_dir", type=path, metavar="DIR",
         help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
@@ -151,20 +151,20 @@ def add_places(add: Callable[..., Any]) -> None:
 
 def add_commands(add: Callable[..., Any]) -> None:
     add("--build_dataset", type=true_or_false, nargs="?", const=True, default=False, metavar="True",
-        help="write the 24 few-shot files of both CIFARs, fetching them if missing")
+        help="write the 24 few-shot files of both CIFARs, downloading them if missing")
     add("--train_teacher", action="store_true",
         help="train a teacher on the labelled training set, write it to --teacher")
     add("--diagnose", action="store_true",
-        help="is the teacher graftable? linear readability of each block, from few-shot images (--nshot's largest"
-             " up to 10)")
+        help="can this teacher be grafted? test accuracy of a linear classifier on each block's output, fitted on"
+             " few-shot images (N: the largest of --nshot up to 10)")
     add("--evaluate", type=path, metavar="FILE", help="test accuracy of a teacher or student file, ours or released")
-    add("--table", action="store_true", help="the table from the result files alone")
+    add("--table", action="store_true", help="write the table from existing result files")
 
 
 def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
     add("--teacher_recipe", choices=("published", "quick"), default="published",
         help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle")
     add("--teacher_epochs", type=positive, metavar="E",
-        help="epochs; the schedule stretches (default: the recipe's own)")
+        help="epochs; the schedule is scaled to them (default: the recipe's)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and reading that never runs a file's code."""
+"""Atomic file writes, and reading that never runs code from a file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from utils.signals import held_back
 
 @held_back()
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` at once: a reader sees the old file or the new one, never a part.
+    """Write `content` to `path` atomically: a reader sees the old file or the new one, never a part.
 
-    An interruption waits until the file is in place. Raises BadInput where the disk is full or the directory
-    cannot be written; the old file is then whole.
+    An interruption takes effect after the write. Raises BadInput if the disk is full or the directory cannot be
+    written; the old file then stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -39,7 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         raise BadInput(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another place"
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
         ) from error
     finally:
         with suppress(OSError):
@@ -47,7 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what writes of `path` left behind when they were killed. Nobody may be writing it."""
+    """Remove the temporary files of killed writes of `path`. No process may be writing it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented, but every list or object of numbers on one line."""
+    """Write JSON, indented, but with every list or object of numbers on one line."""
     write_text(path, _NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=1)) + "\n")
 
 
@@ -86,10 +86,10 @@ def require_writable(directory: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise BadInput(f"{directory}: cannot be written ({error.strerror or error}); choose another place") from error
+        raise BadInput(f"{directory}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
-UNREADABLE = (  # what unpicklers and tensor readers raise for bytes that are not theirs
+UNREADABLE = (  # what unpicklers and tensor readers raise for files of another format
     pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
     IndexError, AssertionError, ImportError, MemoryError, OverflowError,
 )  # fmt: skip
@@ -97,7 +97,7 @@ UNREADABLE = (  # what unpicklers and tensor readers raise for bytes that are no
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn what goes wrong while `path` is read as `kind` into one line for the user."""
+    """Turn errors in reading `path` into BadInput. kind: what the file should be."""
     try:
         yield
     except FileNotFoundError:
@@ -112,19 +112,19 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def read_tensors(path: Path, kind: str) -> Any:
-    """Tensors saved by `torch.save`, old or new serialisation, wherever they were, on the CPU.
+    """Tensors saved by `torch.save` from any device, old or new serialisation, loaded to the CPU.
 
     Only plain containers of tensors are admitted (`weights_only`): a file that would run code is refused.
     """
     with reading(path, kind):
         if path.is_file() and path.stat().st_size == 0:
             raise EOFError("the file is empty")
-        with warnings.catch_warnings():  # about other pickles' protocols; what matters is raised
+        with warnings.catch_warnings():  # about pickle protocols; real faults are raised
             warnings.simplefilter("ignore")
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:  # whose own text explains how to load it unsafely
-                raise ValueError("it is torn, or holds more than tensors in plain containers") from error
+            except pickle.UnpicklingError as error:  # its message explains how to load the file unsafely
+                raise ValueError("it is incomplete, or holds more than tensors, lists and dictionaries") from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):

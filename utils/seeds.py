@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, never on what ran before.
+"""Random numbers that depend on their purpose only, never on what ran before.
 
 Every draw of a cell is a pure function of (seed, shots, trial, purpose, epoch). So the order of cells, an
-interruption, or which other cells run cannot change a cell's numbers, and nothing of the generator's state
+interruption, or other cells cannot change a cell's numbers, and nothing of the generator's state
 needs to be saved to resume.
 """
 
@@ -14,10 +14,10 @@ import torch
 
 
 def generator(*purpose: int | str) -> np.random.Generator:
-    """A numpy generator for a purpose, e.g. `generator(seed, shots, trial, "B0", epoch)`."""
+    """A numpy generator. purpose: integers and strings that determine the draw, e.g. (seed, N, trial, "B0", epoch)."""
     return np.random.default_rng([zlib.crc32(p.encode()) if isinstance(p, str) else p for p in purpose])
 
 
 def torch_generator(*purpose: int | str) -> torch.Generator:
-    """The same for torch, on the CPU, so that a GPU begins from the same weights."""
+    """The same for torch, on the CPU, so that weights on a GPU start from the same values."""
     return torch.Generator().manual_seed(int(generator(*purpose).integers(2**63)))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions, held back while a file is being put in place."""
+"""Ctrl-C and SIGTERM as exceptions, delayed while a file is being written."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 def cell(teacher, dataset, recipe, tmp_path):
     """A function that runs a cell on a device and returns it."""
 
-    def run(device, precision="float32", stored=True):
+    def run(device, precision="float32", cached=True):
         images = pictures(12, seed=9)
         network = teacher.to(device, memory_format=torch.channels_last)
         with arithmetic(precision, device):
-            if stored:
+            if cached:
                 parts = [images], 10**9, cache_dtype(precision)
                 frozen = CachedTeacher(network, dataset.normalization, dataset.test(), *parts)
             else:
@@ -50,7 +50,7 @@ def losses(cell):
 
 
 def test_a_cell_is_that_of_the_cpu(cell):
-    on_gpu, plainly_on_gpu, on_cpu = cell(CUDA), cell(CUDA, stored=False), cell(CPU)
+    on_gpu, plainly_on_gpu, on_cpu = cell(CUDA), cell(CUDA, cached=False), cell(CPU)
     assert losses(on_gpu) == pytest.approx(losses(on_cpu), rel=1e-3)
     assert losses(plainly_on_gpu) == pytest.approx(losses(on_cpu), rel=1e-3)
 
@@ -66,8 +66,8 @@ def distilling(teacher, dataset, recipe):
     """A function that begins L=3 on a device: the Distillation, and its step."""
 
     def begin(device, precision="float32"):
-        images, kept = pictures(12), cache_dtype(precision)
-        frozen = CachedTeacher(teacher.to(device), dataset.normalization, dataset.test(), [images], 10**9, kept)
+        images, dtype = pictures(12), cache_dtype(precision)
+        frozen = CachedTeacher(teacher.to(device), dataset.normalization, dataset.test(), [images], 10**9, dtype)
         scion = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
         run = Distillation(recipe.phases[4], scion.to(device), 4)
         return run, partial(run._step, run.scion_and_tail(frozen), frozen.few_shot(images))
@@ -90,11 +90,11 @@ def test_captured_steps_are_the_steps(distilling, precision):
 
 
 @pytest.mark.parametrize(("before", "after"), [(CPU, CUDA), (CUDA, CPU)])
-def test_adam_goes_on_on_another_device(distilling, before, after):
+def test_adam_continues_on_another_device(distilling, before, after):
     image, view = torch.arange(12), torch.arange(12)
-    begun, step = distilling(before)
+    started, step = distilling(before)
     step(image.to(before), view.to(before))
-    gone_on, step = distilling(after)
-    gone_on.optimizer.load_state_dict(begun.optimizer.state_dict())
+    later, step = distilling(after)
+    later.optimizer.load_state_dict(started.optimizer.state_dict())
     step(image.to(after), view.to(after))
-    assert {value.device.type for state in gone_on.optimizer.state.values() for value in state.values()} == {after.type}
+    assert {value.device.type for state in later.optimizer.state.values() for value in state.values()} == {after.type}

@@ -1,4 +1,4 @@
-"""A captured step is the step. Without a GPU, a stand-in for CUDA graphs shows that each call is one real step."""
+"""A captured step is the step. Without a GPU, a replacement for CUDA graphs shows that each call is one real step."""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from acceleration.cuda_graphs import WARM_UP, GraphedStep
 
 
 class Training:
-    """A linear layer that learns something. On the stand-in, what is asked for while capturing is done on replay."""
+    """A linear layer that learns something. With the replacement, what is captured runs on replay."""
 
     def __init__(self):
         self.layer = nn.Linear(3, 2)
@@ -50,7 +50,7 @@ class Training:
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
+def replaced_graphs(monkeypatch):
     """Streams that are none, and graphs that hold what they are given."""
     stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)

@@ -18,7 +18,7 @@ from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
 from utils.errors import BadInput
 
-KEPT = [STARTS, STARTS[:1]]
+CACHED_STARTS = [STARTS, STARTS[:1]]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def plain(teacher, dataset):
     return FrozenTeacher(teacher, dataset.normalization, dataset.test())
 
 
-def stored(teacher, dataset, images, starts=STARTS):
+def cached(teacher, dataset, images, starts=STARTS):
     budget = bytes_cached(teacher, len(images), starts)
     return CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], budget)
 
@@ -36,13 +36,13 @@ def draws(images, count=40):
     return torch.from_numpy(random.integers(images, size=count)), torch.from_numpy(random.integers(VIEWS, size=count))
 
 
-@pytest.mark.parametrize("starts", KEPT)
+@pytest.mark.parametrize("starts", CACHED_STARTS)
 @pytest.mark.parametrize("start", [3, 4, 5, 6])
 def test_features_and_logits(teacher, dataset, plain, starts, start):
     images = pictures(4)
     image, view = draws(4)
     expected = plain.few_shot(images).features(start, image, view)
-    found = stored(teacher, dataset, images, starts).few_shot(images).features(start, image, view)
+    found = cached(teacher, dataset, images, starts).few_shot(images).features(start, image, view)
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
@@ -51,16 +51,16 @@ def test_the_same_operation_gives_the_same_bits(teacher, dataset, plain):
     image, view = torch.ones(VIEWS, dtype=torch.long), torch.arange(VIEWS)
     for start in (*STARTS, 6):
         expected = plain.few_shot(images).features(start, image, view)
-        assert torch.equal(stored(teacher, dataset, images).few_shot(images).features(start, image, view), expected)
+        assert torch.equal(cached(teacher, dataset, images).few_shot(images).features(start, image, view), expected)
 
 
-@pytest.mark.parametrize("starts", KEPT)
+@pytest.mark.parametrize("starts", CACHED_STARTS)
 @pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 6)])
 def test_loss_and_gradients(teacher, dataset, plain, starts, span):
     images = pictures(4)
     image, view = draws(4)
     outcomes = []
-    for views in (plain.few_shot(images), stored(teacher, dataset, images, starts).few_shot(images)):
+    for views in (plain.few_shot(images), cached(teacher, dataset, images, starts).few_shot(images)):
         scion = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
         scion = scion[span[0] - 3 : span[1] - 3]
         student = teacher[span[1] :](scion(views.features(span[0], image, view)))
@@ -75,7 +75,7 @@ def test_loss_and_gradients(teacher, dataset, plain, starts, span):
 
 def test_what_is_cached_does_not_depend_on_the_other_images(teacher, dataset):
     images = pictures(5)
-    many, few = stored(teacher, dataset, images), stored(teacher, dataset, images[3:4])
+    many, few = cached(teacher, dataset, images), cached(teacher, dataset, images[3:4])
     image, view = torch.zeros(VIEWS, dtype=torch.long), torch.arange(VIEWS)
     for start in (*STARTS, 6):
         alone = few.few_shot(images[3:4]).features(start, image, view)
@@ -97,10 +97,10 @@ def test_an_image_is_filled_once_when_it_is_first_asked_for(teacher, dataset, mo
 
 @pytest.mark.parametrize("start", [3, 4, 5, 6])
 def test_test_features(teacher, dataset, plain, start):
-    store = stored(teacher, dataset, pictures(1))
+    cached_teacher = cached(teacher, dataset, pictures(1))
     expected = torch.cat([features for features, _ in plain.test_batches(start)])
     for _ in range(2):  # computed, then looked up
-        found, labels = (torch.cat(parts) for parts in zip(*store.test_batches(start), strict=True))
+        found, labels = (torch.cat(parts) for parts in zip(*cached_teacher.test_batches(start), strict=True))
         assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
         assert labels.tolist() == dataset.test().labels.tolist()
 
@@ -110,14 +110,14 @@ def test_the_budget_and_the_subsets_own_size_decide_what_is_cached(teacher, data
     everything, little = bytes_cached(teacher, 3, STARTS), bytes_cached(teacher, 3, STARTS[:1])
     assert little == 4 * 3 * VIEWS * (8 * 4 * 4 + 3)
 
-    def kept(subset, budget):
+    def cached_starts(subset, budget):
         views = CachedTeacher(teacher, dataset.normalization, dataset.test(), [one, three], budget).few_shot(subset)
         return sorted(views.cache.cached) if isinstance(views, CachedViews) else None
 
-    assert kept(three, everything) == [3, 4, 5, 6]
-    assert kept(three, everything - 1) == kept(three, little) == [3, 6]
-    assert kept(three, little - 1) is None
-    assert kept(one, little) == [3, 4, 5, 6]
+    assert cached_starts(three, everything) == [3, 4, 5, 6]
+    assert cached_starts(three, everything - 1) == cached_starts(three, little) == [3, 6]
+    assert cached_starts(three, little - 1) is None
+    assert cached_starts(one, little) == [3, 4, 5, 6]
 
 
 def test_subsets_of_unlike_sizes_share_one_budget(teacher, dataset):
@@ -143,7 +143,7 @@ def test_predictions(teacher, dataset, plain, span):
     network = nn.Sequential(scion[span[0] - 3 : span[1] - 3], teacher[span[1] :]).requires_grad_(False)
     last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
     last.bias -= torch.cat([network(features) for features, _ in plain.test_batches(span[0])]).mean(0)
-    found = stored(teacher, dataset, pictures(1)).predictions(network, span[0])
+    found = cached(teacher, dataset, pictures(1)).predictions(network, span[0])
     assert found.tolist() == plain.predictions(network, span[0]).tolist()
     assert len(set(found.tolist())) > 1
 

@@ -22,8 +22,8 @@ def test_the_benchmark_from_end_to_end(teacher, dataset, recipe, tmp_path, monke
     monkeypatch.setattr(speed, "open_dataset", lambda name, path: dataset)
     monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
     arguments = ["--dataset", "Folder", "--nshot", "1", "2", "--plain_epochs", "1", "--step_epochs", "2"]
-    places = ["--device", "cpu", "--teacher", str(tmp_path / "teacher.pth"), "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["speed.py", *arguments, *places])
+    paths = ["--device", "cpu", "--teacher", str(tmp_path / "teacher.pth"), "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["speed.py", *arguments, *paths])
     speed.main()
     report = json.loads(next(tmp_path.glob("speed-Folder-cpu-*.json")).read_text())
     parts = {f"{phase} {what}" for phase in ("B0", "B1", "B2", "L2", "L3") for what in ("training", "test")}

@@ -59,7 +59,7 @@ def test_a_damaged_file_is_fetched_again(official_files):
     assert open_dataset("CIFAR10", official_files).test().images.shape == (20, 3, 32, 32)
 
 
-def test_files_that_cannot_be_had_are_one_line(official_files, monkeypatch):
+def test_files_that_cannot_be_downloaded_are_one_line(official_files, monkeypatch):
     monkeypatch.setattr(torchvision_datasets.CIFAR10, "url", torchvision_datasets.CIFAR10.url + ".gone")
     (official_files / torchvision_datasets.CIFAR10.filename).unlink()
     (official_files / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")

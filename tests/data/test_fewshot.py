@@ -32,7 +32,7 @@ def test_subset_follows_the_released_draw(official_files):
     random.seed(6)
     expected = []
     for label in range(10):
-        members = [image for image, own in zip(train.images, train.labels, strict=True) if own == label]
+        members = [image for image, image_label in zip(train.images, train.labels, strict=True) if image_label == label]
         positions = list(range(len(members)))
         random.shuffle(positions)
         expected += [members[p] for p in positions[:4]]
@@ -59,13 +59,13 @@ def test_file_is_a_pickled_array_under_the_released_name(official_files):
 def test_where_no_file_can_be_written_the_subset_is_drawn(official_files, tmp_path):
     dataset = open_dataset("CIFAR10", official_files)
     (tmp_path / "occupied").touch()
-    place = tmp_path / "occupied" / "raw"  # nothing can be written below a file
+    folder = tmp_path / "occupied" / "raw"  # nothing can be written below a file
     drawn = fewshot.draw(dataset.train(), 10, 2, 6)
-    assert np.array_equal(fewshot.subset(dataset, 2, 6, place), drawn)
+    assert np.array_equal(fewshot.subset(dataset, 2, 6, folder), drawn)
     with pytest.raises(BadInput, match=r"cifar10-random-2-per-class\.pkl: cannot be written"):
-        fewshot.build(dataset, 2, 6, place)
+        fewshot.build(dataset, 2, 6, folder)
     with pytest.raises(BadInput, match="--nshot 100: class 0 has only 60"):
-        fewshot.subset(dataset, 100, 6, place)
+        fewshot.subset(dataset, 100, 6, folder)
 
 
 def test_another_seed_has_another_file_and_other_images(official_files):
@@ -77,9 +77,9 @@ def test_another_seed_has_another_file_and_other_images(official_files):
 
 def test_a_file_in_place_is_used(official_files):
     dataset = open_dataset("CIFAR10", official_files)
-    own = np.full((10, 3, 32, 32), 7, np.uint8)
-    (official_files / "cifar10-random-1-per-class.pkl").write_bytes(pickle.dumps(own, protocol=2))
-    assert np.array_equal(fewshot.subset(dataset, 1, 6, official_files), own)
+    other = np.full((10, 3, 32, 32), 7, np.uint8)
+    (official_files / "cifar10-random-1-per-class.pkl").write_bytes(pickle.dumps(other, protocol=2))
+    assert np.array_equal(fewshot.subset(dataset, 1, 6, official_files), other)
 
 
 class RunsCode:
@@ -99,7 +99,7 @@ class RunsCode:
         (b"", "damaged"),
     ],
 )
-def test_foreign_files_are_refused(official_files, content, fault, capsys):
+def test_other_files_are_refused(official_files, content, fault, capsys):
     path = official_files / "cifar10-random-1-per-class.pkl"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"cifar10-random-1-per-class\.pkl") as refusal:

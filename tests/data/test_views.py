@@ -14,15 +14,15 @@ def test_the_views_are_what_pillow_pads_crops_and_flips():
     expected = set()
     for top in range(9):
         for left in range(9):
-            shown = pillow.crop(padded, top, left, 32, 32)
-            for mirrored in (shown, pillow.hflip(shown)):
+            cropped = pillow.crop(padded, top, left, 32, 32)
+            for mirrored in (cropped, pillow.hflip(cropped)):
                 expected.add(np.asarray(mirrored).transpose(2, 0, 1).tobytes())
     views = crop(pad(torch.from_numpy(image)[None]), torch.zeros(VIEWS, dtype=torch.long), torch.arange(VIEWS))
     assert len(expected) == VIEWS == 162
     assert {view.numpy().tobytes() for view in views} == expected
 
 
-def test_a_views_number_says_where_it_lies():
+def test_a_views_number_gives_its_position():
     image = torch.from_numpy(pictures(1))
     top, left = 7, 2
     straight, mirrored = crop(
@@ -39,15 +39,15 @@ def test_the_middle_view_is_the_image():
 
 def test_draws_are_uniform_and_every_image_comes_once_an_epoch():
     counts = np.zeros(VIEWS)
-    places = np.zeros((5, 5))
+    positions = np.zeros((5, 5))
     for epoch in range(2000):
         order, view = draw_views(5, 0, epoch)
         assert sorted(order.tolist()) == [0, 1, 2, 3, 4]
         np.add.at(counts, view.numpy(), 1)
-        places[np.arange(5), order.numpy()] += 1
+        positions[np.arange(5), order.numpy()] += 1
     expected = counts.sum() / VIEWS
     assert ((counts - expected) ** 2 / expected).sum() < 230  # chi-square, 161 degrees of freedom, p < 0.001
-    assert np.abs(places / 2000 - 0.2).max() < 0.045
+    assert np.abs(positions / 2000 - 0.2).max() < 0.045
 
 
 def test_normalization_is_torchvisions():

@@ -18,7 +18,7 @@ from utils.errors import BadInput
 
 @pytest.fixture
 def make(teacher, dataset, recipe, tmp_path):
-    """A function that makes a cell; its files lie in tmp_path / name."""
+    """A function that makes a cell; its files are in tmp_path / name."""
 
     def make(name, shots=2, trial=0, plain=False, after_epoch=lambda phase, curve: None, process="one", **setting):
         images = pictures(shots * 3, seed=9)
@@ -82,11 +82,11 @@ def test_other_cells_before_it_change_nothing(make):
 
 
 def test_cached_and_frozen_teacher_agree(make):
-    stored, plain = make("stored"), make("plain", plain=True)
-    stored.run(), plain.run()
+    cached, plain = make("cached"), make("plain", plain=True)
+    cached.run(), plain.run()
     for phase, curve in plain.curves.items():
-        assert stored.curves[phase].losses == pytest.approx(curve.losses, rel=1e-4)
-        assert stored.curves[phase].accuracies == curve.accuracies
+        assert cached.curves[phase].losses == pytest.approx(curve.losses, rel=1e-4)
+        assert cached.curves[phase].accuracies == curve.accuracies
 
 
 class PowerCut(BaseException):
@@ -94,8 +94,8 @@ class PowerCut(BaseException):
 
 
 @pytest.mark.parametrize("epoch", range(1, 14))
-def test_a_cut_cell_goes_on_to_the_same_bits(make, monkeypatch, epoch):
-    """Cut after every one of the 13 epochs: two, none or one epoch after the last save."""
+def test_an_interrupted_cell_ends_with_the_same_bits(make, monkeypatch, epoch):
+    """Interrupted after each of the 13 epochs, with a checkpoint after every epoch."""
     undisturbed = make("undisturbed")
     undisturbed.run()
     monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", -1.0)
@@ -142,8 +142,8 @@ def test_a_checkpoint_of_another_schedule_is_refused(make, recipe):
         make("one", recipe=longer).run()
 
 
-@pytest.mark.parametrize("content", [b"", b"torn", None])
-def test_a_torn_checkpoint_is_refused(make, content):
+@pytest.mark.parametrize("content", [b"", b"incomplete", None])
+def test_an_incomplete_checkpoint_is_refused(make, content):
     cell = make("one")
     cell.run()
     cell.checkpoint()
@@ -204,7 +204,7 @@ def name_no_phase(saved):
         name_no_phase,
     ],
 )
-def test_a_foreign_checkpoint_is_refused(make, monkeypatch, change):
+def test_a_checkpoint_of_another_layout_is_refused(make, monkeypatch, change):
     with pytest.raises(BadInput, match="cell's checkpoint; remove it") as refusal:
         with_checkpoint(make, monkeypatch, change).run()
     assert "\n" not in str(refusal.value)
@@ -248,16 +248,16 @@ def test_every_student_has_a_record(make):
         assert record["setting"] == json.loads(json.dumps(cell.setting.content))
 
 
-def test_stage_1_keeps_its_last_weights_and_stage_2_goes_on_from_them(make):
+def test_stage_1_writes_its_last_weights_and_stage_2_starts_from_them(make):
     cell = make("one")
     starts = {}
     before = cell.distill
 
-    def noting(phase, scion):
+    def recording(phase, scion):
         starts[phase.name] = {k: v.clone() for k, v in scion.state_dict().items()}
         before(phase, scion)
 
-    cell.distill = noting
+    cell.distill = recording
     cell.run()
     b0, b1, b2 = checkpoints.read(cell.students["stage 1"])[1]
     joined = {f"{k}.{key}": value for k, state in enumerate((b0, b1)) for key, value in state.items()}

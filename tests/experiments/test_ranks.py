@@ -1,4 +1,4 @@
-"""Ranks without processes: a stand-in for the connection notes who meets whom, and when."""
+"""Ranks without processes: a replacement for the connection records when ranks wait for each other."""
 
 import pytest
 
@@ -9,32 +9,32 @@ from utils.errors import BadInput
 
 @pytest.fixture
 def events(monkeypatch):
-    """What happens in order; `events.others` is what the other ranks say."""
+    """What happens, in order; `events.others`: whether the other ranks succeed."""
 
     class Events(list):
         others = True
 
-    noted = Events()
+    recorded = Events()
 
-    def all_reduce(sounds, operation):
-        noted.append(f"meets the others, {'sound' if sounds else 'failed'}")
-        sounds.fill_(int(bool(sounds) and noted.others))
+    def all_reduce(least, operation):
+        recorded.append(f"meets the others, {'succeeded' if least else 'failed'}")
+        least.fill_(int(bool(least) and recorded.others))
 
     monkeypatch.setattr(ranks.distributed, "all_reduce", all_reduce)
-    return noted
+    return recorded
 
 
-def test_the_leader_goes_through_the_block_before_the_others(events):
+def test_the_leader_runs_the_block_before_the_others(events):
     with Rank(0, 2).leader_first():
         events.append("prepares")
-    assert events == ["prepares", "meets the others, sound"]
+    assert events == ["prepares", "meets the others, succeeded"]
     events.clear()
     with Rank(1, 2).leader_first():
         events.append("reads")
-    assert events == ["meets the others, sound", "reads"]
+    assert events == ["meets the others, succeeded", "reads"]
 
 
-def test_a_leader_that_fails_says_so_to_the_others(events):
+def test_a_failure_of_the_leader_stops_the_others(events):
     with pytest.raises(BadInput), Rank(0, 2).leader_first():
         raise BadInput("no teacher")
     assert events == ["meets the others, failed"]
@@ -43,7 +43,7 @@ def test_a_leader_that_fails_says_so_to_the_others(events):
         pytest.fail("went on without the leader's work")
 
 
-def test_a_rank_alone_waits_for_nobody(events):
+def test_a_single_process_does_not_wait(events):
     with Rank().leader_first():
         Rank().wait()
     assert events == []
@@ -54,7 +54,7 @@ def test_a_lost_rank_is_one_line(monkeypatch):
         raise RuntimeError("Connection closed by peer\n[traceback of another library]")
 
     monkeypatch.setattr(ranks.distributed, "all_reduce", closed)
-    with pytest.raises(RankLost, match="another process of this torchrun is gone") as lost:
+    with pytest.raises(RankLost, match="another process of this torchrun has ended") as lost:
         Rank(1, 2).wait()
     assert "\n" not in str(lost.value)
 
@@ -75,8 +75,8 @@ def test_variables_left_over_in_the_environment_are_one_line(monkeypatch, variab
         ranks.join()
 
 
-def test_only_the_first_rank_speaks_of_what_concerns_all(monkeypatch):
-    assert ranks.speaks()
-    for rank, speaks in (("0", True), ("1", False)):
+def test_only_the_first_rank_prints_what_concerns_all(monkeypatch):
+    assert ranks.prints_for_all()
+    for rank, prints in (("0", True), ("1", False)):
         monkeypatch.setenv("RANK", rank)
-        assert ranks.speaks() is speaks
+        assert ranks.prints_for_all() is prints

@@ -19,8 +19,8 @@ def write(output_dir, content, shots=1, trial=0):
 def test_only_results_are_read(tmp_path):
     write(tmp_path, SOUND)
     for name in ("trial-0.json.tmp", "trial-x.json", ".trial-0.json.ab.tmp", "trial-0.checkpoint.pt"):
-        (tmp_path / "results/1-shot" / name).write_text("foreign")
-    (tmp_path / "results/fresh-0123abcd.json").write_text("foreign")
+        (tmp_path / "results/1-shot" / name).write_text("not a result")
+    (tmp_path / "results/fresh-0123abcd.json").write_text("not a result")
     assert results.read_all(tmp_path) == [SOUND]
 
 
@@ -47,18 +47,18 @@ def test_only_results_are_read(tmp_path):
 )
 def test_edited_results_are_refused_in_one_line(tmp_path, changed, fault):
     write(tmp_path, {**SOUND, **changed})
-    with pytest.raises(BadInput, match=rf"trial-0\.json: not a result of fskd.*({fault})") as refusal:
+    with pytest.raises(BadInput, match=rf"trial-0\.json: not a result file of fskd.*({fault})") as refusal:
         results.read_all(tmp_path)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    "place", ["results/1-shot/trial-7.json", "results/2-shot/trial-0.json", "results/01-shot/trial-0.json"]
+    "name", ["results/1-shot/trial-7.json", "results/2-shot/trial-0.json", "results/01-shot/trial-0.json"]
 )
-def test_a_copy_is_refused(tmp_path, place):
+def test_a_copy_is_refused(tmp_path, name):
     """Otherwise one cell would count twice."""
     write(tmp_path, SOUND)
-    (tmp_path / place).parent.mkdir(exist_ok=True)
-    (tmp_path / place).write_text(json.dumps(SOUND))
-    with pytest.raises(BadInput, match=f"{place}: is a copy of 1-shot/trial-0.json"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(SOUND))
+    with pytest.raises(BadInput, match=f"{name}: is a copy of 1-shot/trial-0.json"):
         results.read_all(tmp_path)

@@ -42,7 +42,7 @@ def run(plan):
 
 
 def run_cut(plan, after):
-    """Run the plan until `after` cells are done and the next one has been begun."""
+    """Run the plan until `after` cells are done and the next one has started."""
     sweep, begun, run_cell = Sweep(plan, CPU), [], Sweep._run_cell
 
     def cut(cell, *rest):
@@ -106,14 +106,14 @@ def test_the_order_of_cells_and_which_others_run_change_nothing(plan):
 
 
 def test_memory_and_eval_every_change_no_result(plan):
-    run(plan("kept"))
+    run(plan("cached"))
     run(plan("plain", memory=0, eval_every=100))
     assert any(
         "N = 2: teacher features do not fit into --memory" in x and "--memory 0.1 would hold them" in x
         for x in plan.lines
     )
-    (kept, _), (plain, _) = numbers(plan("kept")), numbers(plan("plain"))
-    for cell, (best, _, last, phases) in kept.items():
+    (cached, _), (plain, _) = numbers(plan("cached")), numbers(plan("plain"))
+    for cell, (best, _, last, phases) in cached.items():
         assert plain[cell][3]["L3"][0] == pytest.approx(phases["L3"][0], rel=1e-4)
         assert (plain[cell][0], plain[cell][2]) == (best, last)
 
@@ -128,7 +128,7 @@ def test_finished_cells_are_not_run_again(plan):
     watched.run()
     assert begun == [(1, 1), (2, 1)]
     assert result(plan(), 1, 0) == before
-    assert "2 of 4 cells are done already; --fresh redoes them" in plan.lines
+    assert "2 of 4 cells are done already; --fresh runs them again" in plan.lines
 
 
 def test_only_what_is_left_to_run_takes_memory(plan, monkeypatch):
@@ -147,7 +147,7 @@ def test_only_what_is_left_to_run_takes_memory(plan, monkeypatch):
     assert sizes == [3]
 
 
-def test_fresh_redoes(plan):
+def test_fresh_runs_cells_again(plan):
     run(plan())
     path = plan().output_dir / "results/1-shot/trial-0.json"
     path.write_text(path.read_text().replace('"status": "done"', '"status": "failed"'))
@@ -160,8 +160,8 @@ def moments(plan):
     return {path.parent.name + path.stem: path.stat().st_mtime_ns for path in results.paths(plan.output_dir)}
 
 
-def test_an_interrupted_fresh_goes_on_and_ends(plan):
-    """Each cell is redone once, however often the command is cut; the next --fresh then begins again."""
+def test_an_interrupted_fresh_continues_and_ends(plan):
+    """Each cell is run again once, however often the command is interrupted; the next --fresh then starts again."""
     run(plan())
     old = moments(plan())
     run_cut(plan(fresh=True), after=1)
@@ -178,7 +178,7 @@ def test_an_interrupted_fresh_goes_on_and_ends(plan):
     assert all(moment > third[cell] for cell, moment in moments(plan()).items())
 
 
-def test_an_interrupted_fresh_goes_on_from_its_own_checkpoint_alone(plan):
+def test_an_interrupted_fresh_continues_from_its_own_checkpoint_only(plan):
     """A checkpoint from before --fresh is outdated; one that --fresh itself has written is not."""
     begun = plan(cells=((1, 0),))
     checkpoint = begun.output_dir / "results/1-shot/trial-0.checkpoint.pt"
@@ -191,10 +191,10 @@ def test_an_interrupted_fresh_goes_on_from_its_own_checkpoint_alone(plan):
     assert checkpoint.read_text() == "from this --fresh"
 
 
-def test_fresh_is_prepared_by_the_leader_alone(plan):
+def test_fresh_is_prepared_by_the_leader_only(plan):
     run(plan())
     before = moments(plan())
-    Sweep(plan(fresh=True, leads=False), CPU)
+    Sweep(plan(fresh=True, is_leader=False), CPU)
     assert moments(plan()) == before
     Sweep(plan(fresh=True), CPU)
     assert not moments(plan())
@@ -237,14 +237,14 @@ def test_results_of_other_settings_are_refused(plan, changed, named):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "done"}', '{"status": "asleep"}'])
-def test_torn_results_are_refused(plan, content):
+def test_damaged_results_are_refused(plan, content):
     run(plan())
     (plan().output_dir / "results/1-shot/trial-0.json").write_text(content)
-    with pytest.raises(BadInput, match=r"trial-0\.json: not a result of fskd"):
+    with pytest.raises(BadInput, match=r"trial-0\.json: not a result file of fskd"):
         run(plan())
 
 
-def test_a_failed_cell_is_recorded_and_the_others_go_on(plan, monkeypatch):
+def test_a_failed_cell_is_recorded_and_the_others_are_run(plan, monkeypatch):
     sound = Distillation.run
 
     def failing(self, teacher, views, batch, eval_every, purpose, after_epoch):
@@ -260,7 +260,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(plan, monkeypatch):
     assert "1 (1 failed)" in plan.lines[-1]
 
 
-def test_a_cell_that_another_process_runs_is_left_alone(plan):
+def test_a_cell_that_another_process_runs_is_skipped(plan):
     lock = plan().output_dir / "results/1-shot/trial-0.lock"
     lock.parent.mkdir(parents=True)
     with filelock.FileLock(lock):
@@ -268,7 +268,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(plan):
         assert [path.name for path in results.paths(plan().output_dir) if path.parent.name == "1-shot"] == [
             "trial-1.json"
         ]
-        assert plan.lines[-1].endswith("gap: N = 1 lacks trial 0")
+        assert plan.lines[-1].endswith("missing: N = 1, trial 0")
         with pytest.raises(BadInput, match=r"--fresh: another process is running .*trial-0\.json"):
             run(plan(fresh=True))
     assert run(plan()) == 0
@@ -279,7 +279,7 @@ def test_what_a_killed_process_left_behind_is_removed(plan):
     folder = plan().output_dir / "results/1-shot"
     folder.mkdir(parents=True)
     leftover = folder / ".trial-0.checkpoint.pt.0123abcd.tmp"
-    leftover.write_text("torn")
+    leftover.write_text("incomplete")
     run(plan())
     assert not leftover.exists()
 

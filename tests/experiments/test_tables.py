@@ -70,16 +70,16 @@ def test_cells_of_different_n_have_the_same_phases_and_epochs():
         tables.rows([cell(1, 0, 80.0, 79.0), cell(10, 0, 90.0, 90.0, schedule=shorter)], FOLDER)
 
 
-def test_remarks_name_gaps_and_mixtures():
-    assert tables.remarks(CELLS) == ["gap: N = 10 lacks trial 1, 2"]
+def test_remarks_name_missing_and_mixed_results():
+    assert tables.remarks(CELLS) == ["missing: N = 10, trial 1, 2"]
     machines = [{"device": "cpu", "torch": "2.6"}, {"device": "cpu", "torch": "2.7"}]
     mixed = [cell(1, trial, 80.0, 79.0) | {"machine": machine} for trial, machine in enumerate(machines)]
-    assert tables.remarks(mixed) == ["mixture: torch 2.6 (1), 2.7 (1)"]
+    assert tables.remarks(mixed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
     resumed = [mixed[0] | {"earlier_processes": [{"machine": machines[1]}]}]
-    assert tables.remarks(resumed) == ["mixture: torch 2.6 (1), 2.7 (1)"]
+    assert tables.remarks(resumed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
 
 
-def test_lines_over_n_leave_out_what_is_not_there():
+def test_lines_over_n_leave_out_missing_values():
     lines = tables.lines_over_shots(tables.rows(CELLS, RECIPE))
     assert lines["ours best"] == [(1, 81.0), (10, 91.5)] and lines["paper"] == [(1, 90.74)]
     assert "paper" not in tables.lines_over_shots(tables.rows(CELLS, FOLDER))

@@ -37,7 +37,7 @@ def test_a_cells_run(tmp_path):
     assert any("custom_scalars" in tag for tag in run.Tags()["tensors"])
 
 
-def test_a_cell_that_goes_on_leaves_one_whole_curve(tmp_path):
+def test_a_resumed_cell_leaves_one_whole_curve(tmp_path):
     first = CellCurves(tmp_path, 2, 0, SETTING, pictures(6))
     first("B0", Curve([3.0, 2.0, 1.0], {}))
     first.close()

@@ -63,7 +63,7 @@ def test_the_optimizer_is_adam_with_two_constant_rates(started, recipe):
     assert run.optimizer.param_groups[1]["params"][0].shape[2:] == (1, 1)
 
 
-def test_an_epoch_has_every_image_in_batches_with_the_rest_kept(started, recipe, monkeypatch):
+def test_an_epoch_has_every_image_in_batches_with_a_smaller_last_one(started, recipe, monkeypatch):
     sizes = []
     measured = distillation.distance
     monkeypatch.setattr(distillation, "distance", lambda s, t: sizes.append(len(s)) or measured(s, t))

@@ -25,16 +25,16 @@ def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_p
     test = LabelledImages(every.images[:TESTS], every.labels[:TESTS])
     network = frozen(checkpoints.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10))
     plain = FrozenTeacher(network, dataset.normalization, test)
-    stored = CachedTeacher(network, dataset.normalization, test, [images], 10**9)
+    cached = CachedTeacher(network, dataset.normalization, test, [images], 10**9)
     for phase in CIFAR10.phases:
         first, last = (start - 3 for start in phase.span)
         losses, runs = [], []
-        for teacher in (plain, stored):
+        for teacher in (plain, cached):
             scion = nn.Sequential(*scions(network.architecture, 10, torch.Generator().manual_seed(0))[first:last])
             runs.append(Distillation(phase, scion, 1))
             step, random = runs[-1].step_for(teacher, teacher.few_shot(images)), torch.Generator().manual_seed(1)
             views = torch.randint(162, (5, 10), generator=random)
             losses.append([train(step, torch.arange(10), view, 6) for view in views])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-        network = runs[1].scion_and_tail(stored)
-        assert torch.equal(stored.predictions(network, phase.span[0]), plain.predictions(network, phase.span[0]))
+        network = runs[1].scion_and_tail(cached)
+        assert torch.equal(cached.predictions(network, phase.span[0]), plain.predictions(network, phase.span[0]))

@@ -119,7 +119,7 @@ class RunsCode:
         (lambda s: {**s, **dict.fromkeys(LAST_TWO, torch.zeros(10**6, 1, 1, 1))}, "expected torch.float32 (1000000, "),
     ],
 )
-def test_foreign_teachers_are_refused_in_one_line(teacher, tmp_path, change, fault, capsys):
+def test_files_that_are_no_teacher_are_refused_in_one_line(teacher, tmp_path, change, fault, capsys):
     torch.save(change(teacher.state_dict()), tmp_path / "teacher.pth")
     with pytest.raises(BadInput, match=r"teacher\.pth") as refusal:
         checkpoints.read_teacher(tmp_path / "teacher.pth", CLASSES)
@@ -170,7 +170,7 @@ def test_unusual_tensors_are_refused_in_one_line(teacher, dataset, tmp_path, fil
 
 @pytest.mark.parametrize("size", [0, 100, -100])
 @pytest.mark.parametrize("legacy", [True, False])
-def test_torn_files_are_refused_in_one_line(teacher, tmp_path, size, legacy):
+def test_incomplete_files_are_refused_in_one_line(teacher, tmp_path, size, legacy):
     path = tmp_path / "teacher.pth"
     files.write_tensors(path, teacher.state_dict(), legacy)
     path.write_bytes(path.read_bytes()[:size])

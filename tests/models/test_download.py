@@ -56,7 +56,7 @@ def test_a_teacher_is_fetched_and_checked(teacher, tmp_path, server):
 
 
 @pytest.mark.parametrize("content", [b"<html>not found</html>", None])
-def test_what_is_not_a_teacher_is_not_kept(tmp_path, server, content):
+def test_what_is_not_a_teacher_is_not_written(tmp_path, server, content):
     if content is not None:
         (tmp_path / NAME).write_bytes(content)
     target = tmp_path / "ckpt" / "teacher.pth"

@@ -17,7 +17,7 @@ def student(tmp_path):
     return path
 
 
-def test_a_record_that_agrees_is_no_word(student):
+def test_a_record_that_agrees_gives_no_message(student):
     assert records.check(student, EXPECTED) is None
 
 
@@ -35,20 +35,20 @@ def test_a_record_that_disagrees_is_refused(student, key, value, named):
     assert "\n" not in str(refusal.value)
 
 
-def test_what_cannot_be_checked_is_said(student):
+def test_what_cannot_be_checked_is_named(student):
     assert records.check(student, {**EXPECTED, "image_size": 32}).endswith("not checked: image size")
     student.write_bytes(b"other weights")
     assert "student.json is the record of another file; not checked: teacher, normalisation" in records.check(
         student, EXPECTED
     )
     records.path_of(student).unlink()
-    assert "without a record beside it; not checked: teacher, normalisation, class names" in records.check(
+    assert "has no record beside it; not checked: teacher, normalisation, class names" in records.check(
         student, EXPECTED
     )
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
-def test_a_torn_record_is_refused(student, content):
+def test_a_damaged_record_is_refused(student, content):
     records.path_of(student).write_text(content)
     with pytest.raises(BadInput, match=r"student\.json: not the record of a network's file"):
         records.check(student, EXPECTED)

@@ -45,10 +45,10 @@ def test_published_recipe_has_no_batchnorm_in_its_blocks(dataset, tmp_path):
     assert model.auxiliary is None
 
 
-def test_quick_recipe_reads_block_2_while_training():
+def test_quick_recipe_has_an_auxiliary_classifier_in_training():
     model = TeacherWithTrainingLayers(network(), True, True, torch.Generator())
-    logits, second = model(torch.randn(4, 3, 32, 32))
-    assert logits.shape == second.shape == (4, CLASSES)
+    logits, auxiliary_logits = model(torch.randn(4, 3, 32, 32))
+    assert logits.shape == auxiliary_logits.shape == (4, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_published_recipes_are_the_public_ones():
 
 
 @pytest.mark.parametrize("kind", ["published", "quick"])
-def test_a_cut_training_goes_on_to_the_same_bits(dataset, tmp_path, kind):
+def test_an_interrupted_training_ends_with_the_same_bits(dataset, tmp_path, kind):
     recipe = replace(CIFAR10.teachers[kind], epochs=3, batch=4)
 
     def train(name, report=lambda line: None):
@@ -102,7 +102,7 @@ def test_a_cut_training_goes_on_to_the_same_bits(dataset, tmp_path, kind):
         train("cut", cut_after_two)
     lines = []
     assert train("cut", lines.append) == undisturbed
-    assert "going on after epoch 1" in lines[0]
+    assert "resuming after epoch 1" in lines[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "cut.json", "cut.pth", "undisturbed.json", "undisturbed.pth",
     ]  # fmt: skip
@@ -125,11 +125,11 @@ def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
     assert not (tmp_path / "t.pth").exists()
 
 
-def test_a_half_done_training_of_other_settings_is_refused(dataset, tmp_path):
+def test_an_unfinished_training_of_other_settings_is_refused(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["quick"], epochs=2)
     resume_file = tmp_path / "t.resume.pt"
     TeacherTraining(dataset, TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
-    with pytest.raises(BadInput, match="half-done training with other settings"):
+    with pytest.raises(BadInput, match="unfinished teacher training with other settings"):
         TeacherTraining(dataset, TINY, recipe, 1, CPU, resume_file, lambda line: None).run()
 
 
@@ -170,7 +170,7 @@ def test_a_single_training_image_is_refused(dataset, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_teacher_is_replaced_only_afresh(dataset, tmp_path):
+def test_a_finished_teacher_is_replaced_only_with_fresh(dataset, tmp_path):
     path, recipe = tmp_path / "t.pth", replace(CIFAR10.teachers["published"], epochs=1)
     path.write_bytes(b"a teacher")
 
@@ -181,15 +181,14 @@ def test_a_finished_teacher_is_replaced_only_afresh(dataset, tmp_path):
         unreadable = replace(dataset, train=unread, test=unread)
         teacher_training.train_teacher(unreadable, TINY, recipe, 0, CPU, path, lambda line: None, fresh=False)
     assert (
-        str(refusal.value)
-        == f"{path}: there is a teacher already; --fresh trains it anew, another --teacher keeps both"
+        str(refusal.value) == f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both"
     )
     assert path.read_bytes() == b"a teacher" and list(tmp_path.iterdir()) == [path]
     teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None, fresh=True)
     assert checkpoints.read_teacher(path, CLASSES).architecture == TINY
 
 
-def test_an_interrupted_fresh_training_goes_on(dataset, tmp_path):
+def test_an_interrupted_fresh_training_is_resumed(dataset, tmp_path):
     path, recipe, lines = tmp_path / "t.pth", replace(CIFAR10.teachers["published"], epochs=2), []
     path.write_bytes(b"a teacher")
 
@@ -201,4 +200,4 @@ def test_an_interrupted_fresh_training_goes_on(dataset, tmp_path):
         teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, interrupt, fresh=True)
     assert path.read_bytes() == b"a teacher"
     teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lines.append, fresh=True)
-    assert "going on after epoch 1" in lines[0] and path.read_bytes() != b"a teacher"
+    assert "resuming after epoch 1" in lines[0] and path.read_bytes() != b"a teacher"

@@ -3,14 +3,14 @@ import torch
 from utils.seeds import generator, torch_generator
 
 
-def test_a_purpose_decides_its_draws():
+def test_a_purpose_determines_its_draws():
     torch.manual_seed(1)
     first = generator(0, 10, 2, "B0", 7).random(4).tolist(), torch_generator(0, "scions").initial_seed()
     torch.manual_seed(2)
     assert (generator(0, 10, 2, "B0", 7).random(4).tolist(), torch_generator(0, "scions").initial_seed()) == first
 
 
-def test_other_purposes_draw_otherwise():
+def test_other_purposes_give_other_draws():
     purposes = [(0, 1, 0, "B0", 1), (0, 1, 0, "B1", 1), (0, 1, 0, "B0", 2), (0, 1, 1, "B0", 1), (1, 1, 0, "B0", 1)]
     assert len({generator(*purpose).random() for purpose in purposes}) == len(purposes)
 
