@@ -10,6 +10,8 @@ import torch
 
 from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
+from experiments.cell import Cell
+from experiments.setting import Setting
 from grafting.recipes import CIFAR10, Recipe
 from models.vgg import Architecture, BlockwiseVGG, frozen, initialize
 
@@ -57,3 +59,22 @@ def short_recipe(stage1: tuple[int, int, int] = (3, 2, 2), stage2: tuple[int, in
     return replace(
         CIFAR10, stage1=shortened(CIFAR10.stage1, stage1), stage2=shortened(CIFAR10.stage2, stage2), published={}
     )
+
+
+def small_cell(teacher, images, recipe, folder: Path, shots: int, trial: int = 0, **changed) -> Cell:
+    """A cell on few-shot images whose files are in `folder`. changed: fields of its Setting, or arguments of Cell."""
+    setting = {
+        "seed": 0, "subset_seed": 6, "precision": "tf32", "teacher_sha256": "t", "subset_sha256": "s",
+        "test_sha256": "e", "normalization": teacher.normalization.content, "recipe": recipe,
+    }  # fmt: skip
+    arguments = {
+        "eval_every": 2,
+        "checkpoint": folder / "cell.checkpoint.pt",
+        "students": {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")},
+        "record": {"class_names": list("abc")},
+        "process": {"command": "one"},
+        "after_epoch": lambda phase, curve: None,
+    }
+    setting |= {name: value for name, value in changed.items() if name in setting}
+    arguments |= {name: value for name, value in changed.items() if name in arguments}
+    return Cell(Setting("Tiny", shots, trial, **setting), teacher, teacher.few_shot(images), **arguments)

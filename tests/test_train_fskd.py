@@ -55,6 +55,7 @@ def test_every_flag_has_help_and_is_read():
     text = subprocess.run(
         [sys.executable, "train_fskd.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
+    assert "(default: 0)" in text  # of --seed: a value, though it counts as false
     for flag in vars(train_fskd.arguments([])):
         assert f"--{flag}" in text
         assert f"args.{flag}" in source, f"--{flag} is parsed and never read"

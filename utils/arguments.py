@@ -66,7 +66,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help that shows all defaults but None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 class Shard(NamedTuple):

@@ -7,20 +7,20 @@ from functools import partial
 
 import pytest
 import torch
-from small import pictures
+from small import pictures, small_cell
 from torch import nn
 
 from acceleration.cuda_graphs import WARM_UP, GraphedStep
 from acceleration.feature_cache import CachedTeacher
 from data.views import VIEWS
-from experiments.cell import Cell, Setting
 from grafting.distillation import Distillation
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
 from utils.precision import PRECISIONS, arithmetic, cache_dtype
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda") if torch.cuda.is_available() else CPU  # without a GPU, whole cells still show that all fits
 
 
 @pytest.fixture
@@ -36,9 +36,7 @@ def cell(teacher, dataset, recipe, tmp_path):
                 frozen = CachedTeacher(network, dataset.normalization, dataset.test(), *parts)
             else:
                 frozen = FrozenTeacher(network, dataset.normalization, dataset.test())
-            students = {kind: tmp_path / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
-            setting = Setting("Tiny", 4, 0, 0, 6, precision, "t", "s", recipe)
-            made = Cell(setting, frozen, frozen.few_shot(images), 2, tmp_path / "c.pt", students, lambda *_: None)
+            made = small_cell(frozen, images, recipe, tmp_path, 4, precision=precision)
             made.run()
         return made
 
@@ -75,6 +73,7 @@ def distilling(teacher, dataset, recipe):
     return begin
 
 
+@needs_a_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_captured_steps_are_the_steps(distilling, precision):
     """Both batch sizes of a subset, well beyond the warm-up."""

@@ -194,14 +194,14 @@ def test_a_subset_that_is_cached_elsewhere_takes_no_room_beside_another(teacher,
 
 def test_all_of_the_caches_memory_is_written_to_at_once(teacher, dataset, monkeypatch):
     """So that a run that starts later sees less free memory."""
-    store = stored(teacher, dataset, pictures(2))
+    store = cached(teacher, dataset, pictures(2))
     monkeypatch.setattr(torch, "empty", lambda *size, **options: torch.full(size, torch.nan, **options))
     cache = FeatureCache(store, pictures(2), STARTS, torch.float32)
     assert not cache.filled and all(cached.isfinite().all() for cached in cache.cached.values())
 
 
 def test_memory_that_cannot_be_had_is_one_line(teacher, dataset, monkeypatch):
-    store = stored(teacher, dataset, pictures(1))
+    store = cached(teacher, dataset, pictures(1))
     monkeypatch.setattr(feature_cache, "output_shapes", lambda network: dict.fromkeys(range(7), (10**14,)))
     with pytest.raises(BadInput, match=r"--memory: 259200000\.0 GB for the cached teacher features are not available"):
         FeatureCache(store, pictures(1), STARTS, torch.float32)

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import pictures, weights
+from small import pictures, small_cell, weights
 
 from acceleration.feature_cache import CachedTeacher
 from experiments import cell as cell_module
-from experiments.cell import Cell
-from experiments.setting import Setting
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from utils import files
@@ -20,28 +18,13 @@ from utils.errors import BadInput
 def make(teacher, dataset, recipe, tmp_path):
     """A function that makes a cell; its files are in tmp_path / name."""
 
-    def make(name, shots=2, trial=0, plain=False, after_epoch=lambda phase, curve: None, process="one", **setting):
+    def make(name, shots=2, trial=0, plain=False, **changed):
         images = pictures(shots * 3, seed=9)
         if plain:
             frozen = FrozenTeacher(teacher, dataset.normalization, dataset.test())
         else:
             frozen = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
-        fields = {
-            "seed": 0,
-            "subset_seed": 6,
-            "precision": "tf32",
-            "teacher_sha256": "t",
-            "subset_sha256": "s",
-            "test_sha256": "e",
-            "normalization": dataset.normalization.content,
-            "recipe": recipe,
-        }
-        folder = tmp_path / name
-        students = {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
-        return Cell(
-            Setting("Tiny", shots, trial, **(fields | setting)), frozen, frozen.few_shot(images), 2,
-            folder / "cell.checkpoint.pt", students, {"class_names": list("abc")}, {"command": process}, after_epoch,
-        )  # fmt: skip
+        return small_cell(frozen, images, changed.pop("recipe", recipe), tmp_path / name, shots, trial, **changed)
 
     return make
 
