@@ -177,11 +177,18 @@ class Job:
             )
             raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
 
-    def train_teacher(self, recipe_name: str) -> int:
+    def train_teacher(self, recipe_name: str | None) -> int:
+        """Train a teacher by the recipe of that name; by default the published one, or "further" from a teacher."""
+        source = self.args.teacher_from
+        if source and recipe_name:
+            raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
+        if self.args.teacher_epochs == 0 and not source:
+            raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
+        recipe_name = "further" if source else recipe_name or "published"
         recipe = teacher_training.stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
         accuracy = teacher_training.train_teacher(
             self.dataset,
-            ARCHITECTURES[self.architecture],
+            source or ARCHITECTURES[self.architecture],
             recipe,
             self.args.seed,
             self.device,

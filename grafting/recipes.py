@@ -80,13 +80,18 @@ def _stage2(epochs: int, rate: float = 1e-4) -> tuple[Phase, Phase]:
 
 
 _HALVED_NINE_TIMES = tuple((k / 10, 0.5) for k in range(1, 10))  # every 30 of 300 epochs
-_QUICK = TeacherRecipe("quick", epochs=22, lr=0.06, nesterov=True, one_cycle=True, batchnorm=True, auxiliary=0.4)
+_QUICK = TeacherRecipe(
+    "quick", epochs=22, lr=0.06, nesterov=True, one_cycle=True, batchnorm=True, decays_biases=False,
+    linear_head=0.4, prototype_head=1.0, balanced=True,
+)  # fmt: skip
+_FURTHER = replace(_QUICK, name="further", epochs=3, lr=0.01, batchnorm=False)  # from a finished teacher
 CIFAR10 = Recipe(
     stage1=_stage1((100, 60, 60), (2.5e-4, 2.5e-4, 2.5e-4), 2.5e-3),
     stage2=_stage2(100),
     teachers={
         "published": TeacherRecipe("published", epochs=300, lr=0.05, falls=_HALVED_NINE_TIMES),
         "quick": _QUICK,
+        "further": _FURTHER,
     },
     published={
         1: (90.74, 0.49), 2: (92.60, 0.06), 3: (92.70, 0.07), 4: (92.77, 0.04), 5: (92.88, 0.07), 6: (92.84, 0.08),
@@ -104,6 +109,7 @@ CIFAR100 = Recipe(
             falls=((0.3, 0.2), (0.6, 0.2), (0.9, 0.2)),
         ),
         "quick": _QUICK,
+        "further": _FURTHER,
     },
     published={
         1: (64.22, 0.17), 2: (66.51, 0.11), 3: (67.35, 0.10), 4: (67.69, 0.03), 5: (68.16, 0.20), 6: (68.38, 0.11),
@@ -116,7 +122,8 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
     stage2=_stage2(100, rate=5e-4),
     teachers={
         "published": CIFAR10.teachers["published"],
-        "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, auxiliary=1.0),
+        "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, linear_head=1.0),
+        "further": replace(_FURTHER, batch=64, linear_head=1.0),
     },
     teacher_architecture="vgg11-small",
     trains_own_teacher=True,

@@ -22,13 +22,15 @@ from tqdm import tqdm
 from data.datasets import ImageDataset
 from data.views import VIEWS, crop, pad
 from models import checkpoints, records
-from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm
+from models.balancing import balance
+from models.training_layers import LinearHead, PrototypeHead, TeacherWithTrainingLayers, fold_batchnorm
 from models.vgg import Architecture, BlockwiseVGG, initialize
 from utils import files, machine
 from utils.errors import BadInput
 from utils.seeds import generator, torch_generator
 
 TEST_BATCH = 500
+BALANCING_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class TeacherRecipe:
     falls: drops of the learning rate, (progress in [0, 1), factor): from that progress on it is multiplied by the
     factor. one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: number
     of epochs over which the rate first rises linearly. batchnorm: BatchNorm after every convolution, folded at the
-    end, and weight decay on weights only. auxiliary: weight of the loss of a linear classifier on block 2's output,
-    which is dropped at the end; it keeps block 2's output separable by class, which B0 needs.
+    end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head, prototype_head:
+    weights of the losses of heads on block 2's output (models/training_layers.py), which are dropped at the end: B0
+    learns from few images where these lie close to the means of their classes. balanced: bring block 2's output to one
+    size at the end (models/balancing.py). The last three make a teacher graftable; the authors' teachers have none.
     """
 
     name: str
@@ -53,7 +57,10 @@ class TeacherRecipe:
     falls: tuple[tuple[float, float], ...] = ()
     one_cycle: bool = False
     batchnorm: bool = False
-    auxiliary: float = 0.0
+    decays_biases: bool = True
+    linear_head: float = 0.0
+    prototype_head: float = 0.0
+    balanced: bool = False
 
     def rate(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, which may be a fraction."""
@@ -80,7 +87,7 @@ def batch_sizes(images: int, batch: int) -> list[int]:
 
 def train_teacher(
     dataset: ImageDataset,
-    architecture: Architecture,
+    start: Architecture | Path,
     recipe: TeacherRecipe,
     seed: int,
     device: torch.device,
@@ -90,14 +97,17 @@ def train_teacher(
 ) -> float:
     """Train a teacher, write it to `path` in the released layout and its record beside it.
 
+    start: the architecture of a new network, or the file of a teacher to continue with, which is left as it is.
     Returns its test accuracy in percent, measured in float32 on the network as written. An interrupted training
     continues after its last finished epoch. fresh: replace the teacher at `path`; without it, raises BadInput if there
     is one.
     """
     if path.exists() and not fresh:
         raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
+    if start == path:
+        raise BadInput(f"--teacher_from {start}: --teacher is the same file; name another one for the new teacher")
     resume_file = path.with_suffix(".resume.pt")
-    training = TeacherTraining(dataset, architecture, recipe, seed, device, resume_file, report)
+    training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report)
     teacher = training.run()
     accuracy = training.test_accuracy(teacher)
     checkpoints.write_teacher(teacher, path)
@@ -108,6 +118,7 @@ def train_teacher(
             **json.loads(training.setting),
             **records.deciding(dataset),
             "epochs": training.history,
+            "balanced_by": training.balanced_by,
             "machine": machine.description(device),
         },
     )
@@ -125,7 +136,7 @@ class TeacherTraining:
     def __init__(
         self,
         dataset: ImageDataset,
-        architecture: Architecture,
+        start: Architecture | Path,
         recipe: TeacherRecipe,
         seed: int,
         device: torch.device,
@@ -135,25 +146,35 @@ class TeacherTraining:
         self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
         self.resume_file, self.report = resume_file, report
         random = torch_generator(seed, "teacher")
-        network = initialize(BlockwiseVGG(architecture, dataset.classes), random)
-        self.model = TeacherWithTrainingLayers(network, recipe.batchnorm, recipe.auxiliary > 0, random).to(
+        if isinstance(start, Path):
+            network = checkpoints.read_teacher(start, dataset.classes)
+        else:
+            network = initialize(BlockwiseVGG(start, dataset.classes), random)
+        heads: list[nn.Module] = []
+        if recipe.linear_head:
+            heads.append(LinearHead(network, recipe.linear_head, random))
+        if recipe.prototype_head:
+            heads.append(PrototypeHead(network, recipe.prototype_head))
+        self.model = TeacherWithTrainingLayers(network, recipe.batchnorm, heads).to(
             device, memory_format=torch.channels_last
         )
         self.optimizer = torch.optim.SGD(
             self._parameter_groups(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
         )
         self.history: list[dict[str, float]] = []
+        self.balanced_by: float | None = None
         self.setting = json.dumps(
             {
                 "dataset": dataset.name,
                 "seed": seed,
-                "widths": architecture.widths,
+                "widths": network.architecture.widths,
+                "teacher_from_sha256": files.sha256_of_file(start) if isinstance(start, Path) else None,
                 "recipe": asdict(recipe),
             }
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        without_decay = [p for p in self.model.parameters() if self.recipe.batchnorm and p.ndim == 1]
+        without_decay = [p for p in self.model.parameters() if not self.recipe.decays_biases and p.ndim == 1]
         known = set(map(id, without_decay))
         with_decay = [p for p in self.model.parameters() if id(p) not in known]
         return [
@@ -185,7 +206,12 @@ class TeacherTraining:
                     f" {left / 60:.0f} min left"
                 )
                 self._save()
-        return fold_batchnorm(self.model.network).eval()
+        teacher = fold_batchnorm(self.model.network).eval()
+        if self.recipe.balanced:
+            images = torch.from_numpy(train.images[:BALANCING_IMAGES]).to(self.device)
+            self.balanced_by = balance(teacher, map(self.dataset.normalization, images.split(TEST_BATCH)))
+            self.report(f"block 2's output is multiplied by {self.balanced_by:g}; the logits stay the same")
+        return teacher
 
     def _train(self, epoch: int, images: Tensor, labels: Tensor, bar: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""
@@ -202,14 +228,11 @@ class TeacherTraining:
                 group["lr"] = max(rate, 0.0)
             with self._autocast():
                 pictures = self.dataset.normalization(crop(images, chosen, views))
-                logits, auxiliary_logits = self.model(pictures.contiguous(memory_format=torch.channels_last))
+                pictures = pictures.contiguous(memory_format=torch.channels_last)
+                logits, loss_of_heads = self.model(pictures, labels[chosen])
                 loss = functional.cross_entropy(logits, labels[chosen])
-                total_loss = loss
-                if auxiliary_logits is not None:
-                    auxiliary_loss = functional.cross_entropy(auxiliary_logits, labels[chosen])
-                    total_loss = loss + self.recipe.auxiliary * auxiliary_loss
             self.optimizer.zero_grad()
-            total_loss.backward()
+            (loss + loss_of_heads).backward()
             self.optimizer.step()
             loss_sum += loss.detach() * len(chosen)
             correct += (logits.argmax(1) == labels[chosen]).sum()

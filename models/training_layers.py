@@ -2,33 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from data.views import IMAGE_SIZE
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, initialize
 
 
 class TeacherWithTrainingLayers(nn.Module):
-    """A teacher with layers that only its training uses: BatchNorm after convolutions, an auxiliary classifier."""
+    """A teacher with layers that only its training uses: BatchNorm after convolutions, heads on block 2's output.
 
-    def __init__(self, network: BlockwiseVGG, batchnorm: bool, auxiliary: bool, generator: torch.Generator):
+    heads: modules that take block 2's output and the labels, and return a loss.
+    """
+
+    def __init__(self, network: BlockwiseVGG, batchnorm: bool, heads: Iterable[nn.Module]):
         super().__init__()
         self.network = add_batchnorm(network) if batchnorm else network
-        self.auxiliary = None
-        if auxiliary:
-            size = network.architecture.width_after(FIRST_GRAFTED - 1) * (IMAGE_SIZE >> FIRST_GRAFTED) ** 2
-            linear = initialize(nn.Linear(size, network.classes), generator)
-            self.auxiliary = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size, affine=False), linear)
+        self.heads = nn.ModuleList(heads)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """images: (B, 3, 32, 32) -> logits (B, classes), and those of the auxiliary classifier or None."""
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """images: (B, 3, 32, 32), labels: (B,) -> logits (B, classes), and the sum of the heads' losses."""
         features = self.network[:FIRST_GRAFTED](images)  # (B, 256, 4, 4)
-        auxiliary_logits = None
-        if self.auxiliary:
-            flatten, standardize, linear = self.auxiliary
-            auxiliary_logits = linear(standardize(flatten(features)) / 16)
-        return self.network[FIRST_GRAFTED:](features), auxiliary_logits
+        losses = [head(features, labels) for head in self.heads]
+        return self.network[FIRST_GRAFTED:](features), sum(losses, torch.zeros((), device=images.device))
+
+
+class LinearHead(nn.Module):
+    """A linear classifier that keeps block 2's output separable by class (deep supervision: Lee et al., 2015)."""
+
+    def __init__(self, network: BlockwiseVGG, weight: float, generator: torch.Generator):
+        super().__init__()
+        size = head_size(network)
+        self.weight = weight
+        self.standardize = nn.BatchNorm1d(size, affine=False)
+        self.linear = initialize(nn.Linear(size, network.classes), generator)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        logits = self.linear(self.standardize(features.flatten(1)) / 16)
+        return self.weight * functional.cross_entropy(logits, labels)
+
+
+class PrototypeHead(nn.Module):
+    """Pulls block 2's output towards the mean of its class, so that one image stands for all of them.
+
+    The loss is the cross-entropy of 10 cos(f, m_c), f the flattened output and m_c the running mean of f / |f| over
+    the images of class c. This is nearest class means (Mensink et al., 2013) as a loss, towards what neural collapse
+    (Papyan et al., 2020; Galanti et al., 2022) brings about in the last layers. Without parameters.
+    """
+
+    SCALE = 10.0
+    MOMENTUM = 0.95
+
+    def __init__(self, network: BlockwiseVGG, weight: float):
+        super().__init__()
+        self.weight = weight
+        self.register_buffer("means", torch.zeros(network.classes, head_size(network)))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            directions = functional.normalize(features.flatten(1).float())  # (B, size)
+            self.update_means(directions.detach(), labels)
+            similarities = directions @ functional.normalize(self.means).T  # (B, classes)
+            return self.weight * functional.cross_entropy(self.SCALE * similarities, labels)
+
+    @torch.no_grad()
+    def update_means(self, directions: Tensor, labels: Tensor) -> None:
+        """Move the mean of each class in the batch towards the batch's; a class's first batch gives its mean."""
+        counts = labels.bincount(minlength=len(self.means))
+        sums = torch.zeros_like(self.means).index_add_(0, labels, directions)
+        there = counts > 0
+        of_batch = sums[there] / counts[there, None]
+        is_new = ~self.means[there].any(1, keepdim=True)
+        self.means[there] = torch.where(is_new, of_batch, of_batch.lerp(self.means[there], self.MOMENTUM))
+
+
+def head_size(network: BlockwiseVGG) -> int:
+    """Number of values in block 2's output: 4096 for vgg16."""
+    return network.architecture.width_after(FIRST_GRAFTED - 1) * (IMAGE_SIZE >> FIRST_GRAFTED) ** 2
 
 
 def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:

@@ -143,6 +143,32 @@ def test_a_finished_teacher_is_trained_again_only_with_fresh(with_teacher, capsy
     assert command(*train, "--fresh") == 0
 
 
+def test_a_teacher_is_made_graftable(with_teacher, capsys):
+    source = "ckpt/teacher/vgg16-blockwise-folder.pth"
+    assert command("--train_teacher", "--teacher_from", source, "--teacher", "b.pth", "--teacher_epochs", "0") == 0
+    printed = capsys.readouterr().out
+    assert "block 2's output is multiplied by " in printed and "b.pth: teacher of recipe further" in printed
+    assert command("--evaluate", source) == command("--evaluate", "b.pth") == 0
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.split("test accuracy")[1] == second.split("test accuracy")[1]
+    assert command("--train_teacher", "--teacher_from", source, "--teacher", "c.pth", "--teacher_epochs", "1") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--teacher_from", "a.pth", "--teacher_recipe", "quick"], "--teacher_recipe: --teacher_from has a recipe"),
+        (["--teacher_epochs", "0"], "--teacher_epochs 0: only with --teacher_from"),
+        (["--teacher_from", "missing.pth", "--teacher", "b.pth"], "missing.pth: no such file"),
+        (["--teacher_from", "b.pth", "--teacher", "b.pth"], "--teacher_from b.pth: --teacher is the same file"),
+    ],
+)
+def test_wrong_ways_to_train_a_teacher_are_one_line(at_home, capsys, arguments, line):
+    assert command("--train_teacher", *arguments) == 2
+    assert line in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert not list(at_home.iterdir())
+
+
 def test_build_dataset(official_files, capsys):
     for spelling in (["--build_dataset", "True"], ["--build_dataset"]):
         assert train_fskd.main([*spelling, "--data_path", str(official_files)]) == 0

@@ -162,9 +162,13 @@ def add_commands(add: Callable[..., Any]) -> None:
 
 
 def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
-    add("--teacher_recipe", choices=("published", "quick"), default="published",
-        help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle")
-    add("--teacher_epochs", type=positive, metavar="E",
+    add("--teacher_recipe", choices=("published", "quick"),
+        help="published: no BatchNorm, as released (default); quick: BatchNorm folded at the end, one cycle, heads that"
+             " make the teacher graftable, balanced")
+    add("--teacher_from", type=path, metavar="FILE",
+        help="make a finished teacher graftable: continue with it for a few epochs (default: 3) with the heads of"
+             " quick, and balance it; write the result to --teacher; with --teacher_epochs 0, only balance it")
+    add("--teacher_epochs", type=seed, metavar="E",
         help="epochs; the schedule is scaled to them (default: the recipe's)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on

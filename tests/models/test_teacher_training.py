@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from data.datasets import LabelledImages
 from grafting.recipes import CIFAR10, CIFAR100
 from models import checkpoints, teacher_training
 from models.teacher_training import TeacherTraining, batch_sizes, stretched
-from models.training_layers import TeacherWithTrainingLayers, add_batchnorm, fold_batchnorm
+from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
 from models.vgg import BlockwiseVGG, initialize
+from utils import files
 from utils.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -42,13 +44,61 @@ def test_published_recipe_has_no_batchnorm_in_its_blocks(dataset, tmp_path):
     recipe = CIFAR10.teachers["published"]
     model = TeacherTraining(dataset, TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).model
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-    assert model.auxiliary is None
+    assert not model.heads
 
 
-def test_quick_recipe_has_an_auxiliary_classifier_in_training():
-    model = TeacherWithTrainingLayers(network(), True, True, torch.Generator())
-    logits, auxiliary_logits = model(torch.randn(4, 3, 32, 32))
-    assert logits.shape == auxiliary_logits.shape == (4, CLASSES)
+def test_quick_recipe_has_two_heads_in_training(dataset, tmp_path):
+    model = TeacherTraining(dataset, TINY, CIFAR10.teachers["quick"], 0, CPU, tmp_path / "r", lambda line: None).model
+    assert [type(head) for head in model.heads] == [LinearHead, PrototypeHead]
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    logits, loss = model(images, labels)
+    assert logits.shape == (4, CLASSES) and loss.shape == ()
+    features = model.network[:3](images)
+    assert loss.item() == pytest.approx(sum(head(features, labels).item() for head in model.heads), rel=1e-3)
+
+
+def test_prototypes_by_hand():
+    head = PrototypeHead(network(), 2.0)  # its features are 8 channels of 4x4 pixels
+    features = torch.zeros(3, 8, 4, 4)
+    features.flatten(1)[[0, 1, 2], [0, 1, 5]] = torch.tensor([3.0, 4.0, 7.0])
+    features.requires_grad_(True)
+    loss = head(features, torch.tensor([0, 0, 2]))
+    means = head.means.clone()
+    assert means[0, :2].tolist() == [0.5, 0.5] and means[2, 5] == 1 and not means[1].any()
+    half = 10 / 2**0.5  # cosine 1/sqrt(2) to the mean of class 0, 0 to the others
+    expected = [math.log(math.exp(half) + 2) - half] * 2 + [math.log(math.exp(10) + 2) - 10]
+    assert loss.item() == pytest.approx(2 * sum(expected) / 3, rel=1e-3)
+    loss.backward()
+    assert features.grad[0].abs().max() > 0
+    head(features.detach()[2:], torch.tensor([0]))
+    assert head.means[0, [0, 1, 5]].tolist() == pytest.approx([0.475, 0.475, 0.05])
+    assert torch.equal(head.means[1:], means[1:])
+
+
+def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(dataset, tmp_path, teacher):
+    source, path = tmp_path / "source.pth", tmp_path / "t.pth"
+    checkpoints.write_teacher(teacher, source)
+    before = source.read_bytes()
+    recipe = replace(CIFAR10.teachers["further"], epochs=0)
+    teacher_training.train_teacher(dataset, source, recipe, 0, CPU, path, lambda line: None)
+    balanced, images = checkpoints.read_teacher(path, CLASSES).eval(), torch.randn(9, 3, 32, 32)
+    assert torch.equal(balanced(images), teacher(images))
+    record = json.loads((tmp_path / "t.json").read_text())
+    assert record["balanced_by"] != 1 and record["teacher_from_sha256"] == files.sha256(before)
+    assert not torch.equal(balanced.features[2][0].weight, teacher.features[2][0].weight)
+    assert source.read_bytes() == before
+
+
+def test_a_teacher_is_trained_further(dataset, tmp_path, teacher):
+    source = tmp_path / "source.pth"
+    checkpoints.write_teacher(teacher, source)
+    recipe = replace(CIFAR10.teachers["further"], epochs=2, batch=4)
+    teacher_training.train_teacher(dataset, source, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+    trained = checkpoints.read_teacher(tmp_path / "t.pth", CLASSES)
+    assert trained.architecture == TINY
+    assert not torch.equal(trained.features[0][0].weight, teacher.features[0][0].weight)
+    with pytest.raises(BadInput, match="--teacher is the same file"):
+        teacher_training.train_teacher(dataset, source, recipe, 0, CPU, source, lambda line: None, fresh=True)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +131,7 @@ def test_published_recipes_are_the_public_ones():
         assert (recipe.nesterov, recipe.epochs) == (nesterov, epochs)
 
 
-@pytest.mark.parametrize("kind", ["published", "quick"])
+@pytest.mark.parametrize("kind", ["published", "quick", "further"])
 def test_an_interrupted_training_ends_with_the_same_bits(dataset, tmp_path, kind):
     recipe = replace(CIFAR10.teachers[kind], epochs=3, batch=4)
 
