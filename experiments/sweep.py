@@ -164,7 +164,7 @@ class Sweep:
         """Run one cell and write its result. Returns the message for the user."""
         plan, setting = self.plan, self._setting(key)
         result_file, checkpoint, students = self._result_file(key), self._checkpoint(key), self._student_files(key)
-        for written in (result_file, checkpoint, *students.values()):
+        for written in (result_file, checkpoint, *students.values(), *map(records.path_of, students.values())):
             files.remove_leftovers(written)
         started = perf_counter()
         images = self.subsets[setting.shots]

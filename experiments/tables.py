@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
+
 from experiments.results import Result, name_of, read_all
 from experiments.setting import require_comparable
 from experiments.tensorboard import write_accuracy_over_shots
@@ -155,7 +157,9 @@ def write_table(output_dir: Path) -> tuple[list[Row], str]:
         raise BadInput(f"{output_dir}/results: no results found; give their --dataset or --output_dir")
     table = rows(results, recipe_of(results[0]["setting"]["dataset"]))
     text = markdown(table)
-    files.write_text(output_dir / "table.md", text + "\n")
-    files.write_text(output_dir / "table.csv", comma_separated(table))
-    write_accuracy_over_shots(output_dir, lines_over_shots(table))
+    with filelock.FileLock(output_dir / ".table.lock"):  # two processes may finish at the same time
+        for name, content in (("table.md", text + "\n"), ("table.csv", comma_separated(table))):
+            files.remove_leftovers(output_dir / name)
+            files.write_text(output_dir / name, content)
+        write_accuracy_over_shots(output_dir, lines_over_shots(table))
     return table, "\n".join([text, *remarks(results)])

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -63,12 +62,13 @@ def grid_of(images: np.ndarray, shots: int) -> torch.Tensor:
 
 
 def write_accuracy_over_shots(output_dir: Path, lines: Mapping[str, list[tuple[int, float]]]) -> None:
-    """Write runs `summary/<line>` with test accuracy over N. lines: points (N, accuracy in percent) by name."""
+    """Runs `summary/<line>` with test accuracy over N; lines: points (N, accuracy in percent) by name.
+
+    One process at a time may write them: they replace those of before.
+    """
     directory = output_dir / "tensorboard" / "summary"
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(directory.with_suffix(".lock")):  # two processes may finish at the same time
-        shutil.rmtree(directory, ignore_errors=True)
-        for name, points in lines.items():
-            with SummaryWriter(str(directory / name)) as writer:
-                for shots, accuracy in points:
-                    writer.add_scalar(OVER_SHOTS, accuracy, shots)
+    shutil.rmtree(directory, ignore_errors=True)
+    for name, points in lines.items():
+        with SummaryWriter(str(directory / name)) as writer:
+            for shots, accuracy in points:
+                writer.add_scalar(OVER_SHOTS, accuracy, shots)

@@ -276,12 +276,16 @@ def test_a_cell_that_another_process_runs_is_skipped(plan):
 
 
 def test_what_a_killed_process_left_behind_is_removed(plan):
-    folder = plan().output_dir / "results/1-shot"
-    folder.mkdir(parents=True)
-    leftover = folder / ".trial-0.checkpoint.pt.0123abcd.tmp"
-    leftover.write_text("incomplete")
-    run(plan())
-    assert not leftover.exists()
+    run(plan(cells=((1, 0),)))
+    first = plan(cells=((1, 0),))
+    written = [*first.student_dir.iterdir(), *results.paths(first.output_dir), first.output_dir / "table.md"]
+    written.append(first.output_dir / "results/1-shot/trial-0.checkpoint.pt")
+    leftovers = [path.with_name(f".{path.name}.0123abcd.tmp") for path in written]
+    assert len(leftovers) == 3 + 3 + 1 + 1 + 1
+    for leftover in leftovers:
+        leftover.write_text("torn")
+    run(plan(cells=((1, 0),), fresh=True))
+    assert not [path for path in leftovers if path.exists()]
 
 
 def test_training_labels_are_never_read_in_distillation(plan, dataset):

@@ -1,11 +1,9 @@
-from threading import Thread
-
 import numpy as np
 import pytest
 from small import pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.tensorboard import OVER_SHOTS, CellCurves, grid_of, write_accuracy_over_shots
+from experiments.tensorboard import CellCurves, grid_of, write_accuracy_over_shots
 from grafting.distillation import Curve
 
 SETTING = {"seed": 0, "schedule": [{"phase": p, "lr_student": 2.5e-4, "lr_adapter": 1e-3} for p in ("B0", "L3")]}
@@ -63,24 +61,3 @@ def test_accuracy_over_n_has_the_papers_line_beside_ours(tmp_path):
     tag = "accuracy over N/best of L3, test %"
     for run, value in (("ours best", 91.0), ("ours last", 90.5), ("teacher", 92.3), ("paper", 92.89)):
         assert points(events(tmp_path / "tensorboard/summary" / run), tag) == [(10, pytest.approx(value))]
-
-
-def test_two_writers_at_once_leave_whole_lines(tmp_path):
-    lines = {f"line {k}": [(n, float(n)) for n in range(1, 6)] for k in range(4)}
-    failures = []
-
-    def write():
-        try:
-            for _ in range(10):
-                write_accuracy_over_shots(tmp_path, lines)
-        except OSError as error:
-            failures.append(error)
-
-    writers = [Thread(target=write) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert not failures
-    for name, expected in lines.items():
-        assert points(events(tmp_path / "tensorboard/summary" / name), OVER_SHOTS) == expected
