@@ -97,6 +97,8 @@ def how_to_continue(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
     """Run the command; raises BadInput. Only a sweep is shared by several processes."""
+    if args.teacher_from and not args.train_teacher:
+        raise BadInput("--teacher_from: only with --train_teacher")
     job = Job(args, rank)
     if not any((args.build_dataset, args.table, args.train_teacher, args.evaluate, args.diagnose)):
         return job.sweep()
@@ -221,7 +223,8 @@ class Job:
         network = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
         teacher = FrozenTeacher(network, self.dataset.normalization, self.dataset.test())
         say(f"{self.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
-        say(diagnose(teacher, images).text())
+        with arithmetic(self.args.precision, self.device):
+            say(diagnose(teacher, images).text())
         return 0
 
     def sweep(self) -> int:

@@ -169,6 +169,11 @@ def test_wrong_ways_to_train_a_teacher_are_one_line(at_home, capsys, arguments, 
     assert not list(at_home.iterdir())
 
 
+def test_teacher_from_without_training_is_refused(with_teacher, capsys):
+    assert command("--nshot", "1", "--teacher_from", "a.pth") == 2
+    assert "--teacher_from: only with --train_teacher" in capsys.readouterr().err
+
+
 def test_build_dataset(official_files, capsys):
     for spelling in (["--build_dataset", "True"], ["--build_dataset"]):
         assert train_fskd.main([*spelling, "--data_path", str(official_files)]) == 0
@@ -335,6 +340,19 @@ def test_evaluation_computes_in_the_precision_asked_for(with_teacher, monkeypatc
     for precision in ("float32", "bfloat16"):
         assert command("--evaluate", "ckpt/teacher/vgg16-blockwise-folder.pth", "--precision", precision) == 0
     assert dtypes == [torch.float32, torch.bfloat16]
+
+
+def test_diagnosis_computes_in_the_precision_asked_for(with_teacher, monkeypatch):
+    enabled = []
+    test_batches = FrozenTeacher.test_batches
+    monkeypatch.setattr(
+        FrozenTeacher,
+        "test_batches",
+        lambda self, start: enabled.append(torch.is_autocast_enabled("cpu")) or test_batches(self, start),
+    )
+    for precision in ("float32", "bfloat16"):
+        assert command("--diagnose", "--nshot", "4", "--precision", precision) == 0
+    assert enabled == [False, True]
 
 
 def test_memory_and_eval_every_are_obeyed(with_teacher):

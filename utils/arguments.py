@@ -126,9 +126,9 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
         help="torch device; cuda without a number spreads torchrun's processes over the GPUs (default: cuda if there is"
              " one, else cpu)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0],
-        help="arithmetic, also of --evaluate; tf32: PyTorch's default, TensorFloat-32 in convolutions on NVIDIA GPUs,"
-             " float32 everywhere else; float32: everywhere; bfloat16: automatic mixed precision, cached features in"
-             " bfloat16")
+        help="arithmetic, also of --evaluate and --diagnose; tf32: PyTorch's default, TensorFloat-32 in convolutions on"
+             " NVIDIA GPUs, float32 everywhere else; float32: everywhere; bfloat16: automatic mixed precision, cached"
+             " features in bfloat16")
     add("--memory", type=gigabytes, metavar="GB",
         help="memory for the cached teacher features, in 10^9 bytes per process (default: three quarters of what"
              " is free at the start, within the limits of the container or job, shared by the processes of torchrun;"
