@@ -34,6 +34,7 @@ from grafting.recipes import RECIPES
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records, teacher_training
 from models.download import fetch_teacher
+from models.teacher_recipe import stretched
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
 from utils import files, machine
 from utils.arguments import parser
@@ -187,7 +188,7 @@ class Job:
         if self.args.teacher_epochs == 0 and not source:
             raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
         recipe_name = "further" if source else recipe_name or "published"
-        recipe = teacher_training.stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
+        recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
         accuracy = teacher_training.train_teacher(
             self.dataset,
             source or ARCHITECTURES[self.architecture],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from models.teacher_training import TeacherRecipe
+from models.teacher_recipe import TeacherRecipe
 
 BATCH_AT_TEN_SHOTS = 64
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,6 +23,7 @@ from data.datasets import ImageDataset
 from data.views import VIEWS, crop, pad
 from models import checkpoints, records
 from models.balancing import balance
+from models.teacher_recipe import TeacherRecipe
 from models.training_layers import LinearHead, PrototypeHead, TeacherWithTrainingLayers, fold_batchnorm
 from models.vgg import Architecture, BlockwiseVGG, initialize
 from utils import files, machine
@@ -31,52 +32,6 @@ from utils.seeds import generator, torch_generator
 
 TEST_BATCH = 500
 BALANCING_IMAGES = 2000
-
-
-@dataclass(frozen=True)
-class TeacherRecipe:
-    """SGD for a teacher. The learning rate depends on progress, so a recipe fits any number of epochs.
-
-    falls: drops of the learning rate, (progress in [0, 1), factor): from that progress on it is multiplied by the
-    factor. one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: number
-    of epochs over which the rate first rises linearly. batchnorm: BatchNorm after every convolution, folded at the
-    end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head, prototype_head:
-    weights of the losses of heads on block 2's output (models/training_layers.py), which are dropped at the end: B0
-    learns from few images where these lie close to the means of their classes. balanced: bring block 2's output to one
-    size at the end (models/balancing.py). The last three make a teacher graftable; the authors' teachers have none.
-    """
-
-    name: str
-    epochs: int
-    lr: float
-    batch: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = False
-    warmup_epochs: int = 0
-    falls: tuple[tuple[float, float], ...] = ()
-    one_cycle: bool = False
-    batchnorm: bool = False
-    decays_biases: bool = True
-    linear_head: float = 0.0
-    prototype_head: float = 0.0
-    balanced: bool = False
-
-    def rate(self, epoch: float) -> float:
-        """The learning rate after `epoch` epochs, which may be a fraction."""
-        progress = epoch / self.epochs
-        if self.one_cycle:
-            return self.lr * min(progress / 0.2, (1 - progress) / 0.8)
-        rate = self.lr * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.lr
-        for progress_at_drop, factor in self.falls:
-            if int(epoch) >= round(progress_at_drop * self.epochs):
-                rate *= factor
-        return rate
-
-
-def stretched(recipe: TeacherRecipe, epochs: int | None) -> TeacherRecipe:
-    """The recipe with another number of epochs, or unchanged for None."""
-    return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
 def batch_sizes(images: int, batch: int) -> list[int]:

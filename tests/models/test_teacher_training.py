@@ -11,7 +11,8 @@ from small import CLASSES, TINY, pictures, weights
 from data.datasets import LabelledImages
 from grafting.recipes import CIFAR10, CIFAR100
 from models import checkpoints, teacher_training
-from models.teacher_training import TeacherTraining, batch_sizes, stretched
+from models.teacher_recipe import TeacherRecipe, stretched
+from models.teacher_training import TeacherTraining, batch_sizes
 from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
 from models.vgg import BlockwiseVGG, initialize
 from utils import files
@@ -208,7 +209,7 @@ def test_a_last_batch_of_one_image_is_trained_on(dataset, tmp_path, kind):
 def test_learning_rates_follow_the_images_seen(dataset, tmp_path, monkeypatch, images, progress):
     recipe = replace(CIFAR10.teachers["published"], epochs=2, batch=4)
     asked = []
-    monkeypatch.setattr(teacher_training.TeacherRecipe, "rate", lambda self, epoch: asked.append(epoch) or 0.01)
+    monkeypatch.setattr(TeacherRecipe, "rate", lambda self, epoch: asked.append(epoch) or 0.01)
     TeacherTraining(of_size(dataset, images), TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).run()
     assert asked == pytest.approx(progress)
 
