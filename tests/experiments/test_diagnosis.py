@@ -48,4 +48,4 @@ def test_images_that_are_the_test_set_are_read_without_a_fault(teacher, dataset)
 
 def test_the_text_says_what_to_expect(found):
     text = found[0].text()
-    assert text.count("\n|") == 6 and "expect about as much for B0 at N = 1" in text and "--teacher_from" in text
+    assert text.count("\n|") == 6 and "B0 at N = 1 comes to about the latter" in text and "--teacher_from" in text
