@@ -63,8 +63,8 @@ class Diagnosis:
                 "",  # in Markdown, the next line would otherwise be a row of the table
                 f"The teacher itself: {self.teacher:.2f}%. The output of block {b.block} is the input of B0. A linear"
                 f" classifier on it is {self.teacher - b.probe:.2f} points below the teacher, one image per class"
-                f" {self.teacher - b.one_shot:.2f} points. With CIFAR10's schedule B0 at N = 1 comes to about the latter,"
-                " with CIFAR100's, which is ten times as long, to more.",
+                f" {self.teacher - b.one_shot:.2f} points. With CIFAR10's schedule B0 at N = 1 comes to about the"
+                " latter, with CIFAR100's, which is ten times as long, to more.",
                 "Where that is not enough, --train_teacher --teacher_from makes the teacher graftable;"
                 f" with --teacher_epochs 0 it only brings the RMS of block {b.block} near {TARGET_RMS:g}.",
             ]
