@@ -161,7 +161,9 @@ class Job:
         if not self.teacher_file.exists():
             self._get_teacher()
         teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
-        records.check(self.teacher_file, records.deciding(self.dataset))
+        not_checked = records.check(self.teacher_file, records.deciding(self.dataset))
+        if not_checked and records.path_of(self.teacher_file).exists() and self.rank.is_leader:
+            say(not_checked)
         return teacher
 
     def _get_teacher(self) -> None:

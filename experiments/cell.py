@@ -83,10 +83,11 @@ class Cell:
         self._write("last", partial(checkpoints.write_stage2, on_cpu(self.current.scion)))
 
     def _write(self, kind: str, write: Callable[[Path], None]) -> None:
-        """Write a student's file and its record."""
-        path = self.students[kind]
+        """Write a student's file and its record. The record comes first: a file without one would be another run's."""
+        path, record = self.students[kind], {"student": kind, **self.record, "setting": self.setting.content}
+        records.announce(path, record)
         write(path)
-        records.write(path, {"student": kind, **self.record, "setting": self.setting.content})
+        records.write(path, record)
         self.written[kind] = str(path)
 
     def distill(self, phase: Phase, scion: nn.Sequential) -> None:

@@ -16,32 +16,48 @@ from utils import files
 KIND = "the list of files that --fresh replaces; remove it to start again"
 
 
-def remove_outdated(
-    output_dir: Path, cell_files: Sequence[Sequence[Path]], lock: Callable[[int], AbstractContextManager]
-) -> None:
-    """Remove the results and checkpoints from before the first of these `--fresh` commands.
+class Fresh:
+    """One `--fresh` and its continuations.
 
-    cell_files: paths of each cell's result and checkpoint. lock: returns the lock of the cell with that index.
+    cell_files: paths of each cell's result and checkpoint. settings: the cells' settings; with others, `--fresh`
+    starts again.
     """
-    path = _list_of(output_dir, cell_files)
-    if not path.exists():
-        existing = [file for pair in cell_files for file in pair if file.exists()]
-        files.write_json(path, {str(file.relative_to(output_dir)): files.sha256_of_file(file) for file in existing})
-    outdated = files.read_json(path, KIND)
-    for index, pair in enumerate(cell_files):
-        with lock(index):
-            for file in pair:
-                if file.exists() and files.sha256_of_file(file) == outdated.get(str(file.relative_to(output_dir))):
-                    file.unlink()
+
+    def __init__(self, output_dir: Path, cell_files: Sequence[Sequence[Path]], settings: list[dict]):
+        self.output_dir = output_dir
+        self.cell_files = cell_files
+        names = sorted(self._name(result) for result, _ in cell_files)
+        self.path = output_dir / "results" / f"fresh-{_digest(names)[:8]}.json"  # shards do not share it
+        self.settings = _digest(settings)
+
+    def continues(self) -> bool:
+        """Whether the same command was interrupted before."""
+        return self.path.exists() and files.read_json(self.path, KIND).get("settings") == self.settings
+
+    def remove_outdated(self, lock: Callable[[int], AbstractContextManager]) -> None:
+        """Remove the results and checkpoints from before the first of these commands.
+
+        lock: returns the lock of the cell with that index.
+        """
+        if not self.continues():
+            existing = [file for pair in self.cell_files for file in pair if file.exists()]
+            outdated = {self._name(file): files.sha256_of_file(file) for file in existing}
+            files.write_json(self.path, {"settings": self.settings, "outdated": outdated})
+        outdated = files.read_json(self.path, KIND)["outdated"]
+        for index, pair in enumerate(self.cell_files):
+            with lock(index):
+                for file in pair:
+                    if file.exists() and files.sha256_of_file(file) == outdated.get(self._name(file)):
+                        file.unlink()
+
+    def end(self) -> None:
+        """Remove the list once every cell has a result: the next `--fresh` then runs them all again."""
+        if all(result.exists() for result, _ in self.cell_files):
+            self.path.unlink(missing_ok=True)
+
+    def _name(self, file: Path) -> str:
+        return str(file.relative_to(self.output_dir))
 
 
-def end(output_dir: Path, cell_files: Sequence[Sequence[Path]]) -> None:
-    """Remove the list once every cell has a result: the next `--fresh` then runs them all again."""
-    if all(result.exists() for result, _ in cell_files):
-        _list_of(output_dir, cell_files).unlink(missing_ok=True)
-
-
-def _list_of(output_dir: Path, cell_files: Sequence[Sequence[Path]]) -> Path:
-    """The path of the list. Each set of cells has another one, so shards do not share it."""
-    names = json.dumps(sorted(str(result.relative_to(output_dir)) for result, _ in cell_files))
-    return output_dir / "results" / f"fresh-{files.sha256(names.encode())[:8]}.json"
+def _digest(content: list) -> str:
+    return files.sha256(json.dumps(content).encode())

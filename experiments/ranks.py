@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -14,6 +14,8 @@ from torch import distributed
 from utils.errors import BadInput
 
 TIMEOUT = timedelta(days=30)  # ranks finish their last cells at different times
+JOIN_TIMEOUT = timedelta(minutes=5)
+START = "start with torchrun, or unset its variables"
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -33,6 +35,7 @@ class Rank:
     count: int = 1
     local_index: int = 0
     local_count: int = 1
+    group: distributed.ProcessGroup | None = None
 
     @property
     def is_leader(self) -> bool:
@@ -66,7 +69,7 @@ class Rank:
             return succeeded
         least = torch.tensor(int(succeeded))
         try:
-            distributed.all_reduce(least, distributed.ReduceOp.MIN)
+            distributed.all_reduce(least, distributed.ReduceOp.MIN, group=self.group)
         except RuntimeError as error:  # the connection is closed
             raise RankLost("another process of this torchrun has ended; see its message, and run again") from error
         return bool(least)
@@ -77,7 +80,7 @@ SINGLE_PROCESS = Rank()
 
 def prints_for_all() -> bool:
     """Whether this process prints the messages that concern all ranks."""
-    return os.environ.get("RANK", "0") == "0"
+    return any(name not in os.environ for name in VARIABLES) or os.environ["RANK"] == "0"
 
 
 def join() -> Rank:
@@ -85,16 +88,28 @@ def join() -> Rank:
 
     On the CPU, the ranks of one machine share its cores.
     """
-    values = [os.environ.get(name) for name in VARIABLES]
-    if None in values:
+    if any(name not in os.environ for name in VARIABLES):
         return SINGLE_PROCESS
-    if not all(text.isdecimal() for text in values):
-        raise BadInput(f"{', '.join(VARIABLES)}: must be whole numbers; start with torchrun, or unset them")
-    rank = Rank(*map(int, values))
-    if rank.count > 1:
-        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-            raise BadInput("RANK is set, MASTER_ADDR or MASTER_PORT is not; start with torchrun, or unset RANK")
-        distributed.init_process_group("gloo", timeout=TIMEOUT)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // rank.local_count))
-    return rank
+    rank = Rank(*map(_whole_number, VARIABLES))
+    if not (rank.index < rank.count and rank.local_index < rank.local_count):
+        raise BadInput(f"RANK={rank.index} WORLD_SIZE={rank.count}: {START}")
+    if rank.count == 1:
+        return rank
+    if "MASTER_ADDR" not in os.environ:
+        raise BadInput(f"RANK is set, MASTER_ADDR is not: {START}")
+    _whole_number("MASTER_PORT")
+    try:
+        distributed.init_process_group("gloo", timeout=JOIN_TIMEOUT)
+        group = distributed.new_group(timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise BadInput(f"RANK={rank.index}: the other processes cannot be reached; {START}") from error
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // rank.local_count))
+    return replace(rank, group=group)
+
+
+def _whole_number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise BadInput(f"{name}={text}: is not a whole number; {START}")
+    return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,16 @@ def read(path: Path) -> Result:
         setting = result["setting"]
         _require(isinstance(setting["dataset"], str), "dataset")
         for name in ("shots", "trial"):
-            _require(type(setting[name]) is int and setting[name] >= 0, name)
+            _require(type(setting[name]) is int and 0 <= setting[name] < 10**6, name)
         for step in setting["schedule"]:
             step["phase"], step["span"], step["epochs"]
         _require_percent(result["teacher"]["accuracy"], "teacher's accuracy")
-        _require(isinstance(result.get("machine", {}), dict), "machine")
+        for process in (result, *result.get("earlier_processes", [])):
+            _require(isinstance(process.get("machine", {}), dict), "machine")
         if result["status"] == "done":
             _require_percent(result["best"], "best")
             _require_percent(result["last"], "last")
+            _require(result["best"] >= result["last"], "best")
     expected_path = path_of(path.parents[2], setting["shots"], setting["trial"])
     if path != expected_path:
         original = expected_path.relative_to(path.parents[1])
@@ -95,11 +98,10 @@ def paths(output_dir: Path) -> list[Path]:
     return [p for p in found if p.parent.name.removesuffix("-shot").isdecimal() and p.stem[6:].isdecimal()]
 
 
-def read_all(output_dir: Path) -> list[Result]:
-    """Every result under `output_dir`, by N and trial."""
-    return sorted(
-        map(read, paths(output_dir)), key=lambda result: (result["setting"]["shots"], result["setting"]["trial"])
-    )
+def read_all(output_dir: Path, except_for: Collection[Path] = ()) -> list[Result]:
+    """Every result under `output_dir`, by N and trial, except for some files."""
+    found = [read(path) for path in paths(output_dir) if path not in except_for]
+    return sorted(found, key=lambda result: (result["setting"]["shots"], result["setting"]["trial"]))
 
 
 def name_of(result: Result) -> str:

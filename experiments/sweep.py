@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,9 @@ from tqdm import tqdm
 from acceleration.feature_cache import STARTS, CachedTeacher, bytes_cached
 from data.datasets import ImageDataset
 from data.fewshot import subset
-from experiments import fresh, results
+from experiments import results
 from experiments.cell import Cell
+from experiments.fresh import Fresh
 from experiments.setting import Setting, require_comparable
 from experiments.tables import write_table
 from experiments.tensorboard import CellCurves
@@ -81,38 +83,58 @@ class Sweep:
         self.subset_sha256 = {n: files.sha256(images.tobytes()) for n, images in self.subsets.items()}
         self.teacher_sha256 = files.sha256_of_file(plan.teacher_file)
         self.test_sha256 = plan.dataset.test().sha256()
-        self.record = records.deciding(plan.dataset, self.teacher_sha256)
+        settings = [self._setting(cell).content for cell in sorted(plan.cells)]
+        self.fresh = Fresh(plan.output_dir, self._cell_files(), settings)
         if plan.fresh and plan.is_leader:
-            fresh.remove_outdated(plan.output_dir, self._cell_files(), self._lock_or_refuse)
+            if not self.fresh.continues():
+                self._require_comparable(except_for=plan.cells)
+                self._require_free_students(plan.cells)
+            self.fresh.remove_outdated(self._lock_or_refuse)
         self.left = [cell for cell in plan.cells if not self._is_done(cell)]
         self._require_comparable()
         if not plan.fresh:
-            self._require_free_names()
+            self._require_free_students(self.left)
 
-    def _require_comparable(self) -> None:
-        """Raise BadInput now if the table at the end could not be made."""
-        existing = {results.name_of(result): result["setting"] for result in results.read_all(self.plan.output_dir)}
+    def _require_comparable(self, except_for: Sequence[CellKey] = ()) -> None:
+        """Raise BadInput now if the table at the end could not be made. except_for: cells that will be run again."""
+        outdated = [self._result_file(cell) for cell in except_for]
+        there = results.read_all(self.plan.output_dir, outdated)
         first_of_shots = {shots: (shots, trial) for shots, trial in reversed(self.plan.cells)}
         ours = {f"{shots}-shot of this command": self._setting(cell).content for shots, cell in first_of_shots.items()}
-        require_comparable({**existing, **ours})
+        require_comparable({**{results.name_of(result): result["setting"] for result in there}, **ours})
 
-    def _require_free_names(self) -> None:
-        """Raise BadInput if a student of other settings would be overwritten."""
-        for cell in self.left:
-            record = records.path_of(self._student_files(cell)["best"])
-            if record.exists():
-                self._setting(cell).require_same(files.read_json(record, records.KIND).get("setting", {}), record)
+    def _require_free_students(self, cells: Sequence[CellKey]) -> None:
+        """Raise BadInput where these cells would overwrite students of another run."""
+        for cell in cells:
+            for student in self._student_files(cell).values():
+                path = records.path_of(student)
+                if not (path.exists() or student.exists()):
+                    continue
+                record = files.read_json(path, records.KIND) if path.exists() else {}
+                is_ours = record.get("result") == self._record(cell)["result"]
+                if not (record.get("setting") == self._setting(cell).content or (self.plan.fresh and is_ours)):
+                    raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")
+
+    def _record(self, cell: CellKey) -> dict[str, Any]:
+        """What determines a student's predictions besides the weights, and the result it belongs to."""
+        return {
+            **records.deciding(self.plan.dataset, self.teacher_sha256),
+            "result": os.path.relpath(self._result_file(cell), self.plan.student_dir),
+        }
 
     def run(self) -> None:
         """Run the cells that are neither done nor running in another process."""
         if len(self.left) < len(self.plan.cells):
             done = len(self.plan.cells) - len(self.left)
-            self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; --fresh runs them again")
+            advice = (
+                f"remove {self.fresh.path} to start --fresh again" if self.plan.fresh else "--fresh runs them again"
+            )
+            self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; {advice}")
         if self.left:
             with arithmetic(self.plan.precision, self.device):
                 self._run_cells(*self._prepare_teacher())
         if all(self._is_done(cell) for cell in self.plan.cells):
-            fresh.end(self.plan.output_dir, self._cell_files())
+            self.fresh.end()
 
     def _prepare_teacher(self) -> tuple[CachedTeacher, dict[str, Any]]:
         """The frozen teacher, and its entry in the result files."""
@@ -180,7 +202,9 @@ class Sweep:
         }
         teacher.settled.clear()
         after_epoch = partial(_after_epoch, curves, bar)
-        cell = Cell(setting, teacher, views, plan.eval_every, checkpoint, students, self.record, process, after_epoch)
+        cell = Cell(
+            setting, teacher, views, plan.eval_every, checkpoint, students, self._record(key), process, after_epoch
+        )
         failure = None
         try:
             cell.run()

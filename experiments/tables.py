@@ -18,6 +18,8 @@ from grafting.recipes import Recipe, recipe_of
 from utils import files
 from utils.errors import BadInput
 
+TEACHER_TOLERANCE = 0.1  # percent
+
 
 @dataclass(frozen=True)
 class Row:
@@ -43,6 +45,7 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
     recipe: that of the results' data set, for the paper's accuracies.
     """
     require_comparable({name_of(result): result["setting"] for result in results})
+    _require_one_teacher_accuracy(results)
     table = []
     for shots in sorted({result["setting"]["shots"] for result in results}):
         cells = [result for result in results if result["setting"]["shots"] == shots]
@@ -69,6 +72,17 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
             )
         )
     return table
+
+
+def _require_one_teacher_accuracy(results: list[Result]) -> None:
+    """One teacher on one test set has one accuracy, up to what machines round differently."""
+    for result in results[1:]:
+        here, first = result["teacher"]["accuracy"], results[0]["teacher"]["accuracy"]
+        if abs(here - first) > TEACHER_TOLERANCE:
+            raise BadInput(
+                f"{name_of(result)} gives the teacher {here:.2f}%, {name_of(results[0])} {first:.2f}%: one of the"
+                " result files was changed; remove it to run the cell again"
+            )
 
 
 def remarks(results: list[Result]) -> list[str]:

@@ -39,6 +39,11 @@ def path_of(network_file: Path) -> Path:
     return network_file.with_suffix(".json")
 
 
+def announce(network_file: Path, content: dict[str, Any]) -> None:
+    """Write the record of a network's file that is about to be written."""
+    files.write_json(path_of(network_file), {"sha256": None, **content})
+
+
 def write(network_file: Path, content: dict[str, Any]) -> None:
     """Write the record of a network's file. It names the sha256 of that file."""
     files.write_json(path_of(network_file), {"sha256": files.sha256_of_file(network_file), **content})

@@ -59,6 +59,9 @@ def train_teacher(
     """
     if path.exists() and not fresh:
         raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
+    if path.suffix != ".pth" or path.is_dir():
+        raise BadInput(f"--teacher {path}: the name of a teacher's file ends in .pth; choose such a name")
+    files.require_writable(path.parent)
     if start == path:
         raise BadInput(f"--teacher_from {start}: --teacher is the same file; name another one for the new teacher")
     resume_file = path.with_suffix(".resume.pt")

@@ -318,6 +318,12 @@ def test_a_student_is_measured_only_with_its_own_teacher(with_teacher, dataset, 
     assert f"{STUDENT}: was made with another normalisation" in capsys.readouterr().err
 
 
+def test_a_teacher_that_is_not_the_recorded_one_is_said(with_teacher, capsys):
+    (with_teacher / "ckpt/teacher/vgg16-blockwise-folder.json").write_text('{"sha256": "of another file"}')
+    assert command("--nshot", "1", "--trials", "1") == 0
+    assert "vgg16-blockwise-folder.json is the record of another file; not checked" in capsys.readouterr().out
+
+
 def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_teacher, capsys):
     assert command("--nshot", "1", "--trials", "1") == 0
     (with_teacher / STUDENT).with_suffix(".json").unlink()

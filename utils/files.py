@@ -97,18 +97,19 @@ UNREADABLE = (  # what unpicklers and tensor readers raise for files of another 
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn errors in reading `path` into BadInput. kind: what the file should be."""
+    """Turn errors in reading `path` into BadInput. kind: what the file should be, and after a semicolon what to do."""
+    what, semicolon, advice = kind.partition(";")
     try:
         yield
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; expected {kind}") from None
+        raise BadInput(f"{path}: no such file; expected {what}") from None
     except IsADirectoryError:
-        raise BadInput(f"{path}: is a directory; expected {kind}") from None
+        raise BadInput(f"{path}: is a directory; expected {what}") from None
     except PermissionError:
         raise BadInput(f"{path}: cannot be read (permission denied)") from None
     except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise BadInput(f"{path}: not {kind}, or damaged ({reason})") from None
+        raise BadInput(f"{path}: not {what}, or damaged ({reason}){semicolon}{advice}") from None
 
 
 def read_tensors(path: Path, kind: str) -> Any:

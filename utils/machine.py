@@ -33,7 +33,7 @@ def device_named(name: str | None, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise BadInput(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"--device {name}: {str(error).splitlines()[0][:120]}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -131,7 +131,7 @@ def test_an_incomplete_checkpoint_is_refused(make, content):
     cell.run()
     cell.checkpoint()
     cell.path.write_bytes(content if content is not None else cell.path.read_bytes()[:-200])
-    with pytest.raises(BadInput, match="cell's checkpoint; remove it"):
+    with pytest.raises(BadInput, match=r"cell's checkpoint, or damaged .*; remove it"):
         make("one").run()
 
 
@@ -188,7 +188,7 @@ def name_no_phase(saved):
     ],
 )
 def test_a_checkpoint_of_another_layout_is_refused(make, monkeypatch, change):
-    with pytest.raises(BadInput, match="cell's checkpoint; remove it") as refusal:
+    with pytest.raises(BadInput, match=r"cell's checkpoint, or damaged .*; remove it") as refusal:
         with_checkpoint(make, monkeypatch, change).run()
     assert "\n" not in str(refusal.value)
 

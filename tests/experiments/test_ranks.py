@@ -16,7 +16,7 @@ def events(monkeypatch):
 
     recorded = Events()
 
-    def all_reduce(least, operation):
+    def all_reduce(least, operation, group):
         recorded.append(f"meets the others, {'succeeded' if least else 'failed'}")
         least.fill_(int(bool(least) and recorded.others))
 
@@ -50,7 +50,7 @@ def test_a_single_process_does_not_wait(events):
 
 
 def test_a_lost_rank_is_one_line(monkeypatch):
-    def closed(*_):
+    def closed(*_, **__):
         raise RuntimeError("Connection closed by peer\n[traceback of another library]")
 
     monkeypatch.setattr(ranks.distributed, "all_reduce", closed)
@@ -62,10 +62,17 @@ def test_a_lost_rank_is_one_line(monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "line"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR or MASTER_PORT is not"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_ADDR or MASTER_PORT is not"),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "must be whole numbers"),
-        ({"RANK": "", "WORLD_SIZE": "2"}, "must be whole numbers"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK is set, MASTER_ADDR is not"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "MASTER_PORT=: is not a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "MASTER_PORT=x: is not a"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK=first: is not a whole number"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK=: is not a whole number"),
+        (
+            {"RANK": "3", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            "RANK=3 WORLD_SIZE=2: start",
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK=1 WORLD_SIZE=1: start with torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "0"}, "RANK=0 WORLD_SIZE=1: start with torchrun"),
     ],
 )
 def test_variables_left_over_in_the_environment_are_one_line(monkeypatch, variables, line):
@@ -76,7 +83,24 @@ def test_variables_left_over_in_the_environment_are_one_line(monkeypatch, variab
 
 
 def test_only_the_first_rank_prints_what_concerns_all(monkeypatch):
-    assert ranks.prints_for_all()
+    monkeypatch.setenv("RANK", "1")
+    assert ranks.prints_for_all()  # the others are not set, so this is no process of torchrun
+    for name in ranks.VARIABLES:
+        monkeypatch.setenv(name, "2")
     for rank, prints in (("0", True), ("1", False)):
         monkeypatch.setenv("RANK", rank)
         assert ranks.prints_for_all() is prints
+
+
+def test_processes_that_cannot_be_reached_are_one_line(monkeypatch):
+    def unreachable(*_, **__):
+        raise RuntimeError("connect() timed out\n[another library's traceback]")
+
+    monkeypatch.setattr(ranks.distributed, "init_process_group", unreachable)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(BadInput, match="RANK=1: the other processes cannot be reached") as refusal:
+        ranks.join()
+    assert "\n" not in str(refusal.value)

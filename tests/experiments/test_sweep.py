@@ -220,11 +220,37 @@ def test_results_that_could_not_share_a_table_are_refused_before_any_work(plan, 
 
 def test_students_of_another_run_are_not_overwritten(plan):
     run(plan("one", cells=((1, 0),)))
-    other = plan("two", cells=((1, 0),), student_dir=plan("one").student_dir, seed=1)
-    with pytest.raises(BadInput, match=r"graft-net-Tiny-1perclass-trial0\.json: made with another seed .0, now 1."):
-        Sweep(other, CPU)
-    Sweep(replace(other, fresh=True), CPU)
-    Sweep(replace(other, seed=0), CPU)
+    students = plan("one").student_dir
+    other = plan("two", cells=((1, 0),), student_dir=students, seed=1)
+    for changed in (other, replace(other, fresh=True)):
+        with pytest.raises(BadInput, match=r"perclass-trial0\.pth: is a student of another run; another --student_dir"):
+            Sweep(changed, CPU)
+    Sweep(replace(other, seed=0), CPU)  # would write the same
+    for record in students.glob("*.json"):
+        record.unlink()
+    with pytest.raises(BadInput, match="is a student of another run"):
+        Sweep(replace(other, seed=0), CPU)
+
+
+@pytest.mark.parametrize("setting", ["null", "[]", "3"])
+def test_an_edited_record_of_a_student_is_one_line(plan, setting):
+    run(plan("one", cells=((1, 0),)))
+    for record in plan("one").student_dir.glob("*.json"):
+        content = json.loads(record.read_text())
+        record.write_text(json.dumps({**content, "setting": json.loads(setting)}))
+    with pytest.raises(BadInput, match="is a student of another run"):
+        Sweep(plan("two", cells=((1, 0),), student_dir=plan("one").student_dir), CPU)
+
+
+def test_fresh_with_other_settings_replaces_its_students_and_removes_nothing_it_cannot_redo(plan):
+    run(plan())
+    before = moments(plan())
+    with pytest.raises(BadInput, match="of this command differs from 2-shot trial 0 in its seed"):
+        Sweep(plan(cells=((1, 0), (1, 1)), seed=5, fresh=True), CPU)
+    assert moments(plan()) == before and not list(plan().output_dir.glob("results/fresh-*"))
+    run_cut(plan(fresh=True), after=1)
+    run(plan(seed=5, fresh=True))  # not the interrupted one: all cells are run again
+    assert {result(plan(), *cell)["setting"]["seed"] for cell in plan().cells} == {5}
 
 
 @pytest.mark.parametrize(("changed", "named"), [({"seed": 1}, "seed"), ({"subset_seed": 7}, "subset seed")])

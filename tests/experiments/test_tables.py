@@ -74,6 +74,14 @@ def test_cells_of_different_n_have_the_same_phases_and_epochs():
         tables.rows([cell(1, 0, 80.0, 79.0), cell(10, 0, 90.0, 90.0, schedule=shorter)], FOLDER)
 
 
+def test_a_teacher_has_one_accuracy():
+    edited = cell(1, 1, 80.0, 79.0) | {"teacher": {"accuracy": 12.0}}
+    with pytest.raises(BadInput, match=r"1-shot trial 1 gives the teacher 12\.00%, 1-shot trial 0 92\.30%"):
+        tables.rows([CELLS[0], edited], FOLDER)
+    rounded = cell(1, 1, 80.0, 79.0) | {"teacher": {"accuracy": 92.31}}
+    assert len(tables.rows([CELLS[0], rounded], FOLDER)) == 1
+
+
 def test_remarks_name_missing_and_mixed_results():
     assert tables.remarks(CELLS) == ["missing: N = 10, trial 1, 2"]
     machines = [{"device": "cpu", "torch": "2.6"}, {"device": "cpu", "torch": "2.7"}]

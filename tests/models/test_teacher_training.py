@@ -239,6 +239,19 @@ def test_a_finished_teacher_is_replaced_only_with_fresh(dataset, tmp_path):
     assert checkpoints.read_teacher(path, CLASSES).architecture == TINY
 
 
+@pytest.mark.parametrize("name", ["t.json", "t", ".", "t.pth/below.pth"])
+def test_a_name_that_no_teacher_can_have_is_refused_before_any_work(dataset, tmp_path, name):
+    (tmp_path / "t.pth").write_bytes(b"a teacher")
+
+    def unread():
+        raise AssertionError("the data set is read before the check")
+
+    with pytest.raises(BadInput) as refusal:
+        unreadable, recipe = replace(dataset, train=unread, test=unread), CIFAR10.teachers["quick"]
+        teacher_training.train_teacher(unreadable, TINY, recipe, 0, CPU, tmp_path / name, lambda line: None, fresh=True)
+    assert "\n" not in str(refusal.value) and [p.name for p in tmp_path.iterdir()] == ["t.pth"]
+
+
 def test_an_interrupted_fresh_training_is_resumed(dataset, tmp_path):
     path, recipe, lines = tmp_path / "t.pth", replace(CIFAR10.teachers["published"], epochs=2), []
     path.write_bytes(b"a teacher")
