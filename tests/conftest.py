@@ -93,7 +93,7 @@ def official_files(tmp_path, monkeypatch, server):
         test = [batch(name, 2 * classes) for name, _ in official.test_list]
         meta = write(official.meta["filename"], {official.meta["key"]: [str(c) for c in range(classes)]})
         archive = source / official.filename
-        with tarfile.open(archive, "w:gz") as tar:
+        with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
             tar.add(folder, official.base_folder)
         monkeypatch.setattr(official, "train_list", train)
         monkeypatch.setattr(official, "test_list", test)

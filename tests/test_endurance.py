@@ -59,9 +59,10 @@ def finish(process) -> int:
     return process.exitcode
 
 
-@pytest.fixture
-def folders(tmp_path):
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
     """Folders for runs, the first of them with an undisturbed one."""
+    tmp_path = tmp_path_factory.mktemp("runs")
     checkpoints.write_teacher(small_teacher(), tmp_path / "teacher.pth")
     assert finish(run_in(tmp_path / "undisturbed")) == 0
     return tmp_path

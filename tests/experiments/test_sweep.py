@@ -192,12 +192,13 @@ def test_an_interrupted_fresh_continues_from_its_own_checkpoint_only(plan):
 
 
 def test_fresh_is_prepared_by_the_leader_only(plan):
-    run(plan())
-    before = moments(plan())
-    Sweep(plan(fresh=True, is_leader=False), CPU)
-    assert moments(plan()) == before
-    Sweep(plan(fresh=True), CPU)
-    assert not moments(plan())
+    one = plan(cells=((1, 0),))
+    run(one)
+    before = moments(one)
+    Sweep(replace(one, fresh=True, is_leader=False), CPU)
+    assert moments(one) == before
+    Sweep(replace(one, fresh=True), CPU)
+    assert not moments(one)
 
 
 def test_a_cell_that_another_process_finishes_meanwhile_is_not_run_again(plan):
@@ -255,19 +256,22 @@ def test_fresh_with_other_settings_replaces_its_students_and_removes_nothing_it_
 
 @pytest.mark.parametrize(("changed", "named"), [({"seed": 1}, "seed"), ({"subset_seed": 7}, "subset seed")])
 def test_results_of_other_settings_are_refused(plan, changed, named):
-    run(plan())
-    before = numbers(plan())
+    one = plan(cells=((1, 0),))
+    run(one)
+    before = numbers(one)
     with pytest.raises(BadInput, match=f"trial-0.json: made with another {named} .*another --output_dir"):
-        run(plan(**changed))
-    assert numbers(plan()) == before
+        run(replace(one, **changed))
+    assert numbers(one) == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "done"}', '{"status": "asleep"}'])
 def test_damaged_results_are_refused(plan, content):
-    run(plan())
-    (plan().output_dir / "results/1-shot/trial-0.json").write_text(content)
+    one = plan(cells=((1, 0),))
+    path = results.path_of(one.output_dir, 1, 0)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
     with pytest.raises(BadInput, match=r"trial-0\.json: not a result file of fskd"):
-        run(plan())
+        run(one)
 
 
 def test_a_failed_cell_is_recorded_and_the_others_are_run(plan, monkeypatch):
