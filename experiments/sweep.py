@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from acceleration.feature_cache import STARTS, CachedTeacher, bytes_cached
 from data.datasets import ImageDataset
 from data.fewshot import subset
-from experiments import results
+from experiments import results, students
 from experiments.cell import Cell
 from experiments.fresh import Fresh
 from experiments.setting import Setting, require_comparable
@@ -30,7 +29,7 @@ from experiments.tensorboard import CellCurves
 from grafting.distillation import Curve, NotFinite
 from grafting.recipes import Recipe
 from models import records
-from models.vgg import BlockwiseVGG, frozen, name_of
+from models.vgg import BlockwiseVGG, frozen
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
@@ -106,21 +105,16 @@ class Sweep:
     def _require_free_students(self, cells: Sequence[CellKey]) -> None:
         """Raise BadInput where these cells would overwrite students of another run."""
         for cell in cells:
-            for student in self._student_files(cell).values():
-                path = records.path_of(student)
-                if not (path.exists() or student.exists()):
-                    continue
-                record = files.read_json(path, records.KIND) if path.exists() else {}
-                is_ours = record.get("result") == self._record(cell)["result"]
-                if not (record.get("setting") == self._setting(cell).content or (self.plan.fresh and is_ours)):
-                    raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")
+            replaces = self._record(cell)["result"] if self.plan.fresh else None
+            students.require_free(self._student_files(cell).values(), self._setting(cell).content, replaces)
 
     def _record(self, cell: CellKey) -> dict[str, Any]:
-        """What determines a student's predictions besides the weights, and the result it belongs to."""
-        return {
-            **records.deciding(self.plan.dataset, self.teacher_sha256),
-            "result": os.path.relpath(self._result_file(cell), self.plan.student_dir),
-        }
+        """What a student's record says besides its setting."""
+        plan = self.plan
+        return students.record(plan.dataset, self.teacher_sha256, self._result_file(cell), plan.student_dir)
+
+    def _student_files(self, cell: CellKey) -> dict[str, Path]:
+        return students.paths(self.plan.student_dir, self.plan.teacher.architecture, self.plan.dataset.name, *cell)
 
     def run(self) -> None:
         """Run the cells that are neither done nor running in another process."""
@@ -185,9 +179,9 @@ class Sweep:
     def _run_cell(self, key: CellKey, teacher: CachedTeacher, teacher_record: dict[str, Any], bar: tqdm) -> str:
         """Run one cell and write its result. Returns the message for the user."""
         plan, setting = self.plan, self._setting(key)
-        result_file, checkpoint, students = self._result_file(key), self._checkpoint(key), self._student_files(key)
-        for written in (result_file, checkpoint, *students.values(), *map(records.path_of, students.values())):
-            files.remove_leftovers(written)
+        result_file, checkpoint, written = self._result_file(key), self._checkpoint(key), self._student_files(key)
+        for path in (result_file, checkpoint, *written.values(), *map(records.path_of, written.values())):
+            files.remove_leftovers(path)
         started = perf_counter()
         images = self.subsets[setting.shots]
         views = teacher.few_shot(images)
@@ -203,7 +197,7 @@ class Sweep:
         teacher.settled.clear()
         after_epoch = partial(_after_epoch, curves, bar)
         cell = Cell(
-            setting, teacher, views, plan.eval_every, checkpoint, students, self._record(key), process, after_epoch
+            setting, teacher, views, plan.eval_every, checkpoint, written, self._record(key), process, after_epoch
         )
         failure = None
         try:
@@ -243,13 +237,6 @@ class Sweep:
 
     def _cell_files(self) -> list[tuple[Path, Path]]:
         return [(self._result_file(cell), self._checkpoint(cell)) for cell in self.plan.cells]
-
-    def _student_files(self, cell: CellKey) -> dict[str, Path]:
-        """The released names, with the trial added."""
-        start = f"{name_of(self.plan.teacher.architecture)}-student-graft"
-        end = "{}-{}perclass-trial{}".format(self.plan.dataset.name, *cell)
-        names = {"stage 1": f"{start}-block-{end}", "best": f"{start}-net-{end}", "last": f"{start}-net-{end}-last"}
-        return {kind: self.plan.student_dir / f"{name}.pth" for kind, name in names.items()}
 
     def _setting(self, cell: CellKey) -> Setting:
         plan, (shots, trial) = self.plan, cell

@@ -1,0 +1,45 @@
+"""The files of a cell's students: their names, what their records say, and which run they belong to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data.datasets import ImageDataset
+from models import records
+from models.vgg import Architecture, name_of
+from utils import files
+from utils.errors import BadInput
+
+
+def paths(student_dir: Path, teacher: Architecture, dataset: str, shots: int, trial: int) -> dict[str, Path]:
+    """The released names with the trial added, by kind: the scions of "stage 1", the student's "best" and "last"."""
+    start, end = f"{name_of(teacher)}-student-graft", f"{dataset}-{shots}perclass-trial{trial}"
+    names = {"stage 1": f"{start}-block-{end}", "best": f"{start}-net-{end}", "last": f"{start}-net-{end}-last"}
+    return {kind: student_dir / f"{name}.pth" for kind, name in names.items()}
+
+
+def record(dataset: ImageDataset, teacher_sha256: str, result_file: Path, student_dir: Path) -> dict[str, Any]:
+    """What determines a student's predictions besides the weights, and the result that it belongs to."""
+    return {
+        **records.deciding(dataset, teacher_sha256),
+        "result": os.path.relpath(result_file, student_dir),
+    }
+
+
+def require_free(student_files: Iterable[Path], setting: Mapping[str, Any], replaces: str | None) -> None:
+    """Raise BadInput if one of the files exists and is a student of another run.
+
+    setting: of the cell that will write them; the same setting gives the same students. replaces: a result whose
+    students are replaced whatever their setting.
+    """
+    for student in student_files:
+        path = records.path_of(student)
+        if not (path.exists() or student.exists()):
+            continue
+        there = files.read_json(path, records.KIND) if path.exists() else {}
+        is_replaced = replaces is not None and there.get("result") == replaces
+        if there.get("setting") != setting and not is_replaced:
+            raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")
