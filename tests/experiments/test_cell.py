@@ -8,6 +8,7 @@ from small import pictures, small_cell, weights
 
 from acceleration.feature_cache import CachedTeacher
 from experiments import cell as cell_module
+from experiments import students
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from utils import files
@@ -257,3 +258,20 @@ def test_best_and_last_are_two_files(make, teacher, dataset):
     assert best[0] == last[0] == "stage 2"
     assert all(torch.equal(value, last[1][key]) for key, value in cell.current.scion.state_dict().items())
     assert (curve.best_epoch == curve.epoch) == all(torch.equal(best[1][key], last[1][key]) for key in best[1])
+
+
+def test_a_student_written_just_before_a_power_cut_is_this_cells(make, monkeypatch):
+    """Its record is written before it, so that the cell may write it again."""
+
+    def power_cut(*_):
+        raise PowerCut
+
+    monkeypatch.setattr(checkpoints, "write_stage1", lambda scions, path: path.write_bytes(b"weights"))
+    monkeypatch.setattr("models.records.write", power_cut)
+    cell = make("one")
+    with pytest.raises(PowerCut):
+        cell.run()
+    content = json.loads(json.dumps(cell.setting.content))
+    students.require_free([cell.students["stage 1"]], content, None)
+    with pytest.raises(BadInput, match="is a student of another run"):
+        students.require_free([cell.students["stage 1"]], {**content, "seed": 1}, None)
