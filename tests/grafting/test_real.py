@@ -36,5 +36,5 @@ def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_p
             views = torch.randint(162, (5, 10), generator=random)
             losses.append([train(step, torch.arange(10), view, 6) for view in views])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-        network = runs[1].scion_and_tail(cached)
-        assert torch.equal(cached.predictions(network, phase.span[0]), plain.predictions(network, phase.span[0]))
+        graft = runs[1].scion_and_tail(cached)
+        assert torch.equal(cached.predictions(graft, phase.span[0]), plain.predictions(graft, phase.span[0]))
