@@ -76,13 +76,17 @@ def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
         first = first or (name, setting)
         same_shots = first_of_shots.setdefault(setting["shots"], (name, setting))
         for (other_name, other), compared in ((first, _across_shots), (same_shots, dict)):
-            one, two = compared(setting), compared(other)
-            for field in {**one, **two}:
-                if field not in CELL_FIELDS and one.get(field) != two.get(field):
-                    raise BadInput(
-                        f"{name} differs from {other_name} in its {field.replace('_', ' ')};"
-                        " keep them in different --output_dir"
-                    )
+            if field := _first_difference(compared(setting), compared(other)):
+                raise BadInput(
+                    f"{name} differs from {other_name} in its {field.replace('_', ' ')};"
+                    " keep them in different --output_dir"
+                )
+
+
+def _first_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str | None:
+    """The name of a field that differs, besides those that say which cell it is."""
+    fields_of_both = (name for name in {**one, **two} if name not in CELL_FIELDS)
+    return next((name for name in fields_of_both if one.get(name) != two.get(name)), None)
 
 
 def _across_shots(setting: Mapping[str, Any]) -> dict[str, Any]:

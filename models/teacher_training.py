@@ -62,7 +62,7 @@ def train_teacher(
     if path.suffix != ".pth" or path.is_dir():
         raise BadInput(f"--teacher {path}: the name of a teacher's file ends in .pth; choose such a name")
     files.require_writable(path.parent)
-    if start == path:
+    if isinstance(start, Path) and start.resolve() == path.resolve():
         raise BadInput(f"--teacher_from {start}: --teacher is the same file; name another one for the new teacher")
     resume_file = path.with_suffix(".resume.pt")
     training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report)

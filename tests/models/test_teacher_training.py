@@ -98,8 +98,10 @@ def test_a_teacher_is_trained_further(dataset, tmp_path, teacher):
     trained = checkpoints.read_teacher(tmp_path / "t.pth", CLASSES)
     assert trained.architecture == TINY
     assert not torch.equal(trained.features[0][0].weight, teacher.features[0][0].weight)
-    with pytest.raises(BadInput, match="--teacher is the same file"):
-        teacher_training.train_teacher(dataset, source, recipe, 0, CPU, source, lambda line: None, fresh=True)
+    (tmp_path / "link.pth").symlink_to(source)
+    for same in (source, tmp_path / "link.pth"):
+        with pytest.raises(BadInput, match="--teacher is the same file"):
+            teacher_training.train_teacher(dataset, source, recipe, 0, CPU, same, lambda line: None, fresh=True)
 
 
 @pytest.mark.parametrize(
