@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from acceleration.cuda_graphs import GraphedStep
 from acceleration.fast_predictions import fast_predictions
+from acceleration.winograd import LargeBatchProducts
 from data.datasets import LabelledImages
 from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
 from grafting.teacher import TEST_BATCH, FrozenTeacher, Step, Views
@@ -119,6 +120,7 @@ class FeatureCache:
     def __init__(self, teacher: FrozenTeacher, images: np.ndarray, starts: tuple[int, ...], dtype: torch.dtype):
         self.teacher = teacher
         self.starts = starts
+        self.dtype = dtype
         self.index_of = {image.tobytes(): index for index, image in enumerate(images)}
         self.filled: set[int] = set()
         shapes = output_shapes(teacher.network)
@@ -174,6 +176,12 @@ class CachedViews(Views):
         nearest = max(cached for cached in self.cache.cached if cached <= start)
         features = self.cache.cached[nearest][self.indices[image] * VIEWS + view]
         return self.teacher.network[nearest:start](features)
+
+    def fast_network(self, network: nn.Module, start: int) -> nn.Module:
+        """The same network; on the CPU, for float32 features, as matrix products where the batch is large enough."""
+        if self.teacher.device.type == "cpu" and self.cache.dtype == torch.float32:
+            return LargeBatchProducts(network, output_shapes(self.teacher.network)[start][-1])
+        return network
 
     def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
         """The same training step; on a GPU, captured as a CUDA graph."""

@@ -125,7 +125,8 @@ class Distillation:
 
     def step_for(self, teacher: FrozenTeacher, views: Views) -> Step:
         """The training step, accelerated where the views allow it."""
-        return views.fast_step(partial(self._step, self.scion_and_tail(teacher), views), self.optimizer)
+        network = views.fast_network(self.scion_and_tail(teacher), self.phase.span[0])
+        return views.fast_step(partial(self._step, network, views), self.optimizer)
 
     def _step(self, network: nn.Module, views: Views, image: Tensor, view: Tensor) -> Tensor:
         """One optimiser step on view[b] of image[b]; returns the batch's loss."""

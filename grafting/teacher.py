@@ -73,6 +73,13 @@ class Views:
         """The teacher's logits for view[b] of image[b]: (B, classes)."""
         return self.features(len(self.teacher.network), image, view)
 
+    def fast_network(self, network: nn.Module, start: int) -> nn.Module:
+        """The same network on features at `start`, for training, accelerated where these views allow it; here itself.
+
+        network: scion and tail. Its parameters stay where they are and are trained through the result.
+        """
+        return network
+
     def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
         """The same training step, accelerated where these views allow it; here unchanged."""
         return step
