@@ -1,7 +1,9 @@
 """The command line: every flag, every exit status, and the line that bad input gets."""
 
 import json
+import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +61,17 @@ def test_every_flag_has_help_and_is_read():
     for flag in vars(train_fskd.arguments([])):
         assert f"--{flag}" in text
         assert f"args.{flag}" in source, f"--{flag} is parsed and never read"
+
+
+def test_waiting_threads_sleep(tmp_path):
+    """OpenMP says so itself when torch loads it."""
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "true"}
+    environment.pop("OMP_WAIT_POLICY", None)
+    job = [sys.executable, str(ROOT / "train_fskd.py"), "--table", "--output_dir", str(tmp_path)]
+    shown = subprocess.run(job, env=environment, capture_output=True, text=True).stderr
+    if "OMP_WAIT_POLICY" not in shown:
+        pytest.skip("this OpenMP does not show its settings")
+    assert re.search("OMP_WAIT_POLICY *= *'PASSIVE'", shown)
 
 
 def test_sweep_table_and_evaluation(with_teacher, capsys):
