@@ -80,6 +80,21 @@ class CachedTeacher(FrozenTeacher):
                 return starts
         return None
 
+    def not_cached(self, images: int) -> str | None:
+        """Which features of so many images do not fit into the budget, and how much would hold them."""
+        starts = self.affordable_starts(images)
+        if starts == STARTS:
+            return None
+        what, source = ("teacher features", "the images")
+        if starts is not None:
+            what, source = ("teacher features in front of blocks 4 and 5", "those in front of block 3")
+        needed = [math.ceil(bytes_cached(self.network, images, s, self.dtype) / 1e8) / 10 for s in (STARTS[:1], STARTS)]
+        first = "" if starts else f"--memory {needed[0]} would hold those in front of block 3, "
+        return (
+            f"{what} do not fit into --memory and are computed from {source} at every step;"
+            f" {first}--memory {needed[1]} would hold all"
+        )
+
     def test_batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.test_features(start).split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from acceleration.feature_cache import STARTS, CachedTeacher, bytes_cached
+from acceleration.feature_cache import CachedTeacher
 from data.datasets import ImageDataset
 from data.fewshot import subset
 from experiments import results, students
@@ -140,12 +139,8 @@ class Sweep:
         accuracy = teacher.accuracy(nn.Identity(), len(network))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%")
         for shots, images in self.subsets.items():
-            if teacher.affordable_starts(len(images)) is None:
-                needed = math.ceil(bytes_cached(network, len(images), STARTS[:1], dtype) / 1e8) / 10
-                plan.report(
-                    f"N = {shots}: teacher features do not fit into --memory and are computed at every step;"
-                    f" --memory {needed} would hold them"
-                )
+            if missing := teacher.not_cached(len(images)):
+                plan.report(f"N = {shots}: {missing}")
         return teacher, {"file": str(plan.teacher_file), "accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from data.views import VIEWS
 from grafting.distillation import distance
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
+from models.vgg import ARCHITECTURES, BlockwiseVGG
 from utils.errors import BadInput
 
 CACHED_STARTS = [STARTS, STARTS[:1]]
@@ -206,3 +207,23 @@ def test_memory_that_cannot_be_had_is_one_line(teacher, dataset, monkeypatch):
     monkeypatch.setattr(feature_cache, "output_shapes", lambda network: dict.fromkeys(range(7), (10**14,)))
     with pytest.raises(BadInput, match=r"--memory: 259200000\.0 GB for the cached teacher features are not available"):
         FeatureCache(store, pictures(1), STARTS, torch.float32)
+
+
+def test_what_is_not_cached_is_said(teacher, dataset):
+    """vgg16 and the 5000 images of CIFAR100 at N = 50, as 8, 24 and 64 GB would hold them."""
+    network = BlockwiseVGG(ARCHITECTURES["vgg16"], 100)
+
+    def said(gigabytes):
+        holder = CachedTeacher(network, dataset.normalization, dataset.test(), [], int(gigabytes * 1e9))
+        return holder.not_cached(5000)
+
+    nothing, first, everything = said(6), said(17), said(48)
+    assert nothing == (
+        "teacher features do not fit into --memory and are computed from the images at every step;"
+        " --memory 13.6 would hold those in front of block 3, --memory 21.9 would hold all"
+    )
+    assert first == (
+        "teacher features in front of blocks 4 and 5 do not fit into --memory and are computed from those in front of"
+        " block 3 at every step; --memory 21.9 would hold all"
+    )
+    assert everything is None
