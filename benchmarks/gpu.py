@@ -1,0 +1,227 @@
+"""How fast everything is on a GPU, in one command of under ten minutes that needs no data set and no teacher's file.
+
+    python -m benchmarks.gpu --output gpu
+
+Runs the tests of what is different on a GPU, CIFAR10's and CIFAR100's cells at N = 10, three cells in one process and
+in three, and 20 epochs of the teacher recipes. Images and teachers are random: times do not depend on their values,
+and accuracies mean nothing. Each part is printed and written to gpu.json in the output folder as soon as it is done.
+`--reduced` does the same on a little of Shapes10, on any device, to see that all parts run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.speed import table
+from data.datasets import ImageDataset, LabelledImages, open_dataset
+from data.views import VIEWS, Normalization
+from experiments import results
+from experiments.sweep import Plan, Sweep
+from grafting.recipes import RECIPES, Recipe
+from models import checkpoints, teacher_training
+from models.teacher_recipe import stretched
+from models.vgg import ARCHITECTURES, BlockwiseVGG, initialize
+from utils import files, machine
+
+ROOT = Path(__file__).resolve().parent.parent
+START_METHOD = "spawn"  # as CUDA needs it
+CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "Shapes10": 10}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. epochs: of each phase of a cell, None for the recipe's."""
+
+    datasets: tuple[str, ...]
+    architecture: str
+    shots: int
+    train_images: int
+    test_images: int
+    epochs: int | None
+    teacher_epochs: int
+    tests: tuple[str, ...]
+
+
+FULL = Size(("CIFAR10", "CIFAR100"), "vgg16", 10, 50_000, 10_000, None, 20, ("acceleration", "utils/test_precision.py"))
+REDUCED = Size(("Shapes10",), "vgg11-small", 2, 200, 100, 1, 1, ("acceleration/test_cuda_graphs.py",))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--output", type=Path, default=Path("gpu"))
+    parser.add_argument("--reduced", action="store_true", help="a little of everything, on Shapes10")
+    args = parser.parse_args()
+    size = REDUCED if args.reduced else FULL
+    report: dict[str, Any] = {"machine": machine.description(machine.device_named(args.device)), "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (tests, cells, processes, teachers):
+            rows = part(size, args.device, Path(folder))
+            report["rows"] += rows
+            files.write_json(args.output / "gpu.json", report)
+            for what, value, unit in rows:
+                sys.stdout.write(f"{what}: {value:,.2f} {unit}\n")
+            sys.stdout.flush()
+    sys.stdout.write(markdown(report) + "\n")
+
+
+Row = tuple[str, float, str]  # what, value, unit
+
+
+def tests(size: Size, device: str | None, folder: Path) -> list[Row]:
+    """Those of the code that differs on a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", *(str(ROOT / "tests" / name) for name in size.tests)]
+    started = perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    last = done.stdout.strip().rpartition("\n")[2]
+    return [(f"tests, exit status {done.returncode}: {last}", perf_counter() - started, "s")]
+
+
+def cells(size: Size, device: str | None, folder: Path) -> list[Row]:
+    """One cell of each data set, in a process of its own, and its parts."""
+    rows: list[Row] = []
+    for name in size.datasets:
+        whole = timed_sweeps(size, name, device, folder / f"{name}-cell", trials=1, count=1)
+        result = results.read(results.path_of(folder / f"{name}-cell", size.shots, 0))
+        views = size.shots * CLASSES[name] * VIEWS
+        cell = f"{name}, N = {size.shots}"
+        rows += [
+            (f"{cell}: a cell, from starting Python to the table", whole, "s"),
+            (f"{cell}: test features and the teacher's accuracy", result["teacher"]["seconds"], "s"),
+            (f"{cell}: cache of teacher features", result["seconds"]["features"], "s"),
+            (f"{cell}: cache of teacher features, per view", 1e6 * result["seconds"]["features"] / views, "µs"),
+            (f"{cell}: training", result["seconds"]["training"], "s"),
+            (f"{cell}: test accuracies", result["seconds"]["evaluation"], "s"),
+            (f"{cell}: peak GPU memory", (result["peak_gpu_memory"] or 0) / 1e9, "GB"),
+        ]
+    return rows
+
+
+def processes(size: Size, device: str | None, folder: Path) -> list[Row]:
+    """Three cells of the first data set, one after the other in one process, and by three processes."""
+    name = size.datasets[0]
+    return [
+        (
+            f"{name}, N = {size.shots}: three cells, {count} process{'es' if count > 1 else ''}",
+            timed_sweeps(size, name, device, folder / f"{name}-{count}", trials=3, count=count),
+            "s",
+        )
+        for count in (1, 3)
+    ]
+
+
+def teachers(size: Size, device: str | None, folder: Path) -> list[Row]:
+    """An epoch of each teacher recipe of the first data set."""
+    name = size.datasets[0]
+    rows: list[Row] = []
+    for recipe in (RECIPES[name].teachers[r] for r in ("published", "quick")):
+        started = perf_counter()
+        teacher_training.train_teacher(
+            dataset_of(size, name),
+            ARCHITECTURES[size.architecture],
+            stretched(recipe, size.teacher_epochs),
+            0,
+            machine.device_named(device),
+            folder / f"{recipe.name}.pth",
+            lambda line: None,
+        )
+        seconds = (perf_counter() - started) / size.teacher_epochs
+        rows.append((f"{size.architecture}, recipe {recipe.name}: an epoch of {size.teacher_epochs}", seconds, "s"))
+    return rows
+
+
+def timed_sweeps(size: Size, name: str, device: str | None, output: Path, trials: int, count: int) -> float:
+    """Seconds that `count` processes take for a sweep of so many trials. Raises SystemExit if one of them fails."""
+    network = initialize(
+        BlockwiseVGG(ARCHITECTURES[size.architecture], CLASSES[name]), torch.Generator().manual_seed(0)
+    )
+    checkpoints.write_teacher(network, output / "teacher.pth")
+    started = perf_counter()
+    context = multiprocessing.get_context(START_METHOD)
+    workers = [context.Process(target=sweep, args=(size, name, device, output, trials, count)) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit(f"a sweep of {name} failed")
+    return perf_counter() - started
+
+
+def sweep(size: Size, name: str, device: str | None, output: Path, trials: int, count: int) -> None:
+    """One process's part of a sweep: each takes the next cell that no other has taken."""
+    chosen, dataset, teacher = machine.device_named(device), dataset_of(size, name), output / "teacher.pth"
+    plan = Plan(
+        dataset=dataset,
+        recipe=recipe_of(size, name),
+        teacher=checkpoints.read_teacher(teacher, dataset.classes),
+        teacher_file=teacher,
+        cells=tuple((size.shots, trial) for trial in range(trials)),
+        seed=0,
+        subset_seed=dataset.subset_seed,
+        precision="tf32",
+        eval_every=None,
+        data_path=output,
+        output_dir=output,
+        student_dir=output / "student",
+        memory=machine.memory_to_use(chosen, count, device),
+        fresh=False,
+        report=lambda line: None,
+    )
+    Sweep(plan, chosen).run()
+
+
+def recipe_of(size: Size, name: str) -> Recipe:
+    """The data set's recipe; where `size` says so, with fewer epochs."""
+    recipe = RECIPES[name]
+    if size.epochs is None:
+        return recipe
+    shortened = ((replace(phase, epochs=size.epochs) for phase in stage) for stage in (recipe.stage1, recipe.stage2))
+    stage1, stage2 = map(tuple, shortened)
+    return replace(recipe, stage1=stage1, stage2=stage2)
+
+
+@cache
+def dataset_of(size: Size, name: str) -> ImageDataset:
+    """Shapes10's images, or random ones of the same number, size and classes as the data set's, cut to `size`."""
+    if name == "Shapes10":
+        drawn = open_dataset(name, Path())
+        train, test = cut(drawn.train(), size.train_images), cut(drawn.test(), size.test_images)
+        return replace(drawn, train=lambda: train, test=lambda: test)
+    random, classes = np.random.default_rng(0), CLASSES[name]
+    train, test = (
+        LabelledImages(random.integers(0, 256, (count, 3, 32, 32), np.uint8), np.arange(count) % classes)
+        for count in (size.train_images, size.test_images)
+    )
+    names = tuple(map(str, range(classes)))
+    normalization = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return ImageDataset(name, classes, normalization, 6, False, lambda: train, lambda: test, lambda: names)
+
+
+def cut(images: LabelledImages, count: int) -> LabelledImages:
+    """The first so many images of each class in turn."""
+    by_class = np.argsort(images.labels, kind="stable").reshape(len(set(images.labels)), -1).T.reshape(-1)[:count]
+    return LabelledImages(images.images[by_class], images.labels[by_class])
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The rows as one table."""
+    there = report["machine"]
+    head = f"{there['device']} ({there['device_type']}), torch {there['torch']}"
+    return table(f"{head} | | unit", (f"{what} | {value:,.2f} | {unit}" for what, value, unit in report["rows"]))
+
+
+if __name__ == "__main__":
+    main()
