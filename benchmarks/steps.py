@@ -1,0 +1,85 @@
+"""From which batch size on a training step is faster as matrix products (acceleration/winograd.py), on this machine.
+
+    python -m benchmarks.steps --batch 6 12 19 32 64 128
+
+Times whole steps (forward, backward, Adam) of VGG16's grafts at 100 classes, with random weights and features: as the
+network itself and as matrix products, in turn. Prints a Markdown table of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from acceleration.winograd import PRODUCTS_FROM, as_matrix_products
+from benchmarks.speed import table
+from data.views import IMAGE_SIZE
+from grafting.distillation import Distillation, distance
+from grafting.recipes import CIFAR100, Phase
+from grafting.scions import scions
+from models.vgg import ARCHITECTURES, FIRST_GRAFTED, BlockwiseVGG, frozen, initialize
+
+CLASSES = 100
+ROUNDS = 4  # in which each of the two runs IN_A_ROW steps, so that its weights are in the processor's cache
+IN_A_ROW = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[6, 12, 19, 32, 64, 128])
+    args = parser.parse_args()
+    teacher = frozen(initialize(BlockwiseVGG(ARCHITECTURES["vgg16"], CLASSES), torch.Generator().manual_seed(0)))
+    lines = []
+    for batch in args.batch:
+        for phase in (CIFAR100.phases[i] for i in (0, 1, 3, 4)):
+            acts = [step(teacher, phase, batch, as_products) for as_products in (False, True)]
+            itself, products = in_turn(acts)
+            lines.append(
+                f"{batch} | {phase.name} | {1e3 * itself:.1f} | {1e3 * products:.1f} | {itself / products:.2f}"
+            )
+    head = f"images (products from {PRODUCTS_FROM} on) | graft | network, ms | products, ms | ratio"
+    sys.stdout.write(table(head, lines) + "\n")
+
+
+def step(teacher: BlockwiseVGG, phase: Phase, batch: int, as_products: bool) -> Callable[[], None]:
+    """A training step on random features and logits."""
+    first, last = (start - FIRST_GRAFTED for start in phase.span)
+    fresh = scions(teacher.architecture, CLASSES, torch.Generator().manual_seed(0))[first:last]
+    distillation = Distillation(phase, nn.Sequential(*fresh), shots=10)
+    network = nn.Sequential(distillation.scion, teacher[phase.span[1] :])
+    side = IMAGE_SIZE >> phase.span[0]
+    if as_products:
+        network = as_matrix_products(network, side)
+    random = torch.Generator().manual_seed(1)
+    features = torch.rand(batch, teacher.architecture.width_after(phase.span[0] - 1), side, side, generator=random)
+    logits = torch.randn(batch, CLASSES, generator=random)
+
+    def act() -> None:
+        distillation.optimizer.zero_grad()
+        distance(network(features), logits).backward()
+        distillation.optimizer.step()
+
+    return act
+
+
+def in_turn(acts: list[Callable[[], None]]) -> list[float]:
+    """Median seconds of each. The first round is not counted."""
+    taken: list[list[float]] = [[] for _ in acts]
+    for counted in (False, *[True] * ROUNDS):
+        for act, seconds in zip(acts, taken, strict=True):
+            for _ in range(IN_A_ROW):
+                started = perf_counter()
+                act()
+                if counted:
+                    seconds.append(perf_counter() - started)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+if __name__ == "__main__":
+    main()
