@@ -18,8 +18,6 @@ from data.views import IMAGE_SIZE
 from utils import files
 from utils.errors import BadInput
 
-PUBLISHED_SHOTS = (*range(1, 11), 20, 50)
-
 
 def draw(train: LabelledImages, classes: int, shots: int, seed: int) -> np.ndarray:
     """Class by class, shuffle the positions of the class's images and take the first `shots`.

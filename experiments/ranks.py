@@ -12,11 +12,11 @@ import torch
 from torch import distributed
 
 from utils.errors import BadInput
+from utils.torchrun import VARIABLES, started_by_torchrun
 
 TIMEOUT = timedelta(days=30)  # ranks finish their last cells at different times
 JOIN_TIMEOUT = timedelta(minutes=5)
 START = "start with torchrun, or unset its variables"
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 class LeaderFailed(Exception):
@@ -78,17 +78,12 @@ class Rank:
 SINGLE_PROCESS = Rank()
 
 
-def prints_for_all() -> bool:
-    """Whether this process prints the messages that concern all ranks."""
-    return any(name not in os.environ for name in VARIABLES) or os.environ["RANK"] == "0"
-
-
 def join() -> Rank:
     """This process's rank, from torchrun's environment variables; Rank() without torchrun. Raises BadInput.
 
     On the CPU, the ranks of one machine share its cores.
     """
-    if any(name not in os.environ for name in VARIABLES):
+    if not started_by_torchrun():
         return SINGLE_PROCESS
     rank = Rank(*map(_whole_number, VARIABLES))
     if not (rank.index < rank.count and rank.local_index < rank.local_count):

@@ -132,6 +132,7 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
 FOLDER = Recipe(stage1=CIFAR10.stage1, stage2=CIFAR10.stage2, teachers=CIFAR10.teachers)
 
 RECIPES = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100, "Shapes10": SHAPES10, "Folder": FOLDER}
+PUBLISHED_SHOTS = tuple(CIFAR10.published)
 
 
 def recipe_of(dataset: str) -> Recipe:

@@ -13,9 +13,8 @@ from markdown_it import MarkdownIt
 
 from benchmarks import speed
 from data.datasets import open_dataset
-from data.fewshot import PUBLISHED_SHOTS
 from experiments import results, tables
-from grafting.recipes import RECIPES, batch_size, recipe_of
+from grafting.recipes import PUBLISHED_SHOTS, RECIPES, batch_size, recipe_of
 from grafting.scions import parameters_by_role, scions
 from models.vgg import ARCHITECTURES, BlockwiseVGG, parameter_count
 

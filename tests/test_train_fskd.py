@@ -16,10 +16,11 @@ from conftest import ROOT
 from small import CLASSES, TINY, small_teacher
 
 import train_fskd
-from data.fewshot import PUBLISHED_SHOTS
 from data.views import Normalization
+from experiments import commands
 from experiments.ranks import Rank
 from grafting import recipes
+from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.vgg import BlockwiseVGG
@@ -29,8 +30,8 @@ from models.vgg import BlockwiseVGG
 def at_home(tmp_path, monkeypatch, dataset, recipe):
     """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train_fskd, "dataset_name", lambda name, path: name)
-    monkeypatch.setattr(train_fskd, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setattr(commands, "dataset_name", lambda name, path: name)
+    monkeypatch.setattr(commands, "open_dataset", lambda name, path: dataset)
     monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
     return tmp_path
 
@@ -53,14 +54,51 @@ def test_defaults():
 
 
 def test_every_flag_has_help_and_is_read():
-    source = (ROOT / "train_fskd.py").read_text()
-    text = subprocess.run(
-        [sys.executable, "train_fskd.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert "(default: 0)" in text  # of --seed: a value, though it counts as false
+    source = (ROOT / "experiments/commands.py").read_text()
     for flag in vars(train_fskd.arguments([])):
-        assert f"--{flag}" in text
         assert f"args.{flag}" in source, f"--{flag} is parsed and never read"
+
+
+def test_help_shows_three_examples_and_every_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_fskd.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    description, *options = re.split(r"\n  (?=--)", text)
+    assert description.count("    python train_fskd.py ") == 3
+    assert [option.split()[0] for option in options] == [f"--{flag}" for flag in vars(train_fskd.arguments([]))]
+    assert [option for option in options if "(default: " not in " ".join(option.split())] == []
+    assert "(default: 0)" in text and "(default: off)" in text  # values, though they count as false
+
+
+@pytest.mark.parametrize(
+    "line", DOCUMENTED := re.findall(r"^    python train_fskd.py (.*?)  ", train_fskd.__doc__, re.M)
+)
+def test_the_examples_are_parsed(line):
+    assert len(DOCUMENTED) == 3 and train_fskd.arguments(line.split())
+
+
+def test_help_and_wrong_arguments_do_not_wait_for_torch():
+    code = (
+        "import sys, train_fskd\n"
+        "try: train_fskd.main(sys.argv[1:])\n"
+        "except SystemExit: assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    for argument in ("--help", "--unknown"):
+        subprocess.run([sys.executable, "-c", code, argument], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (15, 143, "terminated")])
+def test_interruption_while_modules_are_loaded(tmp_path, number, status, word):
+    """A module that turns every exception into another one, as torch's C++ parts do."""
+    (tmp_path / "torch.py").write_text(
+        f"import signal\ntry: signal.raise_signal({int(number)})\nexcept BaseException: raise ImportError from None\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    job = [sys.executable, str(ROOT / "train_fskd.py"), "--table"]
+    ended = subprocess.run(job, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert ended.stderr == f"train_fskd.py: {word}; nothing was begun\n"
 
 
 def test_waiting_threads_sleep(tmp_path):
@@ -115,7 +153,7 @@ def test_output_and_student_dir(with_teacher):
 
 def test_the_usual_memory_depends_on_the_device_that_is_named(with_teacher, monkeypatch):
     asked = []
-    monkeypatch.setattr(train_fskd.machine, "memory_to_use", lambda *arguments: asked.append(arguments) or 10**9)
+    monkeypatch.setattr(commands.machine, "memory_to_use", lambda *arguments: asked.append(arguments) or 10**9)
     for device in ([], ["--device", "cpu"]):
         assert command("--nshot", "1", "--trials", "1", *device) == 0
     assert [(processes, name) for _, processes, name in asked] == [(1, None), (1, "cpu")]
@@ -269,8 +307,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, argu
 def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeypatch, recipe, capsys):
     """A mistyped --teacher is neither trained nor fetched, and no other architecture takes the name."""
     got = []
-    monkeypatch.setattr(train_fskd, "fetch_teacher", lambda *_: got.append("fetched"))
-    monkeypatch.setattr(train_fskd.Job, "train_teacher", lambda *_: got.append("trained"))
+    monkeypatch.setattr(commands, "fetch_teacher", lambda *_: got.append("fetched"))
+    monkeypatch.setattr(commands.Job, "train_teacher", lambda *_: got.append("trained"))
     for kind in ({"trains_own_teacher": True}, {"published": {1: (90.74, 0.49)}}):
         monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, **kind))
         for arguments in (["--teacher", "typo.pth"], ["--teacher_architecture", "vgg11"]):
@@ -326,7 +364,7 @@ def test_a_student_is_measured_only_with_its_own_teacher(with_teacher, dataset, 
     assert f"{STUDENT}: was made with another teacher" in capsys.readouterr().err
 
     changed = replace(dataset, normalization=Normalization((0.5, 0.4, 0.5), (0.2, 0.25, 0.3)))
-    monkeypatch.setattr(train_fskd, "open_dataset", lambda name, path: changed)
+    monkeypatch.setattr(commands, "open_dataset", lambda name, path: changed)
     assert command("--evaluate", STUDENT) == 2
     assert f"{STUDENT}: was made with another normalisation" in capsys.readouterr().err
 
@@ -385,7 +423,7 @@ def test_memory_and_eval_every_are_obeyed(with_teacher):
 
 def test_fresh_holds_for_all_ranks_and_only_the_leader_prepares_it(with_teacher):
     args = train_fskd.arguments(["--dataset", "Folder", "--nshot", "1", "--fresh"])
-    plans = [train_fskd.Job(args, Rank(index, 2)).plan() for index in (0, 1)]
+    plans = [commands.Job(args, Rank(index, 2)).plan() for index in (0, 1)]
     assert [(plan.fresh, plan.is_leader) for plan in plans] == [(True, True), (True, False)]
 
 

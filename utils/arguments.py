@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from utils.precision import PRECISIONS
+PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,11 +62,15 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that shows all defaults but None and False."""
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that shows every default; where it is None, the flag's help says what that means."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, argparse.SUPPRESS):
+            return action.help
+        default = action.default
+        shown = "off" if default is False else " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{action.help} (default: {str(shown).replace('%', '%%')})"
 
 
 class Shard(NamedTuple):
@@ -143,7 +147,8 @@ def add_paths(add: Callable[..., Any]) -> None:
     add("--data_path", type=path, metavar="DIR", default=Path("data/raw"),
         help="folder of the official files and the few-shot pickles; for Folder, of train/ and test/")
     add("--teacher", type=path, metavar="FILE",
-        help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, downloaded if missing)")
+        help="block-wise teacher (default: ckpt/teacher/<architecture>-blockwise-<dataset>.pth, if missing downloaded,"
+             " for Shapes10 trained)")
     add("--output_dir", type=path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
     add("--student_dir", type=path, metavar="DIR",
         help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
@@ -155,20 +160,21 @@ def add_commands(add: Callable[..., Any]) -> None:
     add("--train_teacher", action="store_true",
         help="train a teacher on the labelled training set, write it to --teacher")
     add("--diagnose", action="store_true",
-        help="can this teacher be grafted? test accuracy of a linear classifier on each block's output, fitted on"
-             " few-shot images (N: the largest of --nshot up to 10)")
-    add("--evaluate", type=path, metavar="FILE", help="test accuracy of a teacher or student file, ours or released")
+        help="can this teacher be grafted? what simple classifiers read off each block's output, fitted on few-shot"
+             " images (N: the largest of --nshot up to 10), and which student to expect")
+    add("--evaluate", type=path, metavar="FILE",
+        help="test accuracy of a teacher or student file, ours or released (default: off)")
     add("--table", action="store_true", help="write the table from existing result files")
 
 
 def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
     add("--teacher_recipe", choices=("published", "quick"),
-        help="published: no BatchNorm, as released (default); quick: BatchNorm folded at the end, one cycle, heads that"
-             " make the teacher graftable, balanced")
+        help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle, heads that make the"
+             " teacher graftable, balanced (default: published)")
     add("--teacher_from", type=path, metavar="FILE",
-        help="make a finished teacher graftable: continue with it for a few epochs (default: 3) with the heads of"
-             " quick, and balance it; write the result to --teacher; with --teacher_epochs 0, only balance it")
+        help="make a finished teacher graftable: continue with it for a few epochs with the heads of quick, and balance"
+             " it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new teacher)")
     add("--teacher_epochs", type=seed, metavar="E",
-        help="epochs; the schedule is scaled to them (default: the recipe's)")
+        help="epochs; the schedule is scaled to them (default: the recipe's; with --teacher_from 3)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-PRECISIONS = ("tf32", "float32", "bfloat16")
 SETTING_PER_OPERATION = hasattr(torch.backends.cudnn, "conv")  # since torch 2.9, where the older settings warn
 
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in one of PRECISIONS, whatever the environment and PyTorch's settings say; these come back after.
+    """Compute in a precision (of utils.arguments), whatever PyTorch is set to; its settings come back afterwards.
 
     tf32: as PyTorch does by default, with TensorFloat-32 in the convolutions on NVIDIA GPUs and float32 everywhere
     else. float32: without that exception. bfloat16: automatic mixed precision; weights and optimiser stay float32.

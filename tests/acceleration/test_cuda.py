@@ -16,7 +16,8 @@ from data.views import VIEWS
 from grafting.distillation import Distillation
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
-from utils.precision import PRECISIONS, arithmetic, cache_dtype
+from utils.arguments import PRECISIONS
+from utils.precision import arithmetic, cache_dtype
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CPU = torch.device("cpu")

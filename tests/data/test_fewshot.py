@@ -6,6 +6,7 @@ import pytest
 
 from data import fewshot
 from data.datasets import open_dataset
+from grafting.recipes import PUBLISHED_SHOTS
 from utils import files
 from utils.errors import BadInput
 
@@ -43,7 +44,7 @@ def test_subset_follows_the_released_draw(official_files):
 def test_more_shots_contain_fewer(official_files, name):
     dataset = open_dataset(name, official_files)
     largest = fewshot.subset(dataset, 50, dataset.subset_seed, official_files).reshape(dataset.classes, 50, -1)
-    for shots in fewshot.PUBLISHED_SHOTS:
+    for shots in PUBLISHED_SHOTS:
         images = fewshot.subset(dataset, shots, dataset.subset_seed, official_files).reshape(dataset.classes, shots, -1)
         assert np.array_equal(images, largest[:, :shots])
 

@@ -5,6 +5,7 @@ import pytest
 from experiments import ranks
 from experiments.ranks import LeaderFailed, Rank, RankLost
 from utils.errors import BadInput
+from utils.torchrun import prints_for_all
 
 
 @pytest.fixture
@@ -85,12 +86,12 @@ def test_variables_left_over_in_the_environment_are_one_line(monkeypatch, variab
 
 def test_only_the_first_rank_prints_what_concerns_all(monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert ranks.prints_for_all()  # the others are not set, so this is no process of torchrun
+    assert prints_for_all()  # the others are not set, so this is no process of torchrun
     for name in ranks.VARIABLES:
         monkeypatch.setenv(name, "2")
     for rank, prints in (("0", True), ("1", False)):
         monkeypatch.setenv("RANK", rank)
-        assert ranks.prints_for_all() is prints
+        assert prints_for_all() is prints
 
 
 def test_processes_that_cannot_be_reached_are_one_line(monkeypatch):

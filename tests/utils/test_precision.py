@@ -8,7 +8,8 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from utils.precision import PRECISIONS, arithmetic, cache_dtype, float32_settings, full_products, set_float32
+from utils.arguments import PRECISIONS
+from utils.precision import arithmetic, cache_dtype, float32_settings, full_products, set_float32
 
 SETTING_PER_OPERATION = hasattr(torch.backends.cudnn, "conv")
 CPU = torch.device("cpu")

@@ -1,0 +1,248 @@
+"""What the command line asks for: a sweep, or one of the commands instead of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data import fewshot
+from data.datasets import ImageDataset, dataset_name, open_dataset
+from experiments import ranks, results
+from experiments.diagnosis import diagnose
+from experiments.evaluation import evaluate
+from experiments.ranks import SINGLE_PROCESS, Rank
+from experiments.sweep import Plan, Sweep, summarize
+from experiments.tables import write_table
+from grafting.recipes import PUBLISHED_SHOTS, RECIPES
+from grafting.teacher import FrozenTeacher
+from models import checkpoints, records, teacher_training
+from models.download import fetch_teacher
+from models.teacher_recipe import stretched
+from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
+from utils import files, machine, signals
+from utils.errors import BadInput
+from utils.precision import arithmetic
+from utils.signals import Terminated
+
+TEACHERS = Path("ckpt/teacher")
+
+
+def status(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status (train_fskd.main). Every error becomes one line."""
+    try:
+        signals.raise_exceptions()
+        return run(args, ranks.join())
+    except BadInput as error:
+        return _stop(2, str(error))
+    except ranks.LeaderFailed:
+        return 0  # not an error status: torchrun would then end the leader before it prints its message
+    except ranks.RankLost as error:
+        return _stop(1, str(error))
+    except OSError as error:
+        return _stop(2, f"{error.filename or 'a file'}: {error.strerror or error}")
+    except torch.cuda.OutOfMemoryError:
+        return _stop(2, "the GPU's memory is full; give less to --memory, or take --device cpu")
+    except KeyboardInterrupt:
+        return _stop(130, f"interrupted; {how_to_continue(args)}")
+    except Terminated:
+        return _stop(143, f"terminated; {how_to_continue(args)}")
+
+
+def _stop(status: int, message: str) -> int:
+    sys.stderr.write(f"train_fskd.py: {' '.join(message.split())}\n")
+    return status
+
+
+def say(line: str) -> None:
+    """Print a line at once, above any progress bars."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def how_to_continue(args: argparse.Namespace) -> str:
+    """What is done after an interruption, and how to continue."""
+    if args.train_teacher:
+        return "the same command continues after the last finished epoch"
+    if not is_sweep(args):
+        return "the same command starts again"
+    output_dir = Job(args).output_dir
+    done = len(results.paths(output_dir))
+    return f"{done} cells are done in {output_dir}; the same command continues from the last checkpoint"
+
+
+def is_sweep(args: argparse.Namespace) -> bool:
+    return not any((args.build_dataset, args.table, args.train_teacher, args.evaluate, args.diagnose))
+
+
+def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
+    """Run the command; raises BadInput. Only a sweep is shared by several processes."""
+    if args.teacher_from and not args.train_teacher:
+        raise BadInput("--teacher_from: only with --train_teacher")
+    job = Job(args, rank)
+    if is_sweep(args):
+        return job.sweep()
+    if not rank.is_leader:
+        return 0
+    if args.build_dataset:
+        return build_dataset(args)
+    if args.table:
+        rows, text = write_table(job.output_dir)
+        say(text)
+        return 1 if any(row.failed for row in rows) else 0
+    if args.train_teacher:
+        return job.train_teacher(args.teacher_recipe)
+    if args.evaluate:
+        return job.evaluate(args.evaluate)
+    return job.diagnose()
+
+
+def build_dataset(args: argparse.Namespace) -> int:
+    """Write the 24 few-shot files."""
+    for name in ("CIFAR10", "CIFAR100"):
+        dataset = open_dataset(name, args.data_path)
+        subset_seed = dataset.subset_seed if args.subset_seed is None else args.subset_seed
+        for shots in PUBLISHED_SHOTS:
+            path = fewshot.build(dataset, shots, subset_seed, args.data_path)
+            images = fewshot.subset(dataset, shots, subset_seed, args.data_path)
+            say(f"{path}: {len(images)} images, sha256 {files.sha256(images.tobytes())}")
+    return 0
+
+
+class Job:
+    """The commands on one data set, with the arguments' defaults resolved."""
+
+    def __init__(self, args: argparse.Namespace, rank: Rank = SINGLE_PROCESS):
+        self.args = args
+        self.rank = rank
+        self.recipe = RECIPES[args.dataset]
+        self.name = dataset_name(args.dataset, args.data_path)
+        self.output_dir = args.output_dir or Path("runs") / self.name
+        default_student_dir = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
+        self.student_dir = args.student_dir or default_student_dir
+        self.architecture = args.teacher_architecture or self.recipe.teacher_architecture
+        self.teacher_file = args.teacher or TEACHERS / f"{self.architecture}-blockwise-{self.name.lower()}.pth"
+
+    @cached_property
+    def device(self) -> torch.device:
+        return machine.device_named(self.args.device, self.rank.local_index)
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        return open_dataset(self.args.dataset, self.args.data_path)
+
+    @cached_property
+    def subset_seed(self) -> int:
+        return self.dataset.subset_seed if self.args.subset_seed is None else self.args.subset_seed
+
+    def teacher(self) -> BlockwiseVGG:
+        """The teacher in the file. If the default file is missing, it is downloaded, or trained for Shapes10."""
+        if not self.teacher_file.exists():
+            self._get_teacher()
+        teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
+        not_checked = records.check(self.teacher_file, records.deciding(self.dataset))
+        if not_checked and records.path_of(self.teacher_file).exists() and self.rank.is_leader:
+            say(not_checked)
+        return teacher
+
+    def _get_teacher(self) -> None:
+        """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
+        is_default = self.args.teacher is None and self.args.teacher_architecture is None
+        if is_default and self.recipe.trains_own_teacher:
+            self.train_teacher("quick")
+        elif is_default and self.recipe.published:
+            fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
+        else:
+            existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
+            choose = (
+                f"name one with --teacher: {', '.join(existing)}"
+                if existing
+                else f"train one: --dataset {self.args.dataset} --train_teacher"
+            )
+            raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
+
+    def train_teacher(self, recipe_name: str | None) -> int:
+        """Train a teacher by the recipe of that name; by default the published one, or "further" from a teacher."""
+        source = self.args.teacher_from
+        if source and recipe_name:
+            raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
+        if self.args.teacher_epochs == 0 and not source:
+            raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
+        recipe_name = "further" if source else recipe_name or "published"
+        recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
+        accuracy = teacher_training.train_teacher(
+            self.dataset,
+            source or ARCHITECTURES[self.architecture],
+            recipe,
+            self.args.seed,
+            self.device,
+            self.teacher_file,
+            say,
+            self.args.fresh,
+        )
+        say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
+        return 0
+
+    def evaluate(self, path: Path) -> int:
+        kind, state = checkpoints.read(path)
+        if kind == "teacher":
+            teacher = checkpoints.teacher_from_state(state, path, self.dataset.classes)
+            expected = records.deciding(self.dataset)
+        else:
+            teacher = self.teacher()
+            expected = records.deciding(self.dataset, files.sha256_of_file(self.teacher_file))
+        if not_checked := records.check(path, expected):
+            say(not_checked)
+        with arithmetic(self.args.precision, self.device):
+            figures = evaluate(kind, state, path, teacher, self.dataset, self.device)
+        for name, parameters, accuracy in figures:
+            say(f"{path}: {name}, {parameters:,} parameters, test accuracy {accuracy:.2f}%")
+        return 0
+
+    def diagnose(self) -> int:
+        shots = max((n for n in self.args.nshot if n <= 10), default=min(self.args.nshot))
+        images = fewshot.subset(self.dataset, shots, self.subset_seed, self.args.data_path)
+        network = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
+        teacher = FrozenTeacher(network, self.dataset.normalization, self.dataset.test())
+        say(f"{self.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
+        with arithmetic(self.args.precision, self.device):
+            say(diagnose(teacher, images).text())
+        return 0
+
+    def sweep(self) -> int:
+        """Run the cells, distributed over the ranks; the leader prints the table when all are done."""
+        with self.rank.leader_first():
+            plan = self.plan()
+            sweep = Sweep(plan, self.device)
+        sweep.run()
+        self.rank.wait()
+        return 1 if self.rank.is_leader and summarize(plan) else 0
+
+    def plan(self) -> Plan:
+        args = self.args
+        all_cells = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
+        shard_cells = all_cells[args.shard.index - 1 :: args.shard.count]
+        rank_cells = shard_cells[self.rank.index :: self.rank.count]
+        usual = machine.memory_to_use(self.device, self.rank.local_count, args.device)
+        return Plan(
+            dataset=self.dataset,
+            recipe=self.recipe,
+            teacher=self.teacher(),
+            teacher_file=self.teacher_file,
+            cells=tuple(rank_cells + [cell for cell in shard_cells if cell not in rank_cells]),
+            seed=args.seed,
+            subset_seed=self.subset_seed,
+            precision=args.precision,
+            eval_every=args.eval_every,
+            data_path=args.data_path,
+            output_dir=self.output_dir,
+            student_dir=self.student_dir,
+            memory=usual if args.memory is None else int(args.memory * 1e9),
+            fresh=args.fresh,
+            is_leader=self.rank.is_leader,
+            report=say,
+        )

@@ -1,0 +1,54 @@
+"""The architectures of block-wise VGGs, as data. models/vgg.py builds the networks; this loads without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+FIRST_GRAFTED = 3  # the student uses the teacher's blocks 0 to 2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one block-wise VGG from another.
+
+    widths: output channels of every convolution, block by block.
+    hidden: width of the classifier's first linear layer.
+    batchnorm: whether a BatchNorm1d is between the classifier's two linear layers (teachers only).
+    """
+
+    widths: tuple[tuple[int, ...], ...]
+    hidden: int = 512
+    batchnorm: bool = True
+
+    def width_after(self, block: int) -> int:
+        """Output channels of `block`."""
+        return self.widths[block][-1]
+
+
+def _vgg(*convolutions: int, widths: tuple[int, ...] = (64, 128, 256, 512, 512), hidden: int = 512) -> Architecture:
+    return Architecture(tuple((w,) * n for w, n in zip(widths, convolutions, strict=True)), hidden)
+
+
+ARCHITECTURES = {
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+    "vgg19": _vgg(2, 2, 4, 4, 4),
+    "vgg11-small": _vgg(1, 1, 2, 2, 2, widths=(16, 32, 64, 128, 128), hidden=128),
+}
+
+
+def student_of(teacher: Architecture) -> Architecture:
+    """The student of a teacher: blocks 3 and 4 at half the width, no BatchNorm in the classifier."""
+    shared, grafted = teacher.widths[:FIRST_GRAFTED], teacher.widths[FIRST_GRAFTED:]
+    halved = tuple(tuple(width // 2 for width in block) for block in grafted)
+    return replace(teacher, widths=shared + halved, batchnorm=False)
+
+
+TRAINABLE = tuple(ARCHITECTURES)  # teachers; the student below is only grafted
+ARCHITECTURES["vgg16-graft"] = student_of(ARCHITECTURES["vgg16"])
+
+
+def name_of(architecture: Architecture) -> str:
+    """The name in ARCHITECTURES, or "vgg" for any other network."""
+    return next((name for name, known in ARCHITECTURES.items() if known == architecture), "vgg")
