@@ -21,6 +21,7 @@ from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
 from grafting.teacher import TEST_BATCH, FrozenTeacher, Step, Views
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG
 from utils.errors import BadInput
+from utils.progress import bar
 
 STARTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans start: at blocks 3, 4 and 5
 
@@ -55,10 +56,20 @@ class CachedTeacher(FrozenTeacher):
         starts = self.affordable_starts(len(images))
         if starts is None:
             return super().few_shot(images)
-        if self.cache is None or self.cache.starts != starts or not self.cache.holds(images):
+        if not self._cache_serves(images, starts):
             self.cache = None  # frees its memory before the next one takes some
             self.cache = FeatureCache(self, self.cached_together(images, starts), starts, self.dtype)
         return self.cache.views(images)
+
+    def images_to_compute(self, images: np.ndarray) -> int:
+        """How many of the images few_shot() would put through the teacher now, for its cache."""
+        starts = self.affordable_starts(len(images))
+        if starts is None:
+            return 0
+        return len(self.cache.missing(images) if self._cache_serves(images, starts) else by_bytes(images))
+
+    def _cache_serves(self, images: np.ndarray, starts: tuple[int, ...]) -> bool:
+        return self.cache is not None and self.cache.starts == starts and self.cache.holds(images)
 
     def cached_together(self, images: np.ndarray, starts: tuple[int, ...]) -> np.ndarray:
         """The images and those of the subsets behind them that fit the budget too, each image once."""
@@ -118,9 +129,12 @@ class CachedTeacher(FrozenTeacher):
         """Computed from the test features at the nearest start before it, where there is one."""
         before = max((s for s in STARTS if s < start), default=None)
         if before is None:
-            return torch.cat([features for features, _ in super().test_batches(start)])
-        between = self.network[before:start]
-        return torch.cat([between(features) for features in self.test_features(before).split(TEST_BATCH)])
+            outputs = (features for features, _ in super().test_batches(start))
+        else:
+            between = self.network[before:start]
+            outputs = (between(features) for features in self.test_features(before).split(TEST_BATCH))
+        batches = math.ceil(len(self.test_labels) / TEST_BATCH)
+        return torch.cat(list(bar(outputs, desc="test features", unit="batch", total=batches, delay=1)))
 
 
 class FeatureCache:
@@ -154,12 +168,16 @@ class FeatureCache:
         """Whether there is room for the views of all these images."""
         return all(image in self.index_of for image in by_bytes(images))
 
+    def missing(self, images: np.ndarray) -> dict[int, np.ndarray]:
+        """Those of the images, by index, whose views have not been filled in."""
+        indexed = {self.index_of[content]: image for content, image in by_bytes(images).items()}
+        return {index: image for index, image in indexed.items() if index not in self.filled}
+
     def views(self, images: np.ndarray) -> CachedViews:
         """The views of some of the images, filled in as needed."""
         indices = [self.index_of[image.tobytes()] for image in images]
-        for index, image in zip(indices, images, strict=True):
-            if index not in self.filled:
-                self._fill(index, image)
+        for index, image in bar(self.missing(images).items(), desc="teacher features", unit="image", delay=1):
+            self._fill(index, image)
         return CachedViews(self, torch.tensor(indices, device=self.teacher.device))
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from models.download import fetch_teacher
 from models.teacher_recipe import stretched
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
 from utils import files, machine, signals
+from utils.arguments import DATA_PATH, PRECISIONS
 from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.signals import Terminated
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
 def build_dataset(args: argparse.Namespace) -> int:
     """Write the 24 few-shot files."""
     for name in ("CIFAR10", "CIFAR100"):
+        say(f"reading the images of {name}, downloaded if missing")
         dataset = open_dataset(name, args.data_path)
         subset_seed = dataset.subset_seed if args.subset_seed is None else args.subset_seed
         for shots in PUBLISHED_SHOTS:
@@ -133,11 +136,17 @@ class Job:
 
     @cached_property
     def dataset(self) -> ImageDataset:
+        self._announce(f"reading the images of {self.name}")
         return open_dataset(self.args.dataset, self.args.data_path)
 
     @cached_property
     def subset_seed(self) -> int:
         return self.dataset.subset_seed if self.args.subset_seed is None else self.args.subset_seed
+
+    def _announce(self, line: str) -> None:
+        """Say once, for all ranks, what comes next and takes a while."""
+        if self.rank.is_leader:
+            say(line)
 
     def teacher(self) -> BlockwiseVGG:
         """The teacher in the file. If the default file is missing, it is downloaded, or trained for Shapes10."""
@@ -145,16 +154,18 @@ class Job:
             self._get_teacher()
         teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
         not_checked = records.check(self.teacher_file, records.deciding(self.dataset))
-        if not_checked and records.path_of(self.teacher_file).exists() and self.rank.is_leader:
-            say(not_checked)
+        if not_checked and records.path_of(self.teacher_file).exists():
+            self._announce(not_checked)
         return teacher
 
     def _get_teacher(self) -> None:
         """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
         is_default = self.args.teacher is None and self.args.teacher_architecture is None
         if is_default and self.recipe.trains_own_teacher:
+            say(f"{self.teacher_file}: no such teacher yet")
             self.train_teacher("quick")
         elif is_default and self.recipe.published:
+            say(f"{self.teacher_file}: no such teacher yet; fetching the authors'")
             fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
         else:
             existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
@@ -197,6 +208,7 @@ class Job:
             expected = records.deciding(self.dataset, files.sha256_of_file(self.teacher_file))
         if not_checked := records.check(path, expected):
             say(not_checked)
+        say(f"{path}: measuring on the test images")
         with arithmetic(self.args.precision, self.device):
             figures = evaluate(kind, state, path, teacher, self.dataset, self.device)
         for name, parameters, accuracy in figures:
@@ -220,7 +232,33 @@ class Job:
             sweep = Sweep(plan, self.device)
         sweep.run()
         self.rank.wait()
-        return 1 if self.rank.is_leader and summarize(plan) else 0
+        if not self.rank.is_leader:
+            return 0
+        of_cells = summarize(plan)
+        say(self.afterwards(of_cells))
+        return 1 if any(result["status"] == "failed" for result in of_cells) else 0
+
+    def afterwards(self, of_cells: list[results.Result]) -> str:
+        """Where everything is after a sweep, and the commands to look at it."""
+        lines = [
+            "",
+            f"results: {self.output_dir / 'results'}, and the table: {self.output_dir / 'table.md'}",
+            f"curves: tensorboard --logdir {shlex.quote(str(self.output_dir))}",
+        ]
+        students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
+        if students:
+            evaluate = shlex.join([*self.inputs(), "--evaluate", students[-1]])
+            lines += [f"students: {self.student_dir}", f"test one: python train_fskd.py {evaluate}"]
+        return "\n".join(lines)
+
+    def inputs(self) -> list[str]:
+        """The flags that say on which data, with which teacher and in which precision, without defaults."""
+        flags = ["--dataset", self.args.dataset]
+        usual = {"data_path": DATA_PATH, "teacher": None, "teacher_architecture": None, "precision": PRECISIONS[0]}
+        for name, default in usual.items():
+            value = getattr(self.args, name)
+            flags += [] if value == default else [f"--{name}", str(value)]
+        return flags
 
     def plan(self) -> Plan:
         args = self.args

@@ -8,6 +8,7 @@ all of them) and is not too small.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.views import IDENTITY, VIEWS, crop, pad
-from grafting.teacher import FrozenTeacher
+from grafting.teacher import TEST_BATCH, FrozenTeacher
 from models.balancing import TARGET_RMS
 from models.vgg import FIRST_GRAFTED
+from utils.progress import bar
 
 RANK_IMAGES = 1000
 PENALTIES = tuple(10.0**k for k in range(-5, 2))  # of the mean squared length of a feature vector
@@ -88,10 +90,12 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
     probes = [Ridge(block, logits.argmax(1), network.classes) for block in features]
     prototypes = _prototypes(teacher, images[:: len(images) // network.classes])
 
+    count = len(teacher.test_labels)
     correct = torch.zeros(2 * len(probes) + 1, device=device)
     squares = torch.zeros(len(probes), dtype=torch.float64, device=device)
     sample: list[list[Tensor]] = [[] for _ in probes]
-    for batch, (pictures, labels) in enumerate(teacher.test_batches(0)):
+    batches = bar(teacher.test_batches(0), desc="test images", unit="batch", total=ceil(count / TEST_BATCH), delay=1)
+    for batch, (pictures, labels) in enumerate(batches):
         *features, logits = _block_outputs(teacher, pictures)
         answers = [probe.predict(block) for probe, block in zip(probes, features, strict=True)]
         answers += [(block @ means.T).argmax(1) for means, block in zip(prototypes, features, strict=True)]
@@ -100,7 +104,6 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
         if batch * len(labels) < RANK_IMAGES:
             for blocks, block in zip(sample, features, strict=True):
                 blocks.append(block)
-    count = len(teacher.test_labels)
     *percent, percent_of_teacher = (100 * correct / count).tolist()
     rms = (squares / count).sqrt().tolist()
     reports = tuple(
@@ -126,7 +129,7 @@ def _prototypes(teacher: FrozenTeacher, images: np.ndarray) -> list[Tensor]:
     """By block, the direction of each image's mean features over all its views: (len(images), D)."""
     view = torch.arange(VIEWS, device=teacher.device)
     by_image = []
-    for image in images:
+    for image in bar(images, desc="one image per class", unit="image", delay=1):
         *features, _ = _block_outputs(teacher, _views(teacher, image[None], torch.zeros_like(view), view))
         by_image.append([functional.normalize(block.mean(0), dim=0) for block in features])
     return [torch.stack(block) for block in zip(*by_image, strict=True)]

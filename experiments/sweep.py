@@ -19,6 +19,7 @@ from tqdm import tqdm
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import ImageDataset
 from data.fewshot import subset
+from data.views import VIEWS
 from experiments import results, students
 from experiments.cell import Cell
 from experiments.fresh import Fresh
@@ -32,6 +33,7 @@ from models.vgg import BlockwiseVGG, frozen
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
+from utils.progress import bar
 
 CellKey = tuple[int, int]  # (shots, trial)
 
@@ -136,6 +138,7 @@ class Sweep:
         subsets = [self.subsets[shots] for shots in sorted({shots for shots, _ in self.left})]
         teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
+        plan.report(f"test features and test accuracy of the teacher, on {len(teacher.test_labels):,} images")
         accuracy = teacher.accuracy(nn.Identity(), len(network))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%")
         for shots, images in self.subsets.items():
@@ -144,14 +147,13 @@ class Sweep:
         return teacher, {"file": str(plan.teacher_file), "accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
-        epochs = sum(phase.epochs for phase in self.plan.recipe.phases)
-        with tqdm(total=len(self.left), unit="cell", disable=None, position=0) as outer:
+        count = f"{len(self.left)} {'cell' if len(self.left) == 1 else 'cells'}"
+        self.plan.report(f"{count}, of N = {', '.join(map(str, sorted({shots for shots, _ in self.left})))}")
+        with bar(desc="all cells", total=len(self.left), unit="cell") as cells_done:
             for cell in self.left:
-                name = "{}-shot trial {}".format(*cell)
-                with tqdm(total=epochs, unit="epoch", desc=name, disable=None, position=1, leave=False) as inner:
-                    line = self._run_if_free(cell, teacher, record, inner)
-                self.plan.report(f"{name}: {line}")
-                outer.update()
+                line = self._run_if_free(cell, teacher, record)
+                self.plan.report(f"{name_of(cell)}: {line}")
+                cells_done.update()
 
     def _is_done(self, cell: CellKey) -> bool:
         """Whether the cell has a result. Raises BadInput if it was made with other settings."""
@@ -161,17 +163,17 @@ class Sweep:
         self._setting(cell).require_same(results.read(path)["setting"], path)
         return True
 
-    def _run_if_free(self, cell: CellKey, teacher: CachedTeacher, record: dict[str, Any], bar: tqdm) -> str:
+    def _run_if_free(self, cell: CellKey, teacher: CachedTeacher, record: dict[str, Any]) -> str:
         """Run the cell unless another process does. Returns the message for the user."""
         try:
             with self._lock(cell):
                 if self._is_done(cell):
                     return "done by another process"
-                return self._run_cell(cell, teacher, record, bar)
+                return self._run_cell(cell, teacher, record)
         except filelock.Timeout:
             return "another process is running it"
 
-    def _run_cell(self, key: CellKey, teacher: CachedTeacher, teacher_record: dict[str, Any], bar: tqdm) -> str:
+    def _run_cell(self, key: CellKey, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
         """Run one cell and write its result. Returns the message for the user."""
         plan, setting = self.plan, self._setting(key)
         result_file, checkpoint, written = self._result_file(key), self._checkpoint(key), self._student_files(key)
@@ -179,6 +181,8 @@ class Sweep:
             files.remove_leftovers(path)
         started = perf_counter()
         images = self.subsets[setting.shots]
+        if count := teacher.images_to_compute(images):
+            plan.report(f"{name_of(key)}: first the teacher's features of {count} images, each in {VIEWS} views")
         views = teacher.few_shot(images)
         features_seconds = perf_counter() - started
         curves = CellCurves(plan.output_dir, *key, setting.content, images)
@@ -190,7 +194,8 @@ class Sweep:
             "test_predictions_settled_by": teacher.settled,  # counts on while the cell runs
         }
         teacher.settled.clear()
-        after_epoch = partial(_after_epoch, curves, bar)
+        epochs_done = bar(desc=name_of(key), unit="epoch", total=sum(phase.epochs for phase in plan.recipe.phases))
+        after_epoch = partial(_after_epoch, curves, epochs_done)
         cell = Cell(
             setting, teacher, views, plan.eval_every, checkpoint, written, self._record(key), process, after_epoch
         )
@@ -201,6 +206,7 @@ class Sweep:
             failure = error
         finally:
             curves.close()
+            epochs_done.close()
         process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
         content = results.content(cell, failure, teacher_record, features_seconds)
         files.write_json(result_file, content)
@@ -250,16 +256,27 @@ class Sweep:
         )
 
 
-def summarize(plan: Plan) -> int:
-    """Write and report the table of all results. Returns how many of the plan's cells failed."""
+def summarize(plan: Plan) -> list[results.Result]:
+    """Write and report the table of all results. Returns those of the plan's cells, by N and trial."""
     _, text = write_table(plan.output_dir)
     plan.report(text)
-    existing = [path for cell in plan.cells if (path := results.path_of(plan.output_dir, *cell)).exists()]
-    return sum(results.read(path)["status"] == "failed" for path in existing)
+    paths = (results.path_of(plan.output_dir, *cell) for cell in sorted(plan.cells))
+    return [results.read(path) for path in paths if path.exists()]
 
 
-def _after_epoch(curves: CellCurves, bar: tqdm, phase: str, curve: Curve) -> None:
-    """Update the TensorBoard curves and the progress bar."""
-    bar.update(curve.epoch - curves.written[phase])
+def name_of(cell: CellKey) -> str:
+    """For messages: "10-shot trial 0"."""
+    return "{}-shot trial {}".format(*cell)
+
+
+def _after_epoch(curves: CellCurves, epochs_done: tqdm, phase: str, curve: Curve) -> None:
+    """Update the TensorBoard curves and the progress bar, which shows the loss and the last accuracy."""
+    epochs_done.set_postfix_str(progress(phase, curve), refresh=False)
+    epochs_done.update(curve.epoch - curves.written[phase])
     curves(phase, curve)
-    bar.set_postfix_str(phase, refresh=False)
+
+
+def progress(phase: str, curve: Curve) -> str:
+    """A phase so far: "L3, loss 0.0123, test 91.18%"."""
+    accuracy = f", test {curve.accuracies[max(curve.accuracies)]:.2f}%" if curve.accuracies else ""
+    return f"{phase}, loss {curve.losses[-1]:.3g}{accuracy}"

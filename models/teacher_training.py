@@ -28,6 +28,7 @@ from models.training_layers import LinearHead, PrototypeHead, TeacherWithTrainin
 from models.vgg import Architecture, BlockwiseVGG, initialize
 from utils import files, machine
 from utils.errors import BadInput
+from utils.progress import bar
 from utils.seeds import generator, torch_generator
 
 TEST_BATCH = 500
@@ -147,11 +148,15 @@ class TeacherTraining:
             raise BadInput(f"--dataset {self.dataset.name}: has a single training image; a teacher needs two or more")
         images = pad(torch.from_numpy(train.images)).to(self.device)  # (50000, 3, 40, 40) uint8
         labels = torch.from_numpy(train.labels).to(self.device)
-        started, done = perf_counter(), len(self.history)
+        started, done, epochs = perf_counter(), len(self.history), self.recipe.epochs
         steps = len(batch_sizes(len(labels), self.recipe.batch))
-        with tqdm(total=self.recipe.epochs * steps, initial=done * steps, unit="step", disable=None) as bar:
+        self.report(
+            f"training a teacher on the {len(labels):,} labelled training images of {self.dataset.name}: recipe"
+            f" {self.recipe.name}, {epochs - done} epochs of {steps} steps"
+        )
+        with bar(desc="teacher", unit="step", total=epochs * steps, initial=done * steps) as steps_done:
             for epoch in range(done, self.recipe.epochs):
-                figures = self._train(epoch, images, labels, bar)
+                figures = self._train(epoch, images, labels, steps_done)
                 if not math.isfinite(figures["loss"]):
                     raise BadInput(f"--train_teacher: the loss is not finite in epoch {epoch + 1}; try another --seed")
                 with self._autocast():
@@ -171,7 +176,7 @@ class TeacherTraining:
             self.report(f"block 2's output is multiplied by {self.balanced_by:g}; the logits stay the same")
         return teacher
 
-    def _train(self, epoch: int, images: Tensor, labels: Tensor, bar: tqdm) -> dict[str, float]:
+    def _train(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""
         random = generator(self.seed, "teacher", epoch)
         order = torch.from_numpy(random.permutation(len(labels))).to(self.device)
@@ -194,7 +199,7 @@ class TeacherTraining:
             self.optimizer.step()
             loss_sum += loss.detach() * len(chosen)
             correct += (logits.argmax(1) == labels[chosen]).sum()
-            bar.update()
+            steps_done.update()
         return {"loss": loss_sum.item() / len(order), "training_accuracy": 100 * correct.item() / len(order)}
 
     @torch.no_grad()

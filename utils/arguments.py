@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
+DATA_PATH = Path("data/raw")
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,7 +145,7 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
 
 
 def add_paths(add: Callable[..., Any]) -> None:
-    add("--data_path", type=path, metavar="DIR", default=Path("data/raw"),
+    add("--data_path", type=path, metavar="DIR", default=DATA_PATH,
         help="folder of the official files and the few-shot pickles; for Folder, of train/ and test/")
     add("--teacher", type=path, metavar="FILE",
         help="block-wise teacher (default: ckpt/teacher/<architecture>-blockwise-<dataset>.pth, if missing downloaded,"
