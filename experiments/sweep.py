@@ -27,6 +27,7 @@ from experiments.setting import Setting, require_comparable
 from experiments.tables import write_table
 from experiments.tensorboard import CellCurves
 from grafting.distillation import Curve, NotFinite
+from grafting.method import GRAFTING, Method
 from grafting.recipes import Recipe
 from models import records
 from models.vgg import BlockwiseVGG, frozen
@@ -44,7 +45,7 @@ class Plan:
     cells: in the order in which to run them. precision: one of utils.precision. eval_every: epochs between test
     accuracies (Distillation.run). memory: bytes for the cache of teacher features. fresh: run finished cells
     again. report: called with each message for the user. is_leader: whether this process removes the old results, for
-    all ranks, where `fresh`.
+    all ranks, where `fresh`. method: how the students are made.
     """
 
     dataset: ImageDataset
@@ -63,6 +64,7 @@ class Plan:
     fresh: bool
     report: Callable[[str], None]
     is_leader: bool = True
+    method: Method = GRAFTING
 
 
 class Sweep:
@@ -114,7 +116,8 @@ class Sweep:
         return students.record(plan.dataset, self.teacher_sha256, self._result_file(cell), plan.student_dir)
 
     def _student_files(self, cell: CellKey) -> dict[str, Path]:
-        return students.paths(self.plan.student_dir, self.plan.teacher.architecture, self.plan.dataset.name, *cell)
+        plan = self.plan
+        return students.paths(plan.student_dir, plan.teacher.architecture, plan.method.name, plan.dataset.name, *cell)
 
     def run(self) -> None:
         """Run the cells that are neither done nor running in another process."""
@@ -149,7 +152,7 @@ class Sweep:
         return teacher, {"file": str(plan.teacher_file), "accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
-        epochs = sum(phase.epochs for phase in self.plan.recipe.phases)
+        epochs = sum(phase.epochs for phase in self.plan.method.phases(self.plan.recipe))
         with tqdm(total=len(self.left), unit="cell", disable=None, position=0) as outer:
             for cell in self.left:
                 name = "{}-shot trial {}".format(*cell)
@@ -252,6 +255,7 @@ class Sweep:
             test_sha256=self.test_sha256,
             normalization=plan.dataset.normalization.content,
             recipe=plan.recipe,
+            method=plan.method,
         )
 
 
