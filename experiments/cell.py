@@ -114,7 +114,8 @@ class Cell:
 
     def _after_epoch(self, current: Distillation) -> None:
         self.after_epoch(current.phase.name, current.curve)
-        if monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+        has_state = self.current.optimizer is not None  # a phase without an optimiser is done again
+        if has_state and monotonic() - self._saved_at > CHECKPOINT_SECONDS:
             self.checkpoint()
 
     def checkpoint(self) -> None:

@@ -132,6 +132,8 @@ def trained(make, method):
         ("grafting-straight", [("B0", [0]), ("B1", [1]), ("B2", [2]), ("L3", [0, 1, 2])]),
         ("grafting-back", [("B0", [0]), ("B1", [1]), ("B2", [2]), ("L2-back", [1, 2]), ("L3", [0, 1, 2])]),
         ("whole", [("whole", [0, 1, 2])]),
+        ("kd", [("kd", [0, 1, 2])]),
+        ("fitnets", [("hint 3", [0, 3]), ("hint 4", [0, 1, 4]), ("kd", [0, 1, 2])]),
     ],
 )
 def test_what_each_phase_trains(make, method, expected):
