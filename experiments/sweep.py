@@ -36,6 +36,7 @@ from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
 
 CellKey = tuple[int, int]  # (shots, trial)
+PreparedTeacher = tuple[CachedTeacher, dict[str, Any]]  # frozen, with cached features; its entry in the result files
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,12 @@ class Sweep:
         plan = self.plan
         return students.paths(plan.student_dir, plan.teacher.architecture, plan.method.name, plan.dataset.name, *cell)
 
-    def run(self) -> None:
-        """Run the cells that are neither done nor running in another process."""
+    def run(self, prepared: PreparedTeacher | None = None) -> PreparedTeacher | None:
+        """Run the cells that are neither done nor running in another process.
+
+        Returns the frozen teacher with its cached features, if there was something to run; another sweep of the same
+        teacher, subsets and precision takes it as `prepared`.
+        """
         if len(self.left) < len(self.plan.cells):
             done = len(self.plan.cells) - len(self.left)
             advice = (
@@ -129,11 +134,13 @@ class Sweep:
             self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; {advice}")
         if self.left:
             with arithmetic(self.plan.precision, self.device):
-                self._run_cells(*self._prepare_teacher())
+                prepared = prepared or self._prepare_teacher()
+                self._run_cells(*prepared)
         if all(self._is_done(cell) for cell in self.plan.cells):
             self.fresh.end()
+        return prepared
 
-    def _prepare_teacher(self) -> tuple[CachedTeacher, dict[str, Any]]:
+    def _prepare_teacher(self) -> PreparedTeacher:
         """The frozen teacher, and its entry in the result files."""
         plan, dtype = self.plan, cache_dtype(self.plan.precision)
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
