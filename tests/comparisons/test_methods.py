@@ -1,6 +1,7 @@
 """What holds for every method: one budget, one student, exact resumption, results that are never mixed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from models import checkpoints
 from utils.errors import BadInput
 
 OTHERS = [name for name in METHODS if name != GRAFTING.name]
-RECIPE = short_recipe((2, 1, 1), (1, 2))
+RECIPE = short_recipe((1, 1, 1), (1, 2))
 
 
 @pytest.fixture
@@ -99,6 +100,12 @@ def test_every_method_has_the_epochs_of_grafting_and_chooses_among_as_many(metho
 @pytest.mark.parametrize("entries", GRID.values(), ids=GRID)
 def test_what_was_chosen_is_on_the_grid(entries):
     assert len(set(entries)) == len(entries) and METHODS[entries[0].name] in entries
+
+
+def test_every_number_of_a_method_is_in_the_setting(make):
+    settings = [replace(make("one", "whole").setting, method=entry) for entries in GRID.values() for entry in entries]
+    contents = [json.dumps(setting.content) for setting in settings]
+    assert len(set(contents)) == len(contents)
 
 
 def spans(method):
