@@ -57,3 +57,18 @@ def test_a_grid_has_a_row_for_each_entry_and_names_the_best(at_home, capsys, mon
 def test_a_method_without_a_grid_is_one_line(at_home, capsys):
     assert grid.main(["--dataset", "Folder", "--method", "fskd"]) == 2
     assert "--method fskd: has no grid; choose from whole, kd, fitnets" in capsys.readouterr().err
+
+
+def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
+    """Not the highest best one, and no failed cell."""
+    outcomes = iter(
+        [
+            {"status": "done", "last": 50.0, "best": 90.0},
+            {"status": "done", "last": 60.0, "best": 61.0},
+            {"status": "failed"},
+        ]
+    )
+    monkeypatch.setattr(results, "read", lambda path: next(outcomes))
+    plan = train_fskd.Job(train_fskd.arguments(COMMAND)).plan()
+    text = grid.markdown(dict.fromkeys((*ENTRIES, Whole(1.0, 1.0)), plan))
+    assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed | - |" in text

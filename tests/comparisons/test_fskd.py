@@ -21,7 +21,7 @@ def frozen(teacher, dataset):
 
 def test_the_filters_with_the_largest_norms_are_kept_in_their_order():
     layer = nn.Conv2d(1, 4, 3)
-    for index, size in enumerate((2.0, 5.0, -3.0, 1.0)):
+    for index, size in enumerate((2.0, 3.0, -5.0, 1.0)):
         layer.weight.data[index] = size
     assert fskd.strongest(layer, 2).tolist() == [1, 2]
 

@@ -154,15 +154,21 @@ def test_the_whole_student_starts_as_graftings_scions_do(make):
         assert all(torch.equal(one.state_dict()[key], value) for key, value in two.state_dict().items())
 
 
-def test_stage_1_is_measured_joined(make, teacher):
-    """Its accuracy is that of the three scions in the file of stage 1, in sequence."""
-    cell = make("one", GRAFTING.name)
+def test_stage_1_is_measured_joined(make, monkeypatch):
+    """What is measured are the three scions in the file of stage 1, in sequence, from the input of block 3."""
+    cell, measured = make("one", GRAFTING.name), []
+
+    def accuracy(network, start):
+        measured.append(({key: value.clone() for key, value in network.state_dict().items()}, start))
+        return float(len(measured))
+
+    monkeypatch.setattr(cell.teacher, "accuracy", accuracy)
     cell.run()
-    scions = cell.networks
-    for scion, state in zip(scions, checkpoints.read(cell.students["stage 1"])[1], strict=True):
-        scion.load_state_dict(state)
-    assert cell.stage1_joined["accuracy"] == cell.teacher.accuracy(torch.nn.Sequential(*scions), 3)
-    assert json.loads(json.dumps(cell.stage1_joined))["seconds"] > 0
+    state, start = measured[round(cell.stage1_joined["accuracy"]) - 1]
+    blocks = checkpoints.read(cell.students["stage 1"])[1]
+    written = {f"{k}.{key}": value for k, block in enumerate(blocks) for key, value in block.items()}
+    assert start == 3 and state.keys() == written.keys() and cell.stage1_joined["seconds"] > 0
+    assert all(torch.equal(state[key], value) for key, value in written.items())
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("grafting")])
