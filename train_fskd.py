@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from tqdm import tqdm
 
+from comparisons.methods import METHODS
 from data import fewshot
 from data.datasets import NAMES, ImageDataset, dataset_name, open_dataset
 from experiments import ranks, results
@@ -35,6 +36,7 @@ from experiments.evaluation import evaluate
 from experiments.ranks import SINGLE_PROCESS, Rank
 from experiments.sweep import Plan, Sweep, summarize
 from experiments.tables import write_table
+from grafting.method import JOINS
 from grafting.recipes import RECIPES
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records, teacher_training
@@ -78,7 +80,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The parsed command line. A wrong argument ends the program with one line and exit status 2."""
     trainable = [name for name in ARCHITECTURES if not name.endswith("-graft")]
     quiet = not ranks.prints_for_all()
-    return parser(__doc__.split("\n\n")[0], NAMES, fewshot.PUBLISHED_SHOTS, trainable, quiet).parse_args(argv)
+    methods = [name for name in METHODS if not name.startswith("grafting-")]  # --optimize_span chooses among those
+    made = parser(__doc__.split("\n\n")[0], NAMES, methods, list(JOINS), fewshot.PUBLISHED_SHOTS, trainable, quiet)
+    return made.parse_args(argv)
 
 
 def _stop(status: int, message: str) -> int:
@@ -143,7 +147,12 @@ class Job:
         self.rank = rank
         self.recipe = RECIPES[args.dataset]
         self.name = dataset_name(args.dataset, args.data_path)
-        self.output_dir = args.output_dir or Path("runs") / self.name
+        if args.optimize_span != "front" and args.method != "grafting":
+            raise BadInput(f"--optimize_span {args.optimize_span}: only with --method grafting")
+        method = args.method if args.optimize_span == "front" else f"grafting-{args.optimize_span}"
+        self.method = METHODS[method]
+        run_name = self.name if method == "grafting" else f"{self.name}-{method}"
+        self.output_dir = args.output_dir or Path("runs") / run_name
         default_student_dir = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
         self.student_dir = args.student_dir or default_student_dir
         self.architecture = args.teacher_architecture or self.recipe.teacher_architecture
@@ -267,6 +276,7 @@ class Job:
             fresh=args.fresh,
             is_leader=self.rank.is_leader,
             report=say,
+            method=self.method,
         )
 
 

@@ -26,7 +26,8 @@ def evaluate(
     network = frozen(teacher).to(device, memory_format=torch.channels_last)
     cached_teacher = CachedTeacher(network, dataset.normalization, dataset.test(), subsets=[], budget=0)
     if kind == "teacher":
-        return [("teacher", parameter_count(network), cached_teacher.accuracy(nn.Identity(), len(network)))]
+        name = "teacher" if network.architecture.batchnorm else "student without adapters"
+        return [(name, parameter_count(network), cached_teacher.accuracy(nn.Identity(), len(network)))]
     student = nn.Sequential(*scions(network.architecture, network.classes, torch.Generator()))
     if kind == "stage 2":
         checkpoints.load(student, state, path)

@@ -95,9 +95,15 @@ def true_or_false(text: str) -> bool:
 
 
 def parser(
-    description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str], quiet: bool = False
+    description: str,
+    datasets: Sequence[str],
+    methods: Sequence[str],
+    joins: Sequence[str],
+    shots: Sequence[int],
+    architectures: Sequence[str],
+    quiet: bool = False,
 ) -> Parser:
-    """The command line. The caller gives the data sets, the default shots and the teachers' architectures."""
+    """The command line. The caller gives the choices and defaults; the first method and the first join are theirs."""
     made = Parser(
         prog="train_fskd.py",
         description=description,
@@ -106,6 +112,7 @@ def parser(
     )
     made.quiet = quiet
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
+    add_methods(made.add_argument_group("the method").add_argument, methods, joins)
     add_sweep(made.add_argument_group("the sweep").add_argument, shots)
     add_paths(made.add_argument_group("files and folders").add_argument)
     add_commands(made.add_argument_group("instead of the sweep").add_mutually_exclusive_group().add_argument)
@@ -114,6 +121,15 @@ def parser(
 
 
 # fmt: off
+def add_methods(add: Callable[..., Any], methods: Sequence[str], joins: Sequence[str]) -> None:
+    add("--method", choices=methods, default=methods[0],
+        help="how the student is made: grafting, the paper's, or a method that it is compared with"
+             " (docs/comparisons.md)")
+    add("--optimize_span", choices=joins, default=joins[0],
+        help="how stage 2 of grafting joins the scions: front, B0 and B1 first (L=2), then all (L=3); straight, all at"
+             " once; back, B1 and B2 first, then all")
+
+
 def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--nshot", type=positive, nargs="+", metavar="N", default=list(shots), help="shots: images per class")
     add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with other random numbers")
@@ -144,7 +160,8 @@ def add_paths(add: Callable[..., Any]) -> None:
         help="folder of the official files and the few-shot pickles; for Folder, of train/ and test/")
     add("--teacher", type=path, metavar="FILE",
         help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, downloaded if missing)")
-    add("--output_dir", type=path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
+    add("--output_dir", type=path, metavar="DIR",
+        help="results, curves and tables (default: runs/<dataset>, for other methods runs/<dataset>-<method>)")
     add("--student_dir", type=path, metavar="DIR",
         help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
 
