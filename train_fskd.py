@@ -19,6 +19,7 @@ import signal
 import sys
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 # Threads that wait sleep instead of spinning: beside another job, a training step is then up to ten times faster, and
 # alone as fast (docs/speed.md). OpenMP reads this when torch is loaded.
@@ -30,9 +31,13 @@ from tqdm import tqdm
 from comparisons.methods import METHODS
 from data import fewshot
 from data.datasets import NAMES, ImageDataset, dataset_name, open_dataset
+from deployment import formats
+from deployment.comparison import Candidate, compare, markdown
+from deployment.export import Source, export, require_target
+from deployment.networks import candidates, exported, few_shot_of, student_in
+from deployment.student import load
 from experiments import ranks, results
 from experiments.diagnosis import diagnose
-from experiments.evaluation import evaluate
 from experiments.ranks import SINGLE_PROCESS, Rank
 from experiments.sweep import Plan, Sweep, summarize
 from experiments.tables import write_table
@@ -107,10 +112,22 @@ def how_to_continue(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
     """Run the command; raises BadInput. Only a sweep is shared by several processes."""
-    if args.teacher_from and not args.train_teacher:
-        raise BadInput("--teacher_from: only with --train_teacher")
+    for flag, command in (("teacher_from", "train_teacher"), ("to", "export"), ("json", "evaluate")):
+        if getattr(args, flag) and not getattr(args, command):
+            raise BadInput(f"--{flag}: only with --{command}")
+    if args.predict:
+        return predict(*args.predict) if rank.is_leader else 0
     job = Job(args, rank)
-    if not any((args.build_dataset, args.table, args.train_teacher, args.evaluate, args.diagnose)):
+    commands = (
+        args.build_dataset,
+        args.table,
+        args.train_teacher,
+        args.evaluate,
+        args.diagnose,
+        args.export,
+        args.predict,
+    )
+    if not any(commands):
         return job.sweep()
     if not rank.is_leader:
         return 0
@@ -124,7 +141,25 @@ def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
         return job.train_teacher(args.teacher_recipe)
     if args.evaluate:
         return job.evaluate(args.evaluate)
+    if args.export:
+        return job.export(args.export)
     return job.diagnose()
+
+
+def predict(student_file: Path, *pictures: Path) -> int:
+    """Print the three most probable classes of each picture. Returns 1 if one of them cannot be read."""
+    if not pictures:
+        raise BadInput(f"--predict {student_file}: no picture; name one or more behind it")
+    student, unreadable = load(student_file), 0
+    for picture in pictures:
+        try:
+            (prediction,) = student.predict([picture])
+        except BadInput as error:
+            unreadable += 1
+            _stop(1, str(error))
+        else:
+            say(f"{picture}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in prediction[:3]))
+    return 1 if unreadable else 0
 
 
 def build_dataset(args: argparse.Namespace) -> int:
@@ -218,27 +253,71 @@ class Job:
         say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
         return 0
 
+    def frozen_teacher(self) -> BlockwiseVGG:
+        """The teacher on the device."""
+        return frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
+
     def evaluate(self, path: Path) -> int:
+        """Measure what is in a file, beside the teacher."""
+        with arithmetic(self.args.precision, self.device):
+            figures = compare(self.candidates(path), self.dataset)
+        measured = figures[1:] or figures
+        for row in measured:
+            say(f"{path}: {row.name}, {row.parameters:,} parameters, test accuracy {row.accuracy:.2f}%")
+        say(f"\n{markdown(figures)}")
+        if self.args.json:
+            files.write_json(self.args.json, {"file": str(path), "networks": [row.content for row in figures]})
+        return 0
+
+    def candidates(self, path: Path) -> list[Candidate]:
+        """The teacher and what is in the file. An exported student is measured alone if its teacher is not there."""
+        if formats.is_exported(path):
+            student, teacher_sha256 = exported(path, self.dataset)
+            if not self.teacher_file.exists() or files.sha256_of_file(self.teacher_file) != teacher_sha256:
+                say(f"{path}: measured alone, since {self.teacher_file} is not its teacher; name it with --teacher")
+                return [student]
+            return [*candidates("teacher", None, self.teacher_file, self.frozen_teacher(), self.dataset), student]
         kind, state = checkpoints.read(path)
         if kind == "teacher":
             teacher = checkpoints.teacher_from_state(state, path, self.dataset.classes)
-            expected = records.deciding(self.dataset)
+            teacher = frozen(teacher).to(self.device, memory_format=torch.channels_last)
+            self.check_record(path, records.deciding(self.dataset))
         else:
-            teacher = self.teacher()
-            expected = records.deciding(self.dataset, files.sha256_of_file(self.teacher_file))
+            teacher = self.frozen_teacher()
+            self.check_record(path, records.deciding(self.dataset, files.sha256_of_file(self.teacher_file)))
+        return candidates(kind, state, path, teacher, self.dataset)
+
+    def check_record(self, path: Path, expected: dict[str, Any]) -> None:
+        """Raise BadInput if the file's record differs from what is expected; say what cannot be checked."""
         if not_checked := records.check(path, expected):
             say(not_checked)
-        with arithmetic(self.args.precision, self.device):
-            figures = evaluate(kind, state, path, teacher, self.dataset, self.device)
-        for name, parameters, accuracy in figures:
-            say(f"{path}: {name}, {parameters:,} parameters, test accuracy {accuracy:.2f}%")
+
+    def export(self, path: Path) -> int:
+        """Write a student of stage 2 as one file that needs no other."""
+        target = self.args.to or path.with_name(f"{path.stem}-exported.pth")
+        require_target(target, self.args.fresh)
+        kind, state = checkpoints.read(path)
+        if kind != "stage 2":
+            raise BadInput(f"--export {path}: is a {kind} file; name a student of stage 2 (...-graft-net-...)")
+        teacher, teacher_sha256 = self.frozen_teacher(), files.sha256_of_file(self.teacher_file)
+        self.check_record(path, records.deciding(self.dataset, teacher_sha256))
+        shots, subset_seed = few_shot_of(path, self.subset_seed)
+        source = Source(
+            teacher=teacher,
+            scions=student_in(state, path, teacher),
+            dataset=self.dataset,
+            few_shot=fewshot.subset(self.dataset, shots, subset_seed, self.args.data_path),
+            teacher_sha256=teacher_sha256,
+            student_sha256=files.sha256_of_file(path),
+        )
+        with arithmetic("float32", self.device):
+            say(export(source, target))
         return 0
 
     def diagnose(self) -> int:
         shots = max((n for n in self.args.nshot if n <= 10), default=min(self.args.nshot))
         images = fewshot.subset(self.dataset, shots, self.subset_seed, self.args.data_path)
-        network = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
-        teacher = FrozenTeacher(network, self.dataset.normalization, self.dataset.test())
+        teacher = FrozenTeacher(self.frozen_teacher(), self.dataset.normalization, self.dataset.test())
         say(f"{self.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
         with arithmetic(self.args.precision, self.device):
             say(diagnose(teacher, images).text())

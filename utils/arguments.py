@@ -162,6 +162,9 @@ def add_paths(add: Callable[..., Any]) -> None:
         help="block-wise teacher (default: ckpt/teacher/vgg16-blockwise-<dataset>.pth, downloaded if missing)")
     add("--output_dir", type=path, metavar="DIR",
         help="results, curves and tables (default: runs/<dataset>, for other methods runs/<dataset>-<method>)")
+    add("--to", type=path, metavar="FILE",
+        help="with --export: .pth, .pt2, .onnx or .int8.onnx (default: the student's name with -exported.pth)")
+    add("--json", type=path, metavar="FILE", help="with --evaluate: write the figures to this file too")
     add("--student_dir", type=path, metavar="DIR",
         help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
 
@@ -174,7 +177,13 @@ def add_commands(add: Callable[..., Any]) -> None:
     add("--diagnose", action="store_true",
         help="can this teacher be grafted? test accuracy of a linear classifier on each block's output, fitted on"
              " few-shot images (N: the largest of --nshot up to 10)")
-    add("--evaluate", type=path, metavar="FILE", help="test accuracy of a teacher or student file, ours or released")
+    add("--evaluate", type=path, metavar="FILE",
+        help="a teacher, a student (ours or released) or an exported student beside the teacher: test accuracy,"
+             " calibration, size, speed")
+    add("--export", type=path, metavar="STUDENT",
+        help="write a student of stage 2 as one file that needs no other: adapters folded, probabilities calibrated")
+    add("--predict", type=path, nargs="+", metavar=("FILE", "PICTURE"),
+        help="the most probable classes of pictures, by an exported student")
     add("--table", action="store_true", help="write the table from existing result files")
 
 

@@ -9,7 +9,8 @@ from acceleration.feature_cache import CachedTeacher
 from comparisons.methods import METHODS
 from comparisons.plain_student import fresh_student, write_student
 from data.views import IDENTITY
-from experiments.evaluation import evaluate
+from deployment.comparison import compare
+from deployment.networks import candidates
 from grafting.distillation import Distillation
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
@@ -33,10 +34,10 @@ def test_the_file_has_the_accuracy_of_the_cell(teacher, dataset, tmp_path, metho
     cell.run()
     kind, state = checkpoints.read(cell.students["last"])
     student = checkpoints.teacher_from_state(state, cell.students["last"], CLASSES)
-    ((name, _, accuracy),) = evaluate(kind, state, cell.students["last"], student, dataset, torch.device("cpu"))
-    assert name == "student without adapters"
+    (figures,) = compare(candidates(kind, state, cell.students["last"], student.eval(), dataset), dataset)
+    assert figures.name == "student without adapters"
     curve = cell.curves[cell.current.phase.name]
-    assert accuracy == curve.accuracies[curve.epoch]
+    assert figures.accuracy == curve.accuracies[curve.epoch]
 
 
 def test_hints_compare_the_outputs_of_the_block_and_kd_the_logits(teacher, dataset, tmp_path):
