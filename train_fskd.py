@@ -310,8 +310,7 @@ class Job:
             teacher_sha256=teacher_sha256,
             student_sha256=files.sha256_of_file(path),
         )
-        with arithmetic("float32", self.device):
-            say(export(source, target))
+        say(export(source, target))
         return 0
 
     def diagnose(self) -> int:

@@ -19,6 +19,7 @@ from deployment.formats import INT8, Header
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, student_of
 from utils import files
 from utils.errors import BadInput
+from utils.precision import arithmetic
 
 TOLERANCE = 1e-4  # of the largest logit
 ROUNDING = 1e-6  # of the largest logit
@@ -105,8 +106,9 @@ def export(source: Source, target: Path) -> str:
     at most 0.3 points of test accuracy less.
     """
     test = source.dataset.test()
-    reference = logits_of(source.with_adapters(), torch.from_numpy(test.images), source.device)
-    network, temperature = source.folded()
+    with arithmetic("float32", source.device):  # only here: torch.export does not work under it
+        reference = logits_of(source.with_adapters(), torch.from_numpy(test.images), source.device)
+        network, temperature = source.folded()
     header = source.header(temperature, accuracy_of(reference, test))
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / target.name

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from small import CLASSES, TINY, small_teacher
 
 import train_fskd
@@ -334,6 +336,53 @@ def test_a_teacher_that_is_not_the_recorded_one_is_said(with_teacher, capsys):
     (with_teacher / "ckpt/teacher/vgg16-blockwise-folder.json").write_text('{"sha256": "of another file"}')
     assert command("--nshot", "1", "--trials", "1") == 0
     assert "vgg16-blockwise-folder.json is the record of another file; not checked" in capsys.readouterr().out
+
+
+def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    exported = STUDENT.replace(".pth", "-exported.pth")
+    assert command("--export", STUDENT) == 0
+    assert command("--export", STUDENT, "--to", "student.pt2") == 0
+    assert capsys.readouterr().out.count("the same predictions on 20 test images") == 2
+    Image.fromarray(dataset.test().images[0].transpose(1, 2, 0)).save("picture.png")
+    Path("no.png").write_text("no picture")
+    for file in (exported, "student.pt2"):
+        assert command("--evaluate", file, "--json", "figures.json") == 0
+        names = [row["name"] for row in json.loads(Path("figures.json").read_text())["networks"]]
+        assert names == ["teacher", "student, exported"]
+        capsys.readouterr()
+        assert train_fskd.main(["--predict", file, "picture.png"]) == 0
+        assert re.fullmatch(r"picture.png: [abc] [\d.]+%, [abc] [\d.]+%, [abc] [\d.]+%\n", capsys.readouterr().out)
+    assert train_fskd.main(["--predict", exported, "no.png", "picture.png"]) == 1
+    shown = capsys.readouterr()
+    assert "no.png: cannot be read as a picture" in shown.err and "picture.png: " in shown.out
+
+    Path("ckpt/teacher/vgg16-blockwise-folder.pth").unlink()  # no longer needed
+    assert train_fskd.main(["--predict", exported, "picture.png"]) == 0
+    assert command("--evaluate", exported) == 0
+    assert "measured alone, since ckpt/teacher/vgg16-blockwise-folder.pth is not its teacher" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--export", STUDENT, "--teacher", "other.pth"], f"{STUDENT}: was made with another teacher"),
+        (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "is a teacher file; name a student of stage 2"),
+        (["--export", STUDENT, "--to", STUDENT], f"{STUDENT}: exists already; name another --to"),
+        (["--to", "x.pth"], "--to: only with --export"),
+        (["--json", "x.json"], "--json: only with --evaluate"),
+        (["--predict", STUDENT], f"--predict {STUDENT}: no picture"),
+        (["--predict", STUDENT, "x.png"], f"{STUDENT}: not an exported student"),
+    ],
+)
+def test_what_cannot_be_exported_or_used(with_teacher, capsys, arguments, message):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    other = small_teacher()
+    other.classifier[2].bias.data += 1
+    checkpoints.write_teacher(other, with_teacher / "other.pth")
+    capsys.readouterr()
+    assert command(*arguments) == 2
+    assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
 
 
 def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_teacher, capsys):
