@@ -48,6 +48,8 @@ class FoldedStudent(nn.Module):
         self.register_buffer("std", torch.ones(3, 1, 1))
         inputs = (3, *(block[-1] for block in widths[:-1]))
         self.blocks = nn.Sequential(*(convolution_block(c, w) for c, w in zip(inputs, widths, strict=True)))
+        for block in self.blocks:  # the largest first, then ReLU: the same, with a quarter of the work
+            block[-2], block[-1] = block[-1], block[-2]
         self.blocks[FOLDED_BLOCK][0] = ConvolutionWithBiasMap(inputs[FOLDED_BLOCK], widths[FOLDED_BLOCK][0], SIDE)
         self.linear = nn.Linear(widths[-1][-1], classes)
 
@@ -94,7 +96,7 @@ def fold(teacher: BlockwiseVGG, scions: Iterable[nn.Sequential], normalization: 
     matrix, vector = in_sequence(s2t1, t2s1, *classifier)
     network.linear.weight.copy_(matrix)
     network.linear.bias.copy_(vector)
-    return frozen(network)
+    return frozen(network).to(memory_format=torch.channels_last)  # the fastest on a CPU
 
 
 def in_sequence(*layers: nn.Conv2d | nn.Linear) -> AffineMap:

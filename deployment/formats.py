@@ -146,7 +146,7 @@ def _read_pth(path: Path) -> tuple[Network, Header]:
         network = header.empty_network()
         checkpoints.require_fitting(network.state_dict(), state, path)
     network.load_state_dict(state, assign=True)
-    return frozen(network), header
+    return frozen(network).to(memory_format=torch.channels_last), header
 
 
 def _read_pt2(path: Path) -> tuple[Network, Header]:
