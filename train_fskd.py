@@ -19,8 +19,8 @@ from utils import signals
 from utils.arguments import parser
 from utils.torchrun import prints_for_all
 
-# Threads that wait sleep instead of spinning: beside another job, a training step is then up to ten times faster, and
-# alone as fast (docs/speed.md). OpenMP reads this when torch is loaded.
+# Threads that wait sleep instead of spinning: beside another job, a training step is then several times as fast, and
+# alone a few percent slower (docs/speed.md). OpenMP reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

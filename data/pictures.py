@@ -7,6 +7,7 @@ import os
 import struct
 import warnings
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,7 +54,12 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """One picture as (3, 32, 32) uint8, RGB.
+    """The picture in a file as (3, 32, 32) uint8, RGB; raises BadInput as `from_picture`."""
+    return from_picture(path, path)
+
+
+def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
+    """A picture, from its file or from Pillow, as (3, 32, 32) uint8, RGB. name: for messages.
 
     It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else is converted to RGB by
     Pillow, which drops transparency. The shorter side is resized to 32 pixels (bicubic, Pillow's default) and the
@@ -65,26 +71,26 @@ def read_picture(path: Path) -> np.ndarray:
         warnings.simplefilter("ignore")  # about metadata, without the file's name
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as picture:
-                upright = _rgb(ImageOps.exif_transpose(picture), path)
+            with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
+                upright = _rgb(ImageOps.exif_transpose(picture), name)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
-            raise BadInput(f"{path}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
+            raise BadInput(f"{name}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
         except UNREADABLE as error:
             reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-            raise BadInput(f"{path}: cannot be read as a picture ({reason}); replace or remove it") from error
+            raise BadInput(f"{name}: cannot be read as a picture ({reason}); replace or remove it") from error
     resized = functional.resize(upright, IMAGE_SIZE, functional.InterpolationMode.BICUBIC)
     return np.ascontiguousarray(np.asarray(functional.center_crop(resized, IMAGE_SIZE)).transpose(2, 0, 1))
 
 
-def _rgb(picture: Image.Image, path: Path) -> Image.Image:
+def _rgb(picture: Image.Image, name: Path | str) -> Image.Image:
     if picture.mode == "F":
-        raise BadInput(f"{path}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
+        raise BadInput(f"{name}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
     if picture.mode != "I" and not picture.mode.startswith("I;16"):
         return picture.convert("RGB")
     values = np.asarray(picture).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
-        raise BadInput(f"{path}: has integer pixels outside 0..65535, of unknown range; {SAVE_ANEW}")
+        raise BadInput(f"{name}: has integer pixels outside 0..65535, of unknown range; {SAVE_ANEW}")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257
 
 

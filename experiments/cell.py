@@ -1,13 +1,12 @@
-"""A cell: one (data set, N, trial), both stages, from fresh scions to a student and its figures."""
+"""A cell: one (data set, N, trial) of a method, from fresh networks to a student and its figures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 from experiments.setting import Setting
 from grafting.distillation import Curve, Distillation
 from grafting.recipes import Phase, batch_size
-from grafting.scions import scions
-from grafting.stage1 import block_grafting
-from grafting.stage2 import net_grafting
 from grafting.teacher import FrozenTeacher, Views
 from models import checkpoints, records
-from models.checkpoints import on_cpu
+from models.checkpoints import State, on_cpu
+from models.vgg import FIRST_GRAFTED
 from utils import files
 from utils.seeds import torch_generator
 
@@ -61,26 +58,35 @@ class Cell:
         self.process = process
         self.after_epoch = after_epoch
         self.purpose = (setting.seed, setting.shots, setting.trial)
-        fresh = scions(teacher.network.architecture, teacher.network.classes, torch_generator(*self.purpose, "scions"))
-        self.scions = [scion.to(teacher.device) for scion in fresh]
+        fresh = setting.method.networks(teacher.network, torch_generator(*self.purpose, "scions"))
+        self.networks = [network.to(teacher.device) for network in fresh]
         self.curves: dict[str, Curve] = {}
         self.written: dict[str, str] = {}  # paths of the students' files, some perhaps by an earlier process
         self.earlier_processes: list[dict[str, Any]] = []
         self.current: Distillation | None = None
+        self.stage1_joined: dict[str, float] | None = None  # test accuracy (%) of stage 1's scions, and its seconds
         self._restored: dict[str, Any] | None = None
         self._saved_at = monotonic()
         self.saving_seconds = 0.0
 
     def run(self) -> None:
-        """Train both stages and write the students' files (docs/method.md, sections 4 and 5). Raises NotFinite."""
+        """Train and write the students' files. Raises NotFinite."""
         self.resume()
-        recipe = self.setting.recipe
-        block_grafting(recipe, self.scions, self.distill)
-        if recipe.stage2[0].name not in self.curves:
-            self._write("stage 1", partial(checkpoints.write_stage1, self.scions))
-        net_grafting(recipe, self.scions, self.distill)
-        self._write("best", partial(checkpoints.write_stage2, self.current.best))
-        self._write("last", partial(checkpoints.write_stage2, on_cpu(self.current.scion)))
+        self.setting.method.train(self.setting.recipe, self.networks, self.distill, self.keep_stage1)
+        self._write_student("best", self.current.best)
+        self._write_student("last", on_cpu(self.current.scion))
+
+    def keep_stage1(self) -> None:
+        """Write stage 1's scions, and measure them joined without stage 2, unless stage 2 has begun."""
+        if len(self.curves) > len(self.setting.recipe.stage1):
+            return
+        self._write("stage 1", lambda path: checkpoints.write_stage1(self.networks, path))
+        started = perf_counter()
+        accuracy = self.teacher.accuracy(nn.Sequential(*self.networks), FIRST_GRAFTED)
+        self.stage1_joined = {"accuracy": accuracy, "seconds": perf_counter() - started}
+
+    def _write_student(self, kind: str, state: State) -> None:
+        self._write(kind, lambda path: self.setting.method.write(self.teacher.network, state, path))
 
     def _write(self, kind: str, write: Callable[[Path], None]) -> None:
         """Write a student's file and its record. The record comes first: a file without one would be another run's."""
@@ -90,11 +96,11 @@ class Cell:
         records.write(path, record)
         self.written[kind] = str(path)
 
-    def distill(self, phase: Phase, scion: nn.Sequential) -> None:
+    def distill(self, phase: Phase, scion: nn.Sequential, distillation: type[Distillation] = Distillation) -> None:
         """Distil a scion over the phase's span, unless the checkpoint is from a later phase."""
         if self._restored and self._restored["phase"] != phase.name:
             return
-        self.current = Distillation(phase, scion, self.setting.shots)
+        self.current = distillation(phase, scion, self.setting.shots)
         if self._restored:
             with files.reading(self.path, CHECKPOINT):
                 restore_adam(self.current.optimizer, self._restored["optimizer"])
@@ -108,11 +114,12 @@ class Cell:
 
     def _after_epoch(self, current: Distillation) -> None:
         self.after_epoch(current.phase.name, current.curve)
-        if monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+        has_state = self.current.optimizer is not None  # a phase without an optimiser is done again
+        if has_state and monotonic() - self._saved_at > CHECKPOINT_SECONDS:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Save phase, scions, optimiser, best weights and curves. Random numbers need no state (utils/seeds.py)."""
+        """Save phase, networks, optimiser, best weights and curves. Random numbers need no state (utils/seeds.py)."""
         started = monotonic()
         files.write_tensors(
             self.path,
@@ -120,9 +127,10 @@ class Cell:
                 "setting": json.dumps(self.setting.content),
                 "curves": json.dumps({name: asdict(curve) for name, curve in self.curves.items()}),
                 "students": json.dumps(self.written),
+                "stage1_joined": json.dumps(self.stage1_joined),
                 "processes": json.dumps([*self.earlier_processes, self.process]),
                 "phase": self.current.phase.name,
-                "scions": [on_cpu(scion) for scion in self.scions],
+                "scions": [on_cpu(network) for network in self.networks],
                 "optimizer": self.current.optimizer.state_dict(),
                 "best": self.current.best,
             },
@@ -139,11 +147,12 @@ class Cell:
             setting = json.loads(saved["setting"])
             curves = {name: curve_from(fields) for name, fields in json.loads(saved["curves"]).items()}
             self.written = dict(json.loads(saved["students"]))
+            self.stage1_joined = json.loads(saved.get("stage1_joined", "null"))  # versions before did not measure it
             self.earlier_processes = list(json.loads(saved["processes"]))
         self.setting.require_same(setting, self.path)
         with files.reading(self.path, CHECKPOINT):
-            for scion, state in zip(self.scions, saved["scions"], strict=True):
-                scion.load_state_dict(state)
+            for network, state in zip(self.networks, saved["scions"], strict=True):
+                network.load_state_dict(state)
             if saved["phase"] not in curves or "optimizer" not in saved or "best" not in saved:
                 raise ValueError("its phase, optimiser or best weights are missing")
         self.curves = curves
@@ -174,4 +183,4 @@ def require_same_layout(saved: dict[str, Tensor], expected: dict[str, Tensor]) -
 def curve_from(fields: dict[str, Any]) -> Curve:
     """A Curve from JSON, whose keys (the epochs) are strings."""
     accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-    return Curve(fields["losses"], accuracies, fields["seconds"])
+    return Curve(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))

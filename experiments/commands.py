@@ -1,37 +1,40 @@
-"""What the command line asks for: a sweep, or one of the commands instead of it."""
+"""The commands of train_fskd.py, a function for each. They return exit statuses; errors become one line."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data import fewshot
-from data.datasets import ImageDataset, dataset_name, open_dataset
+from data.datasets import open_dataset
+from deployment import formats
+from deployment.comparison import Candidate, compare, markdown
+from deployment.export import Source, export, require_target
+from deployment.networks import candidates, exported, few_shot_of, student_in
+from deployment.student import load
 from experiments import ranks, results
 from experiments.diagnosis import diagnose
-from experiments.evaluation import evaluate
+from experiments.job import Job, say
 from experiments.ranks import SINGLE_PROCESS, Rank
-from experiments.sweep import Plan, Sweep, summarize
+from experiments.sweep import Sweep, summarize
 from experiments.tables import write_table
-from grafting.recipes import PUBLISHED_SHOTS, RECIPES
+from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
-from models import checkpoints, records, teacher_training
-from models.download import fetch_teacher
-from models.teacher_recipe import stretched
-from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
-from utils import files, machine, signals
-from utils.arguments import DATA_PATH, PRECISIONS
+from models import checkpoints, records
+from models.vgg import frozen
+from utils import files, signals
 from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.signals import Terminated
 
-TEACHERS = Path("ckpt/teacher")
+Command = Callable[[Job], int]  # to the exit status
+ONLY_WITH = {"teacher_from": "train_teacher", "to": "export", "json": "evaluate"}  # flags of one command
 
 
 def status(args: argparse.Namespace) -> int:
@@ -60,227 +63,182 @@ def _stop(status: int, message: str) -> int:
     return status
 
 
-def say(line: str) -> None:
-    """Print a line at once, above any progress bars."""
-    tqdm.write(line)
-    sys.stdout.flush()
-
-
 def how_to_continue(args: argparse.Namespace) -> str:
     """What is done after an interruption, and how to continue."""
-    if args.train_teacher:
+    command = command_of(args)
+    if command is _train_teacher:
         return "the same command continues after the last finished epoch"
-    if not is_sweep(args):
+    if command is not _sweep:
         return "the same command starts again"
     output_dir = Job(args).output_dir
     done = len(results.paths(output_dir))
     return f"{done} cells are done in {output_dir}; the same command continues from the last checkpoint"
 
 
-def is_sweep(args: argparse.Namespace) -> bool:
-    return not any((args.build_dataset, args.table, args.train_teacher, args.evaluate, args.diagnose))
-
-
 def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
     """Run the command; raises BadInput. Only a sweep is shared by several processes."""
-    if args.teacher_from and not args.train_teacher:
-        raise BadInput("--teacher_from: only with --train_teacher")
-    job = Job(args, rank)
-    if is_sweep(args):
-        return job.sweep()
-    if not rank.is_leader:
+    for flag, name in ONLY_WITH.items():
+        if getattr(args, flag) and not getattr(args, name):
+            raise BadInput(f"--{flag}: only with --{name}")
+    job, command = Job(args, rank), command_of(args)
+    return command(job) if rank.is_leader or command is _sweep else 0
+
+
+def command_of(args: argparse.Namespace) -> Command:
+    """The command that the flags ask for: a sweep, where they ask for no other."""
+    asked = {
+        _build_dataset: args.build_dataset,
+        _train_teacher: args.train_teacher,
+        _diagnose: args.diagnose,
+        _evaluate: args.evaluate,
+        _export: args.export,
+        _predict: args.predict,
+        _table: args.table,
+    }
+    return next((command for command, is_asked in asked.items() if is_asked), _sweep)
+
+
+def _sweep(job: Job) -> int:
+    """Run the cells, distributed over the ranks; the leader prints the table when all are done."""
+    with job.rank.leader_first():
+        plan = job.plan()
+        sweep = Sweep(plan, job.device)
+    sweep.run()
+    job.rank.wait()
+    if not job.rank.is_leader:
         return 0
-    if args.build_dataset:
-        return build_dataset(args)
-    if args.table:
-        rows, text = write_table(job.output_dir)
-        say(text)
-        return 1 if any(row.failed for row in rows) else 0
-    if args.train_teacher:
-        return job.train_teacher(args.teacher_recipe)
-    if args.evaluate:
-        return job.evaluate(args.evaluate)
-    return job.diagnose()
+    of_cells = summarize(plan)
+    say(afterwards(job, of_cells))
+    return 1 if any(result["status"] == "failed" for result in of_cells) else 0
 
 
-def build_dataset(args: argparse.Namespace) -> int:
+def afterwards(job: Job, of_cells: list[results.Result]) -> str:
+    """Where everything is after a sweep, and the commands to look at it."""
+    lines = [
+        "",
+        f"results: {job.output_dir / 'results'}, and the table: {job.output_dir / 'table.md'}",
+        f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
+    ]
+    students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
+    if students:
+        command = shlex.join(["python", "train_fskd.py", *job.inputs()])
+        lines += [
+            f"students: {job.student_dir}",
+            f"compare one with its teacher: {command} --evaluate {shlex.quote(students[-1])}",
+        ]
+        if job.method.name.startswith("grafting"):
+            lines.append(f"use one: {command} --export {shlex.quote(students[-1])}")
+    return "\n".join(lines)
+
+
+def _table(job: Job) -> int:
+    rows, text = write_table(job.output_dir)
+    say(text)
+    return 1 if any(row.failed for row in rows) else 0
+
+
+def _build_dataset(job: Job) -> int:
     """Write the 24 few-shot files."""
     for name in ("CIFAR10", "CIFAR100"):
         say(f"reading the images of {name}, downloaded if missing")
-        dataset = open_dataset(name, args.data_path)
-        subset_seed = dataset.subset_seed if args.subset_seed is None else args.subset_seed
+        dataset = open_dataset(name, job.args.data_path)
+        subset_seed = dataset.subset_seed if job.args.subset_seed is None else job.args.subset_seed
         for shots in PUBLISHED_SHOTS:
-            path = fewshot.build(dataset, shots, subset_seed, args.data_path)
-            images = fewshot.subset(dataset, shots, subset_seed, args.data_path)
+            path = fewshot.build(dataset, shots, subset_seed, job.args.data_path)
+            images = fewshot.subset(dataset, shots, subset_seed, job.args.data_path)
             say(f"{path}: {len(images)} images, sha256 {files.sha256(images.tobytes())}")
     return 0
 
 
-class Job:
-    """The commands on one data set, with the arguments' defaults resolved."""
+def _train_teacher(job: Job) -> int:
+    job.train_teacher(job.args.teacher_recipe)
+    return 0
 
-    def __init__(self, args: argparse.Namespace, rank: Rank = SINGLE_PROCESS):
-        self.args = args
-        self.rank = rank
-        self.recipe = RECIPES[args.dataset]
-        self.name = dataset_name(args.dataset, args.data_path)
-        self.output_dir = args.output_dir or Path("runs") / self.name
-        default_student_dir = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
-        self.student_dir = args.student_dir or default_student_dir
-        self.architecture = args.teacher_architecture or self.recipe.teacher_architecture
-        self.teacher_file = args.teacher or TEACHERS / f"{self.architecture}-blockwise-{self.name.lower()}.pth"
 
-    @cached_property
-    def device(self) -> torch.device:
-        return machine.device_named(self.args.device, self.rank.local_index)
+def _diagnose(job: Job) -> int:
+    shots = max((n for n in job.args.nshot if n <= 10), default=min(job.args.nshot))
+    images = fewshot.subset(job.dataset, shots, job.subset_seed, job.args.data_path)
+    teacher = FrozenTeacher(job.frozen_teacher(), job.dataset.normalization, job.dataset.test())
+    say(f"{job.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
+    with arithmetic(job.args.precision, job.device):
+        say(diagnose(teacher, images).text())
+    return 0
 
-    @cached_property
-    def dataset(self) -> ImageDataset:
-        self._announce(f"reading the images of {self.name}")
-        return open_dataset(self.args.dataset, self.args.data_path)
 
-    @cached_property
-    def subset_seed(self) -> int:
-        return self.dataset.subset_seed if self.args.subset_seed is None else self.args.subset_seed
+def _evaluate(job: Job) -> int:
+    """Measure what is in a file, beside the teacher."""
+    path = job.args.evaluate
+    networks = _networks_in(path, job)
+    say(f"{path}: measuring accuracy and speed on the test images")
+    with arithmetic(job.args.precision, job.device):
+        figures = compare(networks, job.dataset)
+    say(markdown(figures))
+    if job.args.json:
+        files.write_json(job.args.json, {"file": str(path), "networks": [row.content for row in figures]})
+    return 0
 
-    def _announce(self, line: str) -> None:
-        """Say once, for all ranks, what comes next and takes a while."""
-        if self.rank.is_leader:
-            say(line)
 
-    def teacher(self) -> BlockwiseVGG:
-        """The teacher in the file. If the default file is missing, it is downloaded, or trained for Shapes10."""
-        if not self.teacher_file.exists():
-            self._get_teacher()
-        teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
-        not_checked = records.check(self.teacher_file, records.deciding(self.dataset))
-        if not_checked and records.path_of(self.teacher_file).exists():
-            self._announce(not_checked)
-        return teacher
+def _networks_in(path: Path, job: Job) -> list[Candidate]:
+    """The teacher and what is in the file. An exported student is measured alone if its teacher is not there."""
+    if formats.is_exported(path):
+        student, teacher_sha256 = exported(path, job.dataset)
+        if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != teacher_sha256:
+            say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
+            return [student]
+        return [*candidates("teacher", None, job.teacher_file, job.frozen_teacher(), job.dataset), student]
+    kind, state = checkpoints.read(path)
+    if kind == "teacher":
+        teacher = checkpoints.teacher_from_state(state, path, job.dataset.classes)
+        teacher = frozen(teacher).to(job.device, memory_format=torch.channels_last)
+        _check_record(path, records.deciding(job.dataset))
+    else:
+        teacher = job.frozen_teacher()
+        _check_record(path, records.deciding(job.dataset, files.sha256_of_file(job.teacher_file)))
+    return candidates(kind, state, path, teacher, job.dataset)
 
-    def _get_teacher(self) -> None:
-        """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
-        is_default = self.args.teacher is None and self.args.teacher_architecture is None
-        if is_default and self.recipe.trains_own_teacher:
-            say(f"{self.teacher_file}: no such teacher yet")
-            self.train_teacher("quick")
-        elif is_default and self.recipe.published:
-            say(f"{self.teacher_file}: no such teacher yet; fetching the authors'")
-            fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
+
+def _check_record(path: Path, expected: dict[str, Any]) -> None:
+    """Raise BadInput if the file's record differs from what is expected; say what cannot be checked."""
+    if not_checked := records.check(path, expected):
+        say(not_checked)
+
+
+def _export(job: Job) -> int:
+    """Write a student of stage 2 as one file that needs no other."""
+    path = job.args.export
+    target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
+    require_target(target, job.args.fresh)
+    kind, state = checkpoints.read(path)
+    if kind != "stage 2":
+        raise BadInput(f"--export {path}: is a {kind} file; name a student of stage 2 (...-graft-net-...)")
+    teacher, teacher_sha256 = job.frozen_teacher(), files.sha256_of_file(job.teacher_file)
+    _check_record(path, records.deciding(job.dataset, teacher_sha256))
+    shots, subset_seed = few_shot_of(path, job.subset_seed)
+    source = Source(
+        teacher=teacher,
+        scions=student_in(state, path, teacher),
+        dataset=job.dataset,
+        few_shot=fewshot.subset(job.dataset, shots, subset_seed, job.args.data_path),
+        teacher_sha256=teacher_sha256,
+        student_sha256=files.sha256_of_file(path),
+    )
+    say(f"{path}: folding, calibrating, and comparing the written file with it on all test images")
+    say(export(source, target))
+    return 0
+
+
+def _predict(job: Job) -> int:
+    """Print the three most probable classes of each picture. Returns 1 if one of them cannot be read."""
+    student_file, *pictures = job.args.predict
+    if not pictures:
+        raise BadInput(f"--predict {student_file}: no picture; name one or more behind it")
+    student, unreadable = load(student_file), 0
+    for picture in pictures:
+        try:
+            (prediction,) = student.predict([picture])
+        except BadInput as error:
+            unreadable += 1
+            _stop(1, str(error))
         else:
-            existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
-            choose = (
-                f"name one with --teacher: {', '.join(existing)}"
-                if existing
-                else f"train one: --dataset {self.args.dataset} --train_teacher"
-            )
-            raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
-
-    def train_teacher(self, recipe_name: str | None) -> int:
-        """Train a teacher by the recipe of that name; by default the published one, or "further" from a teacher."""
-        source = self.args.teacher_from
-        if source and recipe_name:
-            raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
-        if self.args.teacher_epochs == 0 and not source:
-            raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
-        recipe_name = "further" if source else recipe_name or "published"
-        recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
-        accuracy = teacher_training.train_teacher(
-            self.dataset,
-            source or ARCHITECTURES[self.architecture],
-            recipe,
-            self.args.seed,
-            self.device,
-            self.teacher_file,
-            say,
-            self.args.fresh,
-        )
-        say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
-        return 0
-
-    def evaluate(self, path: Path) -> int:
-        kind, state = checkpoints.read(path)
-        if kind == "teacher":
-            teacher = checkpoints.teacher_from_state(state, path, self.dataset.classes)
-            expected = records.deciding(self.dataset)
-        else:
-            teacher = self.teacher()
-            expected = records.deciding(self.dataset, files.sha256_of_file(self.teacher_file))
-        if not_checked := records.check(path, expected):
-            say(not_checked)
-        say(f"{path}: measuring on the test images")
-        with arithmetic(self.args.precision, self.device):
-            figures = evaluate(kind, state, path, teacher, self.dataset, self.device)
-        for name, parameters, accuracy in figures:
-            say(f"{path}: {name}, {parameters:,} parameters, test accuracy {accuracy:.2f}%")
-        return 0
-
-    def diagnose(self) -> int:
-        shots = max((n for n in self.args.nshot if n <= 10), default=min(self.args.nshot))
-        images = fewshot.subset(self.dataset, shots, self.subset_seed, self.args.data_path)
-        network = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
-        teacher = FrozenTeacher(network, self.dataset.normalization, self.dataset.test())
-        say(f"{self.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
-        with arithmetic(self.args.precision, self.device):
-            say(diagnose(teacher, images).text())
-        return 0
-
-    def sweep(self) -> int:
-        """Run the cells, distributed over the ranks; the leader prints the table when all are done."""
-        with self.rank.leader_first():
-            plan = self.plan()
-            sweep = Sweep(plan, self.device)
-        sweep.run()
-        self.rank.wait()
-        if not self.rank.is_leader:
-            return 0
-        of_cells = summarize(plan)
-        say(self.afterwards(of_cells))
-        return 1 if any(result["status"] == "failed" for result in of_cells) else 0
-
-    def afterwards(self, of_cells: list[results.Result]) -> str:
-        """Where everything is after a sweep, and the commands to look at it."""
-        lines = [
-            "",
-            f"results: {self.output_dir / 'results'}, and the table: {self.output_dir / 'table.md'}",
-            f"curves: tensorboard --logdir {shlex.quote(str(self.output_dir))}",
-        ]
-        students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
-        if students:
-            evaluate = shlex.join([*self.inputs(), "--evaluate", students[-1]])
-            lines += [f"students: {self.student_dir}", f"test one: python train_fskd.py {evaluate}"]
-        return "\n".join(lines)
-
-    def inputs(self) -> list[str]:
-        """The flags that say on which data, with which teacher and in which precision, without defaults."""
-        flags = ["--dataset", self.args.dataset]
-        usual = {"data_path": DATA_PATH, "teacher": None, "teacher_architecture": None, "precision": PRECISIONS[0]}
-        for name, default in usual.items():
-            value = getattr(self.args, name)
-            flags += [] if value == default else [f"--{name}", str(value)]
-        return flags
-
-    def plan(self) -> Plan:
-        args = self.args
-        all_cells = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
-        shard_cells = all_cells[args.shard.index - 1 :: args.shard.count]
-        rank_cells = shard_cells[self.rank.index :: self.rank.count]
-        usual = machine.memory_to_use(self.device, self.rank.local_count, args.device)
-        return Plan(
-            dataset=self.dataset,
-            recipe=self.recipe,
-            teacher=self.teacher(),
-            teacher_file=self.teacher_file,
-            cells=tuple(rank_cells + [cell for cell in shard_cells if cell not in rank_cells]),
-            seed=args.seed,
-            subset_seed=self.subset_seed,
-            precision=args.precision,
-            eval_every=args.eval_every,
-            data_path=args.data_path,
-            output_dir=self.output_dir,
-            student_dir=self.student_dir,
-            memory=usual if args.memory is None else int(args.memory * 1e9),
-            fresh=args.fresh,
-            is_leader=self.rank.is_leader,
-            report=say,
-        )
+            say(f"{picture}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in prediction[:3]))
+    return 1 if unreadable else 0

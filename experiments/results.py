@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cell import Cell
+from experiments.setting import complete
 from grafting.distillation import Curve, NotFinite
 from utils import files
 from utils.errors import BadInput
@@ -27,14 +28,17 @@ def content(cell: Cell, failure: NotFinite | None, teacher: dict[str, Any], feat
     teacher: its file and test accuracy. features_seconds: time spent on the cache of teacher features.
     """
     if failure is None:
-        outcome: dict[str, Any] = {"status": "done", **figures(cell.curves["L3"])}
+        outcome: dict[str, Any] = {"status": "done", **figures(cell.current.curve)}
     else:
         outcome = {"status": "failed", "phase": failure.phase, "epoch": failure.epoch}
     spent = {what: sum(c.seconds[what] for c in cell.curves.values()) for what in ("training", "evaluation")}
+    if cell.stage1_joined:
+        spent["evaluation"] += cell.stage1_joined["seconds"]
     return {
         **outcome,
         "setting": cell.setting.content,
         "teacher": teacher,
+        "stage1_joined": cell.stage1_joined,
         "phases": {name: _phase_content(curve) for name, curve in cell.curves.items()},
         "seconds": {"features": features_seconds, **spent, "saving": cell.saving_seconds},
         "students": cell.written,
@@ -65,6 +69,7 @@ def read(path: Path) -> Result:
             raise ValueError(f"status {result['status']!r}")
         setting = result["setting"]
         _require(isinstance(setting["dataset"], str), "dataset")
+        _require(isinstance(complete(setting)["method"], str), "method")
         for name in ("shots", "trial"):
             _require(type(setting[name]) is int and 0 <= setting[name] < 10**6, name)
         for step in setting["schedule"]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from grafting.recipes import Recipe, batch_size
+from grafting.method import GRAFTING, Method
+from grafting.recipes import Phase, Recipe, batch_size
 from utils import files
 from utils.errors import BadInput
 
@@ -21,7 +22,7 @@ class Setting:
     """Everything that decides the numbers of one cell (data set, N, trial).
 
     The hashes are sha256 of the teacher's file, of the subset's bytes and of the test set (images and labels).
-    normalization: {"mean": [...], "std": [...]} per channel.
+    normalization: {"mean": [...], "std": [...]} per channel. method: its fields are in the schedule.
     """
 
     dataset: str
@@ -35,26 +36,18 @@ class Setting:
     test_sha256: str
     normalization: dict[str, list[float]]
     recipe: Recipe
+    method: Method = GRAFTING
 
     @cached_property
     def content(self) -> dict[str, Any]:
         """The setting as plain values, with the schedule resolved for this N, as in result files."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
-        schedule = [
-            {
-                "phase": phase.name,
-                "span": list(phase.span),
-                "epochs": phase.epochs,
-                "lr_student": phase.rates(self.shots)[0],
-                "lr_adapter": phase.rates(self.shots)[1],
-                "batch": batch_size(self.shots),
-            }
-            for phase in self.recipe.phases
-        ]
-        return {**plain, "schedule": schedule}
+        names = [field.name for field in fields(self) if field.name not in ("recipe", "method")]
+        schedule = [_phase_content(phase, self.shots) for phase in self.method.phases(self.recipe)]
+        return {**{name: getattr(self, name) for name in names}, "method": self.method.name, "schedule": schedule}
 
     def require_same(self, other: Mapping[str, Any], path: Path) -> None:
         """Raise BadInput that names what differs between this cell and the one at `path`."""
+        other = complete(other)
         for name in self.content:
             if other.get(name) != self.content[name]:
                 saved, now = files.brief(other.get(name)), files.brief(self.content[name])
@@ -62,6 +55,29 @@ class Setting:
                     f"{path}: made with another {name.replace('_', ' ')} ({saved}, now {now});"
                     " --fresh runs the cell again, another --output_dir keeps both"
                 )
+
+
+def _phase_content(phase: Phase, shots: int) -> dict[str, Any]:
+    """A phase as plain values. What only some phases have is left out for the others."""
+    lr_student, lr_adapter = phase.rates(shots)
+    content = {
+        "phase": phase.name,
+        "span": list(phase.span),
+        "epochs": phase.epochs,
+        "lr_student": lr_student,
+        "lr_adapter": lr_adapter,
+        "batch": batch_size(shots),
+    }
+    if phase.selects_among is not None:
+        content["selects_among"] = phase.selects_among
+    if phase.loss is not None:
+        content["loss"] = {"name": type(phase.loss).__name__, **asdict(phase.loss)}
+    return content
+
+
+def complete(setting: Any) -> Any:
+    """A setting from a file, with what files from before there were other methods do not say."""
+    return {"method": GRAFTING.name, **setting} if isinstance(setting, dict) else setting
 
 
 def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -72,7 +88,8 @@ def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """
     first_of_shots: dict[int, tuple[str, Mapping[str, Any]]] = {}
     first: tuple[str, Mapping[str, Any]] | None = None
-    for name, setting in settings.items():
+    for name, saved in settings.items():
+        setting = complete(saved)
         first = first or (name, setting)
         same_shots = first_of_shots.setdefault(setting["shots"], (name, setting))
         for (other_name, other), compared in ((first, _across_shots), (same_shots, dict)):

@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from data.datasets import ImageDataset
+from experiments.setting import complete
+from grafting.method import GRAFTING
 from models import records
 from models.vgg import Architecture, name_of
 from utils import files
 from utils.errors import BadInput
 
 
-def paths(student_dir: Path, teacher: Architecture, dataset: str, shots: int, trial: int) -> dict[str, Path]:
-    """The released names with the trial added, by kind: the scions of "stage 1", the student's "best" and "last"."""
-    start, end = f"{name_of(teacher)}-student-graft", f"{dataset}-{shots}perclass-trial{trial}"
+def paths(
+    student_dir: Path, teacher: Architecture, method: str, dataset: str, shots: int, trial: int
+) -> dict[str, Path]:
+    """The released names with the trial added, by kind: the scions of "stage 1", the student's "best" and "last".
+
+    Students of other methods have the method's name in place of "graft".
+    """
+    of_method = "graft" if method == GRAFTING.name else method
+    start, end = f"{name_of(teacher)}-student-{of_method}", f"{dataset}-{shots}perclass-trial{trial}"
     names = {"stage 1": f"{start}-block-{end}", "best": f"{start}-net-{end}", "last": f"{start}-net-{end}-last"}
     return {kind: student_dir / f"{name}.pth" for kind, name in names.items()}
 
@@ -41,5 +49,5 @@ def require_free(student_files: Iterable[Path], setting: Mapping[str, Any], repl
             continue
         there = files.read_json(path, records.KIND) if path.exists() else {}
         is_replaced = replaces is not None and there.get("result") == replaces
-        if there.get("setting") != setting and not is_replaced:
+        if complete(there.get("setting")) != setting and not is_replaced:
             raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")

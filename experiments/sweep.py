@@ -27,6 +27,7 @@ from experiments.setting import Setting, require_comparable
 from experiments.tables import write_table
 from experiments.tensorboard import CellCurves
 from grafting.distillation import Curve, NotFinite
+from grafting.method import GRAFTING, Method
 from grafting.recipes import Recipe
 from models import records
 from models.vgg import BlockwiseVGG, frozen
@@ -36,6 +37,7 @@ from utils.precision import arithmetic, cache_dtype
 from utils.progress import bar
 
 CellKey = tuple[int, int]  # (shots, trial)
+PreparedTeacher = tuple[CachedTeacher, dict[str, Any]]  # frozen, with cached features; its entry in the result files
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Plan:
     cells: in the order in which to run them. precision: one of utils.precision. eval_every: epochs between test
     accuracies (Distillation.run). memory: bytes for the cache of teacher features. fresh: run finished cells
     again. report: called with each message for the user. is_leader: whether this process removes the old results, for
-    all ranks, where `fresh`.
+    all ranks, where `fresh`. method: how the students are made.
     """
 
     dataset: ImageDataset
@@ -64,6 +66,7 @@ class Plan:
     fresh: bool
     report: Callable[[str], None]
     is_leader: bool = True
+    method: Method = GRAFTING
 
 
 class Sweep:
@@ -115,10 +118,15 @@ class Sweep:
         return students.record(plan.dataset, self.teacher_sha256, self._result_file(cell), plan.student_dir)
 
     def _student_files(self, cell: CellKey) -> dict[str, Path]:
-        return students.paths(self.plan.student_dir, self.plan.teacher.architecture, self.plan.dataset.name, *cell)
+        plan = self.plan
+        return students.paths(plan.student_dir, plan.teacher.architecture, plan.method.name, plan.dataset.name, *cell)
 
-    def run(self) -> None:
-        """Run the cells that are neither done nor running in another process."""
+    def run(self, prepared: PreparedTeacher | None = None) -> PreparedTeacher | None:
+        """Run the cells that are neither done nor running in another process.
+
+        Returns the frozen teacher with its cached features, if there was something to run; another sweep of the same
+        teacher, subsets and precision takes it as `prepared`.
+        """
         if len(self.left) < len(self.plan.cells):
             done = len(self.plan.cells) - len(self.left)
             advice = (
@@ -127,11 +135,13 @@ class Sweep:
             self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; {advice}")
         if self.left:
             with arithmetic(self.plan.precision, self.device):
-                self._run_cells(*self._prepare_teacher())
+                prepared = prepared or self._prepare_teacher()
+                self._run_cells(*prepared)
         if all(self._is_done(cell) for cell in self.plan.cells):
             self.fresh.end()
+        return prepared
 
-    def _prepare_teacher(self) -> tuple[CachedTeacher, dict[str, Any]]:
+    def _prepare_teacher(self) -> PreparedTeacher:
         """The frozen teacher, and its entry in the result files."""
         plan, dtype = self.plan, cache_dtype(self.plan.precision)
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
@@ -194,7 +204,8 @@ class Sweep:
             "test_predictions_settled_by": teacher.settled,  # counts on while the cell runs
         }
         teacher.settled.clear()
-        epochs_done = bar(desc=name_of(key), unit="epoch", total=sum(phase.epochs for phase in plan.recipe.phases))
+        epochs = sum(phase.epochs for phase in plan.method.phases(plan.recipe))
+        epochs_done = bar(desc=name_of(key), unit="epoch", total=epochs)
         after_epoch = partial(_after_epoch, curves, epochs_done)
         cell = Cell(
             setting, teacher, views, plan.eval_every, checkpoint, written, self._record(key), process, after_epoch
@@ -253,6 +264,7 @@ class Sweep:
             test_sha256=self.test_sha256,
             normalization=plan.dataset.normalization.content,
             recipe=plan.recipe,
+            method=plan.method,
         )
 
 

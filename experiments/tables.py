@@ -12,8 +12,9 @@ from pathlib import Path
 import filelock
 
 from experiments.results import Result, name_of, read_all
-from experiments.setting import require_comparable
+from experiments.setting import complete, require_comparable
 from experiments.tensorboard import write_accuracy_over_shots
+from grafting.method import GRAFTING
 from grafting.recipes import Recipe, recipe_of
 from utils import files
 from utils.errors import BadInput
@@ -53,7 +54,8 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
         best, best_spread = _mean_and_spread([cell["best"] for cell in done])
         last, last_spread = _mean_and_spread([cell["last"] for cell in done])
         teacher = cells[0]["teacher"]["accuracy"]
-        paper, paper_spread = recipe.published.get(shots, (None, None))
+        is_papers = complete(cells[0]["setting"])["method"] == GRAFTING.name
+        paper, paper_spread = recipe.published.get(shots, (None, None)) if is_papers else (None, None)
         known = paper is not None and recipe.published_teacher is not None
         table.append(
             Row(

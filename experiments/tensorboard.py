@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
-STAGES = {"grafting, stage 1": ("B0", "B1", "B2"), "grafting, stage 2": ("L2", "L3")}
+STAGES = {"grafting, stage 1": ("B0", "B1", "B2"), "grafting, stage 2": ("L2", "L2-back", "L3")}
 OVER_SHOTS = "accuracy over N/best of L3, test %"
 
 
@@ -26,7 +26,8 @@ class CellCurves:
         shutil.rmtree(directory, ignore_errors=True)
         self.writer = SummaryWriter(str(directory))
         self.rates = {step["phase"]: (step["lr_student"], step["lr_adapter"]) for step in setting["schedule"]}
-        self.stage_of = {phase: stage for stage, phases in STAGES.items() for phase in phases}
+        stages = STAGES if "B0" in self.rates else {setting["method"]: tuple(self.rates)}
+        self.stage_of = {phase: stage for stage, phases in stages.items() for phase in phases}
         self.written = dict.fromkeys(self.rates, 0)
         self.writer.add_custom_scalars(
             {
@@ -34,7 +35,7 @@ class CellCurves:
                     what: ["Multiline", [f"{stage}: {what}/{phase}$" for phase in phases]]
                     for what in ("loss", "test %")
                 }
-                for stage, phases in STAGES.items()
+                for stage, phases in stages.items()
             }
         )
         self.writer.add_text("configuration", f"```json\n{json.dumps(setting, indent=1)}\n```")

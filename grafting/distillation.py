@@ -49,12 +49,13 @@ class Curve:
     """What was measured in a phase, epoch by epoch (counted from 1).
 
     losses: mean over images, one an epoch. accuracies: test accuracy in percent by epoch, where measured.
-    seconds: wall-clock spent in training and in evaluation.
+    seconds: wall-clock spent in training and in evaluation. steps: of the optimiser.
     """
 
     losses: list[float] = field(default_factory=list)
     accuracies: dict[int, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
+    steps: int = 0
 
     @property
     def epoch(self) -> int:
@@ -97,11 +98,10 @@ class Distillation:
         """Train up to the phase's last epoch, after the epochs that are done already.
 
         batch: images per step. eval_every: epochs between test accuracies; by default a phase is measured CURVE_POINTS
-        times. A phase that selects its best epoch is measured after every epoch. purpose: what the random draws depend
+        times. A phase that selects its best epoch does not obey it (`measured`). purpose: what the random draws depend
         on beside phase and epoch (utils/seeds.py). after_epoch: called after every epoch. Raises NotFinite.
         """
         network, step = self.scion_and_tail(teacher), self.step_for(teacher, views)
-        every = 1 if self.phase.selects else eval_every or math.ceil(self.phase.epochs / CURVE_POINTS)
         while self.curve.epoch < self.phase.epochs:
             epoch = self.curve.epoch + 1
             started = perf_counter()
@@ -111,7 +111,8 @@ class Distillation:
             if not math.isfinite(loss):
                 raise NotFinite(self.phase.name, epoch)
             self.curve.losses.append(loss)
-            if epoch % every == 0 or epoch == self.phase.epochs:
+            self.curve.steps += math.ceil(len(views) / batch)
+            if self.measured(epoch, eval_every):
                 started = perf_counter()
                 self.curve.accuracies[epoch] = teacher.accuracy(network, self.phase.span[0])
                 self.curve.seconds["evaluation"] += perf_counter() - started
@@ -119,18 +120,34 @@ class Distillation:
                     self.best = on_cpu(self.scion)
             after_epoch(self)
 
+    def measured(self, epoch: int, eval_every: int | None) -> bool:
+        """Whether the test accuracy of the epoch is measured. That of the last one is."""
+        phase = self.phase
+        if phase.selects and epoch > phase.epochs - (phase.selects_among or phase.epochs):
+            return True
+        every = math.ceil(phase.epochs / CURVE_POINTS)
+        if not phase.selects:  # where they decide the best epoch, the choice of epochs must be the same for all runs
+            every = eval_every or every
+        return epoch % every == 0 or epoch == phase.epochs
+
     def scion_and_tail(self, teacher: FrozenTeacher) -> nn.Sequential:
         """The scion and the teacher's blocks behind it: from the features in front of the scion to the logits."""
         return nn.Sequential(self.scion, teacher.network[self.phase.span[1] :])
 
     def step_for(self, teacher: FrozenTeacher, views: Views) -> Step:
         """The training step, accelerated where the views allow it."""
-        network = views.fast_network(self.scion_and_tail(teacher), self.phase.span[0])
-        return views.fast_step(partial(self._step, network, views), self.optimizer)
+        start, end = self.phase.span
+        if self.phase.at_logits:
+            network, compared_at = views.fast_network(self.scion_and_tail(teacher), start), len(teacher.network)
+        else:
+            network, compared_at = self.scion, end
+        return views.fast_step(partial(self._step, network, compared_at, views), self.optimizer)
 
-    def _step(self, network: nn.Module, views: Views, image: Tensor, view: Tensor) -> Tensor:
+    def _step(self, network: nn.Module, compared_at: int, views: Views, image: Tensor, view: Tensor) -> Tensor:
         """One optimiser step on view[b] of image[b]; returns the batch's loss."""
-        loss = distance(network(views.features(self.phase.span[0], image, view)), views.logits(image, view))
+        loss_of = self.phase.loss or distance
+        outputs = network(views.features(self.phase.span[0], image, view))
+        loss = loss_of(outputs, views.features(compared_at, image, view))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

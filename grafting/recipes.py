@@ -6,10 +6,14 @@ Learning rates of stage 1 are for 10 shots and scale with N/10; those of stage 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from models.teacher_recipe import TeacherRecipe
+
+if TYPE_CHECKING:
+    from torch import Tensor  # not loaded here: the command line is parsed without it
 
 BATCH_AT_TEN_SHOTS = 64
 
@@ -20,7 +24,12 @@ class Phase:
 
     span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks and classifier.
     lr_adapter: learning rate of the 1x1 adapters. scaled: whether both scale with N/10. selects: whether the
-    student is its epoch of highest test accuracy; then the test accuracy of every epoch is measured.
+    student is its epoch of highest test accuracy; then the test accuracy of every epoch is measured, or of every one
+    of the last `selects_among`.
+
+    Only for comparisons with other methods (comparisons/): loss: of (student, teacher), summed over the batch, instead
+    of the distance of grafting/distillation.py. at_logits: whether it compares the logits; if not, the outputs of the
+    span's last block.
     """
 
     name: str
@@ -30,6 +39,9 @@ class Phase:
     lr_adapter: float
     scaled: bool
     selects: bool = False
+    selects_among: int | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    at_logits: bool = True
 
     def rates(self, shots: int) -> tuple[float, float]:
         """Learning rates (student, adapter) at N shots."""
@@ -57,6 +69,11 @@ class Recipe:
     @property
     def phases(self) -> tuple[Phase, ...]:
         return self.stage1 + self.stage2
+
+    @property
+    def epochs(self) -> int:
+        """Of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
 
 
 def batch_size(shots: int) -> int:

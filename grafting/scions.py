@@ -47,7 +47,8 @@ def graft(teacher: nn.Module, scion: nn.Module, span: tuple[int, int], images: T
 
 
 def parameters_by_role(scion: nn.Sequential) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters of a scion, a sequence of B0, B1, B2: (student blocks and classifier, adapters)."""
-    adapters = [p for block in scion for part in block if isinstance(part, nn.Conv2d) for p in part.parameters()]
+    """Parameters of a scion, a sequence of B0, B1, B2: (student blocks and classifier, 1x1 adapters)."""
+    convolutions = [layer for layer in scion.modules() if isinstance(layer, nn.Conv2d)]
+    adapters = [p for layer in convolutions if layer.kernel_size == (1, 1) for p in layer.parameters()]
     known = set(map(id, adapters))
     return [p for p in scion.parameters() if id(p) not in known], adapters

@@ -6,16 +6,19 @@ from collections.abc import Callable
 
 from torch import nn
 
-from grafting.recipes import Phase, Recipe
+from grafting.recipes import Phase
+from models.vgg import FIRST_GRAFTED
 
 
-def net_grafting(recipe: Recipe, scions: list[nn.Sequential], distill: Callable[[Phase, nn.Sequential], None]) -> None:
+def net_grafting(
+    phases: tuple[Phase, ...], scions: list[nn.Sequential], distill: Callable[[Phase, nn.Sequential], None]
+) -> None:
     """Join stage 1's scions until they replace the teacher behind block 2.
 
     L=2 trains B0 and B1 together, from stage 1's weights; L=3 goes on from L=2's last epoch with stage 1's B2
-    behind them. The student is L=3 at its epoch of highest test accuracy. scions: [B0, B1, B2], trained in place.
+    behind them. The student is L=3 at its epoch of highest test accuracy. phases: L=2 and L=3, or other joins
+    (grafting/method.py). scions: [B0, B1, B2], trained in place.
     """
-    b0, b1, b2 = scions
-    two, three = recipe.stage2
-    distill(two, nn.Sequential(b0, b1))
-    distill(three, nn.Sequential(b0, b1, b2))
+    for phase in phases:
+        first, end = (start - FIRST_GRAFTED for start in phase.span)
+        distill(phase, nn.Sequential(*scions[first:end]))

@@ -89,7 +89,7 @@ def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     architecture = _architecture_of(state, path)
     with torch.device("meta"):  # inconsistent widths could need more memory than the machine has
         network = BlockwiseVGG(architecture, classes)
-    _require_fitting(network.state_dict(), state, path)
+    require_fitting(network.state_dict(), state, path)
     network.to_empty(device="cpu")
     network.load_state_dict(state)
     return network
@@ -122,11 +122,12 @@ def _described(tensor: Tensor) -> str:
 
 def load(network: nn.Module, state: State, path: Path) -> None:
     """`load_state_dict`. Raises BadInput when keys, shapes or types do not fit or a value is not finite."""
-    _require_fitting(network.state_dict(), state, path)
+    require_fitting(network.state_dict(), state, path)
     network.load_state_dict(state)
 
 
-def _require_fitting(expected: State, state: State, path: Path) -> None:
+def require_fitting(expected: State, state: State, path: Path) -> None:
+    """Raise BadInput when keys, shapes or types differ from the expected ones or a value is not finite."""
     if differing := sorted(set(expected) ^ set(state)):
         fault = "missing" if differing[0] in expected else "not expected"
         raise BadInput(f"{path}: {differing[0]} is {fault}; not the released layout")

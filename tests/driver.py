@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from small import short_recipe, small_dataset
 
 import train_fskd
-from experiments import cell, commands
+from experiments import cell, job
 from grafting import distillation, recipes
 
 recipes.RECIPES["Folder"] = short_recipe()
-commands.open_dataset = lambda name, path: small_dataset()
+job.open_dataset = lambda name, path: small_dataset()
 cell.CHECKPOINT_SECONDS = -1.0
 
 if os.environ.get("KILL_RANK") == os.environ.get("RANK", "0"):

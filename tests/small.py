@@ -12,6 +12,7 @@ from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
 from experiments.cell import Cell
 from experiments.setting import Setting
+from grafting.method import GRAFTING
 from grafting.recipes import CIFAR10, Recipe
 from models.vgg import Architecture, BlockwiseVGG, frozen, initialize
 
@@ -65,7 +66,7 @@ def small_cell(teacher, images, recipe, folder: Path, shots: int, trial: int = 0
     """A cell on few-shot images whose files are in `folder`. changed: fields of its Setting, or arguments of Cell."""
     setting = {
         "seed": 0, "subset_seed": 6, "precision": "tf32", "teacher_sha256": "t", "subset_sha256": "s",
-        "test_sha256": "e", "normalization": teacher.normalization.content, "recipe": recipe,
+        "test_sha256": "e", "normalization": teacher.normalization.content, "recipe": recipe, "method": GRAFTING,
     }  # fmt: skip
     arguments = {
         "eval_every": 2,

@@ -8,30 +8,36 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from small import CLASSES, TINY, small_teacher
 
 import train_fskd
+from comparisons.methods import METHODS
 from data.views import Normalization
-from experiments import commands
+from experiments import job
 from experiments.ranks import Rank
 from grafting import recipes
+from grafting.method import JOINS
 from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.vgg import BlockwiseVGG
+from utils.arguments import JOINS as JOIN_CHOICES
+from utils.arguments import METHODS as METHOD_CHOICES
 
 
 @pytest.fixture
 def at_home(tmp_path, monkeypatch, dataset, recipe):
     """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "dataset_name", lambda name, path: name)
-    monkeypatch.setattr(commands, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setattr(job, "dataset_name", lambda name, path: name)
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
     monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
     return tmp_path
 
@@ -46,6 +52,13 @@ def command(*arguments):
     return train_fskd.main(["--dataset", "Folder", *arguments])
 
 
+def accuracies(printed):
+    """By network, in the table of --evaluate."""
+    lines = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in lines[0]].index("test %")
+    return {line[0].strip(): line[column].strip() for line in lines[2:]}
+
+
 def test_defaults():
     args = train_fskd.arguments([])
     assert (args.dataset, args.nshot, args.trials, args.seed) == ("CIFAR10", list(PUBLISHED_SHOTS), 5, 0)
@@ -54,9 +67,14 @@ def test_defaults():
 
 
 def test_every_flag_has_help_and_is_read():
-    source = (ROOT / "experiments/commands.py").read_text()
+    source = "".join((ROOT / f"experiments/{name}.py").read_text() for name in ("job", "commands"))
     for flag in vars(train_fskd.arguments([])):
         assert f"args.{flag}" in source, f"--{flag} is parsed and never read"
+
+
+def test_the_choices_are_those_of_the_method():
+    assert tuple(JOINS) == JOIN_CHOICES
+    assert set(METHODS) == {*METHOD_CHOICES, "grafting-straight", "grafting-back"}
 
 
 def test_help_shows_three_examples_and_every_default(capsys):
@@ -123,14 +141,15 @@ def test_sweep_table_and_evaluation(with_teacher, capsys):
 
     best = table.splitlines()[2].split("|")[2].strip()
     student = "ckpt/student/vgg-student-graft-{}-Tiny-1perclass-trial0.pth"
-    assert command("--evaluate", student.format("net")) == 0
-    assert "student (L=3), " in (line := capsys.readouterr().out) and f"test accuracy {best}%" in line
+    teacher = table.splitlines()[2].split("|")[5].strip()
+    for file, networks in (
+        (student.format("net"), {"teacher": teacher, "student (L=3)": best, "student, folded": best}),
+        ("ckpt/teacher/vgg16-blockwise-folder.pth", {"teacher": teacher}),
+    ):
+        assert command("--evaluate", file) == 0
+        assert accuracies(capsys.readouterr().out) == networks
     assert command("--evaluate", student.format("block")) == 0
-    assert [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "B0 alone", "B1 alone", "B2 alone",
-    ]  # fmt: skip
-    assert command("--evaluate", "ckpt/teacher/vgg16-blockwise-folder.pth") == 0
-    assert f"test accuracy {table.splitlines()[2].split('|')[5].strip()}%" in capsys.readouterr().out
+    assert list(accuracies(capsys.readouterr().out)) == ["teacher", "B0 alone", "B1 alone", "B2 alone"]
 
 
 def test_the_same_command_again_runs_nothing(with_teacher, capsys):
@@ -153,7 +172,7 @@ def test_output_and_student_dir(with_teacher):
 
 def test_the_usual_memory_depends_on_the_device_that_is_named(with_teacher, monkeypatch):
     asked = []
-    monkeypatch.setattr(commands.machine, "memory_to_use", lambda *arguments: asked.append(arguments) or 10**9)
+    monkeypatch.setattr(job.machine, "memory_to_use", lambda *arguments: asked.append(arguments) or 10**9)
     for device in ([], ["--device", "cpu"]):
         assert command("--nshot", "1", "--trials", "1", *device) == 0
     assert [(processes, name) for _, processes, name in asked] == [(1, None), (1, "cpu")]
@@ -161,10 +180,10 @@ def test_the_usual_memory_depends_on_the_device_that_is_named(with_teacher, monk
 
 def test_shards_divide_the_cells(with_teacher, capsys):
     assert command("--nshot", "1", "2", "--trials", "2", "--output_dir", "whole") == 0
-    whole = capsys.readouterr().out.splitlines()[-4:]
     for index in "321":
         assert command("--nshot", "1", "2", "--trials", "2", "--output_dir", "parts", "--shard", f"{index}/3") == 0
-    assert capsys.readouterr().out.splitlines()[-4:] == whole
+    whole, parts = (with_teacher / f"{name}/table.md" for name in ("whole", "parts"))
+    assert whole.read_text() == parts.read_text() and whole.read_text() in capsys.readouterr().out
 
 
 def test_diagnose(with_teacher, capsys):
@@ -200,8 +219,8 @@ def test_a_teacher_is_made_graftable(with_teacher, capsys):
     printed = capsys.readouterr().out
     assert "block 2's output is multiplied by " in printed and "b.pth: teacher of recipe further" in printed
     assert command("--evaluate", source) == command("--evaluate", "b.pth") == 0
-    first, second = capsys.readouterr().out.splitlines()[1:]
-    assert first.split("test accuracy")[1] == second.split("test accuracy")[1]
+    first, second = capsys.readouterr().out.split("b.pth: measuring")
+    assert accuracies(first) == accuracies(second)
     assert command("--train_teacher", "--teacher_from", source, "--teacher", "c.pth", "--teacher_epochs", "1") == 0
 
 
@@ -228,7 +247,7 @@ def test_teacher_from_without_training_is_refused(with_teacher, capsys):
 def test_build_dataset(official_files, capsys):
     for spelling in (["--build_dataset", "True"], ["--build_dataset"]):
         assert train_fskd.main([*spelling, "--data_path", str(official_files)]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == 24
+        assert capsys.readouterr().out.count(" images, sha256 ") == 24
     for name in ("cifar10", "cifar100"):
         for shots in PUBLISHED_SHOTS:
             assert (official_files / f"{name}-random-{shots}-per-class.pkl").exists()
@@ -307,8 +326,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, argu
 def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeypatch, recipe, capsys):
     """A mistyped --teacher is neither trained nor fetched, and no other architecture takes the name."""
     got = []
-    monkeypatch.setattr(commands, "fetch_teacher", lambda *_: got.append("fetched"))
-    monkeypatch.setattr(commands.Job, "train_teacher", lambda *_: got.append("trained"))
+    monkeypatch.setattr(job, "fetch_teacher", lambda *_: got.append("fetched"))
+    monkeypatch.setattr(job.Job, "train_teacher", lambda *_: got.append("trained"))
     for kind in ({"trains_own_teacher": True}, {"published": {1: (90.74, 0.49)}}):
         monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, **kind))
         for arguments in (["--teacher", "typo.pth"], ["--teacher_architecture", "vgg11"]):
@@ -364,7 +383,7 @@ def test_a_student_is_measured_only_with_its_own_teacher(with_teacher, dataset, 
     assert f"{STUDENT}: was made with another teacher" in capsys.readouterr().err
 
     changed = replace(dataset, normalization=Normalization((0.5, 0.4, 0.5), (0.2, 0.25, 0.3)))
-    monkeypatch.setattr(commands, "open_dataset", lambda name, path: changed)
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: changed)
     assert command("--evaluate", STUDENT) == 2
     assert f"{STUDENT}: was made with another normalisation" in capsys.readouterr().err
 
@@ -375,28 +394,76 @@ def test_a_teacher_that_is_not_the_recorded_one_is_said(with_teacher, capsys):
     assert "vgg16-blockwise-folder.json is the record of another file; not checked" in capsys.readouterr().out
 
 
+def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    exported = STUDENT.replace(".pth", "-exported.pth")
+    assert command("--export", STUDENT) == 0
+    assert command("--export", STUDENT, "--to", "student.pt2") == 0
+    assert capsys.readouterr().out.count("the same predictions on 20 test images") == 2
+    Image.fromarray(dataset.test().images[0].transpose(1, 2, 0)).save("picture.png")
+    Path("no.png").write_text("no picture")
+    for file in (exported, "student.pt2"):
+        assert command("--evaluate", file, "--json", "figures.json") == 0
+        names = [row["name"] for row in json.loads(Path("figures.json").read_text())["networks"]]
+        assert names == ["teacher", "student, exported"]
+        capsys.readouterr()
+        assert train_fskd.main(["--predict", file, "picture.png"]) == 0
+        assert re.fullmatch(r"picture.png: [abc] [\d.]+%, [abc] [\d.]+%, [abc] [\d.]+%\n", capsys.readouterr().out)
+    assert train_fskd.main(["--predict", exported, "no.png", "picture.png"]) == 1
+    shown = capsys.readouterr()
+    assert "no.png: cannot be read as a picture" in shown.err and "picture.png: " in shown.out
+
+    Path("ckpt/teacher/vgg16-blockwise-folder.pth").unlink()  # no longer needed
+    assert train_fskd.main(["--predict", exported, "picture.png"]) == 0
+    assert command("--evaluate", exported) == 0
+    assert "measured alone, since ckpt/teacher/vgg16-blockwise-folder.pth is not its teacher" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--export", STUDENT, "--teacher", "other.pth"], f"{STUDENT}: was made with another teacher"),
+        (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "is a teacher file; name a student of stage 2"),
+        (["--export", STUDENT, "--to", STUDENT], f"{STUDENT}: exists already; name another --to"),
+        (["--to", "x.pth"], "--to: only with --export"),
+        (["--json", "x.json"], "--json: only with --evaluate"),
+        (["--predict", STUDENT], f"--predict {STUDENT}: no picture"),
+        (["--predict", STUDENT, "x.png"], f"{STUDENT}: not an exported student"),
+    ],
+)
+def test_what_cannot_be_exported_or_used(with_teacher, capsys, arguments, message):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    other = small_teacher()
+    other.classifier[2].bias.data += 1
+    checkpoints.write_teacher(other, with_teacher / "other.pth")
+    capsys.readouterr()
+    assert command(*arguments) == 2
+    assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
 def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_teacher, capsys):
     assert command("--nshot", "1", "--trials", "1") == 0
     (with_teacher / STUDENT).with_suffix(".json").unlink()
     capsys.readouterr()
     assert command("--evaluate", STUDENT) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert "has no record beside it; not checked: teacher, normalisation, class names, image size" in first
-    assert "test accuracy" in second
+    printed = capsys.readouterr().out
+    assert "has no record beside it; not checked: teacher, normalisation, class names, image size" in printed
+    assert "student (L=3)" in accuracies(printed)
 
 
 def test_evaluation_computes_in_the_precision_asked_for(with_teacher, monkeypatch):
     dtypes = []
-    predictions = FrozenTeacher.predictions
+    forward = BlockwiseVGG.forward
 
-    def recording(self, network, start):
+    def recording(self, images):
         dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
-        return predictions(self, network, start)
+        return forward(self, images)
 
-    monkeypatch.setattr(FrozenTeacher, "predictions", recording)
-    for precision in ("float32", "bfloat16"):
+    monkeypatch.setattr(BlockwiseVGG, "forward", recording)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        dtypes.clear()
         assert command("--evaluate", "ckpt/teacher/vgg16-blockwise-folder.pth", "--precision", precision) == 0
-    assert dtypes == [torch.float32, torch.bfloat16]
+        assert set(dtypes) == {dtype}
 
 
 def test_diagnosis_computes_in_the_precision_asked_for(with_teacher, monkeypatch):
@@ -423,7 +490,7 @@ def test_memory_and_eval_every_are_obeyed(with_teacher):
 
 def test_fresh_holds_for_all_ranks_and_only_the_leader_prepares_it(with_teacher):
     args = train_fskd.arguments(["--dataset", "Folder", "--nshot", "1", "--fresh"])
-    plans = [commands.Job(args, Rank(index, 2)).plan() for index in (0, 1)]
+    plans = [job.Job(args, Rank(index, 2)).plan() for index in (0, 1)]
     assert [(plan.fresh, plan.is_leader) for plan in plans] == [(True, True), (True, False)]
 
 
@@ -464,11 +531,11 @@ def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "accuracy"), [("cifar10", "91.58%"), ("cifar100", "67.58%")])
+@pytest.mark.parametrize(("name", "accuracy"), [("cifar10", "91.58"), ("cifar100", "67.58")])
 def test_teacher_files_have_the_recorded_accuracy(real_data, real_teachers, capsys, name, accuracy):
     teacher = real_teachers / f"vgg16-blockwise-{name}.pth"
     assert train_fskd.main(["--dataset", name.upper(), "--data_path", str(real_data), "--evaluate", str(teacher)]) == 0
-    assert f"test accuracy {accuracy}" in capsys.readouterr().out
+    assert accuracies(capsys.readouterr().out) == {"teacher": accuracy}
 
 
 @pytest.mark.slow

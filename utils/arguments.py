@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+# Choices, spelled out here so that the command line is parsed without loading torch; a test compares them.
+METHODS = ("grafting", "whole", "kd", "fitnets", "fskd")  # comparisons/methods.py
+JOINS = ("front", "straight", "back")  # grafting/method.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
@@ -100,9 +103,13 @@ def true_or_false(text: str) -> bool:
 
 
 def parser(
-    description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str], quiet: bool = False
+    description: str,
+    datasets: Sequence[str],
+    shots: Sequence[int],
+    architectures: Sequence[str],
+    quiet: bool = False,
 ) -> Parser:
-    """The command line. The caller gives the data sets, the default shots and the teachers' architectures."""
+    """The command line. The caller gives the choices that are data of the method."""
     made = Parser(
         prog="train_fskd.py",
         description=description,
@@ -111,6 +118,7 @@ def parser(
     )
     made.quiet = quiet
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
+    add_methods(made.add_argument_group("the method").add_argument)
     add_sweep(made.add_argument_group("the sweep").add_argument, shots)
     add_paths(made.add_argument_group("files and folders").add_argument)
     add_commands(made.add_argument_group("instead of the sweep").add_mutually_exclusive_group().add_argument)
@@ -119,6 +127,15 @@ def parser(
 
 
 # fmt: off
+def add_methods(add: Callable[..., Any]) -> None:
+    add("--method", choices=METHODS, default=METHODS[0],
+        help="how the student is made: grafting, the paper's, or a method that it is compared with"
+             " (docs/comparisons.md)")
+    add("--optimize_span", choices=JOINS, default=JOINS[0],
+        help="how stage 2 of grafting joins the scions: front, B0 and B1 first (L=2), then all (L=3); straight, all at"
+             " once; back, B1 and B2 first, then all")
+
+
 def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--nshot", type=positive, nargs="+", metavar="N", default=list(shots), help="shots: images per class")
     add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with other random numbers")
@@ -150,7 +167,12 @@ def add_paths(add: Callable[..., Any]) -> None:
     add("--teacher", type=path, metavar="FILE",
         help="block-wise teacher (default: ckpt/teacher/<architecture>-blockwise-<dataset>.pth, if missing downloaded,"
              " for Shapes10 trained)")
-    add("--output_dir", type=path, metavar="DIR", help="results, curves and tables (default: runs/<dataset>)")
+    add("--output_dir", type=path, metavar="DIR",
+        help="results, curves and tables (default: runs/<dataset>, for other methods runs/<dataset>-<method>)")
+    add("--to", type=path, metavar="FILE",
+        help="with --export: .pth, .pt2, .onnx or .int8.onnx (default: the student's name with -exported.pth)")
+    add("--json", type=path, metavar="FILE",
+        help="with --evaluate: write the figures to this file too (default: off)")
     add("--student_dir", type=path, metavar="DIR",
         help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
 
@@ -164,7 +186,13 @@ def add_commands(add: Callable[..., Any]) -> None:
         help="can this teacher be grafted? what simple classifiers read off each block's output, fitted on few-shot"
              " images (N: the largest of --nshot up to 10), and which student to expect")
     add("--evaluate", type=path, metavar="FILE",
-        help="test accuracy of a teacher or student file, ours or released (default: off)")
+        help="a teacher, a student (ours or released) or an exported student beside the teacher: test accuracy,"
+             " calibration, size, speed (default: off)")
+    add("--export", type=path, metavar="STUDENT",
+        help="write a student of stage 2 as one file that needs no other: adapters folded, probabilities calibrated"
+             " (default: off)")
+    add("--predict", type=path, nargs="+", metavar=("FILE", "PICTURE"),
+        help="the most probable classes of pictures, by an exported student (default: off)")
     add("--table", action="store_true", help="write the table from existing result files")
 
 

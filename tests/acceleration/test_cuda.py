@@ -69,7 +69,7 @@ def distilling(teacher, dataset, recipe):
         frozen = CachedTeacher(teacher.to(device), dataset.normalization, dataset.test(), [images], 10**9, dtype)
         scion = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
         run = Distillation(recipe.phases[4], scion.to(device), 4)
-        return run, partial(run._step, run.scion_and_tail(frozen), frozen.few_shot(images))
+        return run, partial(run._step, run.scion_and_tail(frozen), len(teacher), frozen.few_shot(images))
 
     return begin
 

@@ -38,7 +38,7 @@ def plan(teacher, dataset, recipe, tmp_path):
 
 def run(plan):
     Sweep(plan, CPU).run()
-    return summarize(plan)
+    return sum(result["status"] == "failed" for result in summarize(plan))
 
 
 def run_cut(plan, after):
@@ -92,10 +92,11 @@ def test_files_of_a_sweep(plan, teacher):
         for suffix in ("pth", "json")
     )  # fmt: skip
     assert one["cached_starts"] == [3, 4, 5] and one["eval_every"] == 2 and one["earlier_processes"] == []
-    assert sum(one["test_predictions_settled_by"].values()) == 20 * (2 + 1 + 1 + 1 + 4)  # tests, images each
+    evaluations = (2 + 1 + 1) + 1 + (1 + 4)  # stage 1, joined, stage 2
+    assert sum(one["test_predictions_settled_by"].values()) == 20 * evaluations  # 20 images each
     assert not list(plan().output_dir.rglob("*.checkpoint.pt"))
     assert {path.name for path in plan().output_dir.iterdir()} >= {"results", "table.md", "table.csv", "tensorboard"}
-    assert plan.lines[0].startswith(f"teacher {plan().teacher_file}: test accuracy ")
+    assert plan.lines[1].startswith(f"teacher {plan().teacher_file}: test accuracy ")
 
 
 def test_the_order_of_cells_and_which_others_run_change_nothing(plan):

@@ -35,6 +35,15 @@ def test_a_cells_run(tmp_path):
     assert any("custom_scalars" in tag for tag in run.Tags()["tensors"])
 
 
+def test_another_methods_run(tmp_path):
+    schedule = [{"phase": p, "lr_student": 1e-3, "lr_adapter": 1e-3} for p in ("hint 3", "kd")]
+    curves = CellCurves(tmp_path, 2, 0, {"method": "fitnets", "schedule": schedule}, pictures(6))
+    curves("hint 3", Curve([3.0], {1: 20.0}))
+    curves.close()
+    run = events(tmp_path / "tensorboard/02-shot/trial-0")
+    assert points(run, "fitnets: loss/hint 3") == [(1, 3.0)] and points(run, "fitnets: test %/hint 3") == [(1, 20.0)]
+
+
 def test_a_resumed_cell_leaves_one_whole_curve(tmp_path):
     first = CellCurves(tmp_path, 2, 0, SETTING, pictures(6))
     first("B0", Curve([3.0, 2.0, 1.0], {}))

@@ -84,6 +84,16 @@ def test_by_default_a_phase_is_measured_about_five_times(started, recipe, epochs
     assert list(started(replace(recipe.stage2[0], epochs=epochs), eval_every=None).curve.accuracies) == measured
 
 
+@pytest.mark.parametrize("eval_every", [None, 1, 7])
+def test_a_student_is_chosen_among_the_last_epochs_whatever_else_is_asked(started, recipe, eval_every):
+    phase = replace(recipe.stage2[1], epochs=10, selects_among=3)
+    assert list(started(phase, eval_every=eval_every).curve.accuracies) == [2, 4, 6, 8, 9, 10]
+
+
+def test_steps_are_counted(started, recipe):
+    assert started(replace(recipe.stage1[0], epochs=2)).curve.steps == 2 * 3  # batches of 5, 5 and 2 images
+
+
 def test_the_first_of_equal_epochs_is_best():
     assert Curve([0.0] * 4, {1: 50.0, 2: 60.0, 3: 60.0, 4: 55.0}).best_epoch == 2
 

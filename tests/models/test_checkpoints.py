@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import CLASSES, TINY
 
-from experiments.evaluation import evaluate
+from deployment.networks import candidates
 from grafting.scions import scions
 from models import checkpoints
 from models.vgg import ARCHITECTURES, BlockwiseVGG
@@ -164,7 +164,7 @@ def test_unusual_tensors_are_refused_in_one_line(teacher, dataset, tmp_path, fil
     with pytest.raises(BadInput, match=rf"{file}\.pth: {key} ") as refusal:
         found, state = checkpoints.read(path)
         network = checkpoints.teacher_from_state(state, path, CLASSES) if found == "teacher" else teacher
-        evaluate(found, state, path, network, dataset, torch.device("cpu"))
+        candidates(found, state, path, network, dataset)
     assert "\n" not in str(refusal.value)
 
 

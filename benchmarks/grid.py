@@ -1,0 +1,73 @@
+"""A method's learning rates and temperature: every entry of its grid (comparisons/methods.py), N = 10, trial 0.
+
+    python -m benchmarks.grid --dataset CIFAR10 --method kd --output_dir benchmarks/results/grids/CIFAR10/kd
+
+Takes the flags of train_fskd.py. Each entry has an output directory of its own, so an interrupted grid continues where
+it stopped. Writes grid.md. The entry with the highest last test accuracy is the one for METHODS.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from comparisons.methods import GRID
+from experiments import results
+from experiments.job import Job, say
+from experiments.sweep import Plan, Sweep
+from grafting.method import Method
+from train_fskd import arguments
+from utils import files
+from utils.errors import BadInput
+
+N, TRIAL = 10, 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        if args.method not in GRID:
+            raise BadInput(f"--method {args.method}: has no grid; choose from {', '.join(GRID)}")
+        job = Job(args)
+        plans = {entry: plan_of(entry, job.plan()) for entry in GRID[args.method]}
+        prepared = None
+        for plan in plans.values():
+            prepared = Sweep(plan, job.device).run(prepared)
+        text = markdown(plans)
+        files.write_text(job.output_dir / "grid.md", text)
+    except BadInput as error:
+        sys.stderr.write(f"benchmarks.grid: {error}\n")
+        return 2
+    say(text)
+    return 0
+
+
+def plan_of(entry: Method, plan: Plan) -> Plan:
+    """The plan for one entry: one cell, in folders of its own."""
+    label = "-".join(f"{name}-{value:g}" for name, value in asdict(entry).items())
+    return replace(
+        plan,
+        method=entry,
+        cells=((N, TRIAL),),
+        output_dir=plan.output_dir / label,
+        student_dir=plan.student_dir / f"{entry.name}-{label}",
+    )
+
+
+def markdown(plans: dict[Method, Plan]) -> str:
+    """The table of the grid, and what is chosen."""
+    found = {entry: results.read(results.path_of(plan.output_dir, N, TRIAL)) for entry, plan in plans.items()}
+    done = {entry: result for entry, result in found.items() if result["status"] == "done"}
+    names = list(asdict(next(iter(plans))))
+    lines = [[*names, "last", "best"], ["-:"] * (len(names) + 2)]
+    for entry, result in found.items():
+        measured = [f"{result[what]:.2f}" for what in ("last", "best")] if entry in done else ["failed", "-"]
+        lines.append([*(f"{value:g}" for value in asdict(entry).values()), *measured])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    chosen = max(done, key=lambda entry: done[entry]["last"], default=None)
+    return f"{table}\n\nHighest last test accuracy at N = {N}, trial {TRIAL}: `{chosen}`\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

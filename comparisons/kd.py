@@ -1,0 +1,69 @@
+"""Knowledge distillation (Hinton, Vinyals and Dean, 2015): the teacher's softened probabilities.
+
+The student has no adapters. No label is used, so the loss is the first of the paper's two terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from comparisons.plain_student import fresh_student, write_student
+from grafting.method import Distill, Networks
+from grafting.recipes import Phase, Recipe
+from models.checkpoints import State
+from models.vgg import BlockwiseVGG
+
+
+@dataclass(frozen=True)
+class Softened:
+    """T^2 times the Kullback-Leibler divergence of the probabilities at temperature T, summed over the batch.
+
+    The factor keeps the gradients comparable between temperatures (section 2 of the paper).
+    """
+
+    temperature: float
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """student, teacher: logits (B, classes) -> scalar."""
+        ours, theirs = (
+            functional.log_softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher)
+        )
+        return functional.kl_div(ours, theirs, reduction="sum", log_target=True) * self.temperature**2
+
+
+@dataclass(frozen=True)
+class KD:
+    """lr: learning rate, for every N."""
+
+    name: ClassVar[str] = "kd"
+    lr: float
+    temperature: float
+
+    def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
+        return (kd_phase(recipe, recipe.epochs, self.lr, self.temperature),)
+
+    def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
+        return fresh_student(teacher, generator)
+
+    def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
+        (phase,) = self.phases(recipe)
+        distill(phase, nn.Sequential(*networks))
+
+    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
+        write_student(teacher, state, path)
+
+
+def kd_phase(recipe: Recipe, epochs: int, lr: float, temperature: float) -> Phase:
+    """The student's own blocks at once. It is chosen among as many epochs as grafting's."""
+    last = recipe.stage2[-1]
+    return Phase(
+        "kd", last.span, epochs, lr, lr, scaled=False, selects=True, selects_among=last.epochs,
+        loss=Softened(temperature),
+    )  # fmt: skip

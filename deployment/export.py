@@ -1,0 +1,161 @@
+"""Export: from a student with adapters to one file, which is loaded again and checked before it is put in place."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.datasets import ImageDataset, LabelledImages
+from data.views import Normalization
+from deployment import formats, quantization
+from deployment.calibration import calibration_views, fitted_temperature, logits_of
+from deployment.folding import FoldedStudent, fold
+from deployment.formats import INT8, Header
+from models.vgg import FIRST_GRAFTED, BlockwiseVGG, student_of
+from utils import files
+from utils.errors import BadInput
+from utils.precision import arithmetic
+
+TOLERANCE = 1e-4  # of the largest logit
+ROUNDING = 1e-6  # of the largest logit
+INT8_LOSS = 0.3  # points of test accuracy that 8 bits may cost
+
+
+class OnRawImages(nn.Module):
+    """A network that takes normalised images, made to take raw ones: (B, 3, 32, 32) uint8 -> logits (B, classes)."""
+
+    def __init__(self, network: nn.Module, normalization: Normalization):
+        super().__init__()
+        self.network = network
+        self.normalization = normalization
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.normalization(images))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A student with adapters and what belongs to it; both networks frozen and on one device.
+
+    scions: the sequence (B0, B1, B2). few_shot: the images (N, 3, 32, 32) uint8 that it has learned from. The hashes
+    are sha256 of its file and of the teacher's.
+    """
+
+    teacher: BlockwiseVGG
+    scions: nn.Sequential
+    dataset: ImageDataset
+    few_shot: np.ndarray
+    teacher_sha256: str
+    student_sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.teacher.parameters()).device
+
+    def with_adapters(self) -> OnRawImages:
+        """The student as the paper has it."""
+        graft = nn.Sequential(self.teacher[:FIRST_GRAFTED], *self.scions)
+        return OnRawImages(graft, self.dataset.normalization)
+
+    def folded(self) -> tuple[FoldedStudent, float]:
+        """The folded student with calibrated logits, on the CPU, and its temperature."""
+        views = calibration_views(self.few_shot)
+        teacher = OnRawImages(self.teacher, self.dataset.normalization)
+        logits = [logits_of(network, views, self.device) for network in (self.with_adapters(), teacher)]
+        temperature = fitted_temperature(*logits)
+        network = fold(self.teacher, self.scions, self.dataset.normalization)
+        network.divide_logits(temperature)
+        return network, temperature
+
+    def header(self, temperature: float, accuracy: float) -> Header:
+        return Header(
+            dataset=self.dataset.name,
+            widths=student_of(self.teacher.architecture).widths,
+            class_names=self.dataset.class_names(),
+            normalization=self.dataset.normalization.content,
+            image_size=self.few_shot.shape[-1],
+            teacher_sha256=self.teacher_sha256,
+            student_sha256=self.student_sha256,
+            subset_sha256=files.sha256(self.few_shot.tobytes()),
+            temperature=temperature,
+            accuracy=accuracy,
+        )
+
+
+def require_target(target: Path, fresh: bool) -> None:
+    """Raise BadInput now if the file could not be written later. fresh: whether an existing one may be replaced."""
+    if ".onnx" in formats.ending_of(target):
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            formats.needed(module, target)
+    if target.exists() and not (fresh and formats.is_exported(target)):
+        advice = "--fresh replaces it, --to names another file" if formats.is_exported(target) else "name another --to"
+        raise BadInput(f"{target}: exists already; {advice}")
+    files.require_writable(target.parent)
+
+
+def export(source: Source, target: Path) -> str:
+    """Write the exported student, and return a line that says what was checked.
+
+    Before it is put in place, the file is loaded again and run on all test images. Raises BadInput, and leaves nothing
+    behind, if it is not the source's function: the same predictions and logits within 1e-4 of the largest; of 8 bits,
+    at most 0.3 points of test accuracy less.
+    """
+    test = source.dataset.test()
+    with arithmetic("float32", source.device):  # only here: torch.export does not work under it
+        reference = logits_of(source.with_adapters(), torch.from_numpy(test.images), source.device)
+        network, temperature = source.folded()
+    header = source.header(temperature, accuracy_of(reference, test))
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / target.name
+        if formats.ending_of(target) == INT8:
+            float32 = Path(folder) / "float32.onnx"
+            formats.write(network, header, float32)
+            quantization.quantize(float32, written)
+        else:
+            formats.write(network, header, written)
+        logits = logits_of(formats.read(written)[0], torch.from_numpy(test.images), torch.device("cpu"))
+        if formats.ending_of(target) == INT8:
+            found = require_small_loss(logits, reference, test, target)
+        else:
+            found = require_same(logits, reference / temperature, target)
+        files.write_bytes(target, written.read_bytes())
+    return (
+        f"{target}: {found}; test accuracy {accuracy_of(logits, test):.2f}%, temperature {temperature:.4g},"
+        f" {target.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def require_same(logits: Tensor, reference: Tensor, target: Path) -> str:
+    """Raise BadInput unless both are the same function; a line about the differences.
+
+    Classes whose logits in the reference differ by less than 1e-6 of the largest one are equal up to rounding.
+    """
+    largest = reference.abs().max()
+    difference = ((logits - reference).abs().max() / largest).item()
+    lead = reference.max(1).values - reference.gather(1, logits.argmax(1, keepdim=True))[:, 0]
+    differing = int((lead > ROUNDING * largest).sum())
+    if differing or not difference <= TOLERANCE:
+        raise BadInput(
+            f"{target}: not written, since it is not the student's function ({differing} of {len(logits)} test images"
+            f" are classified differently, logits differ by {difference:.1e} of the largest); choose another ending"
+        )
+    return f"the same predictions on {len(logits):,} test images, logits within {difference:.1e} of the largest"
+
+
+def require_small_loss(logits: Tensor, reference: Tensor, test: LabelledImages, target: Path) -> str:
+    """Raise BadInput if 8 bits cost more than 0.3 points of test accuracy; a line about the differences."""
+    loss = accuracy_of(reference, test) - accuracy_of(logits, test)
+    if not loss <= INT8_LOSS:
+        raise BadInput(f"{target}: not written, since 8 bits lose {loss:.2f} points of test accuracy; take .onnx")
+    same = 100 * (logits.argmax(1) == reference.argmax(1)).double().mean().item()
+    return f"8 bits, {same:.2f}% of {len(logits):,} test images classified as before, {loss:.2f} points lost"
+
+
+def accuracy_of(logits: Tensor, test: LabelledImages) -> float:
+    """Percent."""
+    return 100 * int((logits.argmax(1) == torch.from_numpy(test.labels)).sum()) / len(logits)

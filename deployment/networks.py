@@ -1,0 +1,87 @@
+"""What a file holds, as networks that take raw images: a teacher, a student of stage 1 or 2, or an exported one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.datasets import ImageDataset
+from deployment import formats
+from deployment.comparison import Candidate
+from deployment.export import OnRawImages
+from deployment.folding import fold
+from grafting.scions import scions
+from models import checkpoints, records
+from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen
+from utils import files
+from utils.errors import BadInput
+
+
+def student_in(state: dict[str, Any], path: Path, teacher: BlockwiseVGG) -> nn.Sequential:
+    """The sequence (B0, B1, B2) of a stage-2 file, frozen, on the teacher's device."""
+    student = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator()))
+    checkpoints.load(student, state, path)
+    return frozen(student).to(next(teacher.parameters()).device)
+
+
+def few_shot_of(path: Path, subset_seed: int) -> tuple[int, int]:
+    """From how many shots a student was made, and with which subset seed: by its record, or else by its name.
+
+    subset_seed: for a file without a record. Raises BadInput where neither says it.
+    """
+    record = records.path_of(path)
+    if record.exists():
+        content = files.read_json(record, records.KIND)
+        with files.reading(record, records.KIND):
+            return int(content["setting"]["shots"]), int(content["setting"]["subset_seed"])
+    if not (named := re.search(r"-(\d{1,4})perclass", path.name)):
+        raise BadInput(
+            f"{path}: neither a record nor its name (...-<N>perclass...) says from how many shots it was made"
+        )
+    return int(named[1]), subset_seed
+
+
+def candidates(kind: str, state: Any, path: Path, teacher: BlockwiseVGG, dataset: ImageDataset) -> list[Candidate]:
+    """The teacher and what is in the file beside it.
+
+    kind, state: from checkpoints.read(path). teacher: frozen, on its device; the network in the file if that is one.
+    Stage 1 gives each scion alone in the teacher, stage 2 the student with its adapters and folded.
+    """
+    if kind == "teacher":
+        name = "teacher" if teacher.architecture.batchnorm else "student without adapters"
+        return [of_module(name, teacher, dataset, path)]
+    found = [of_module("teacher", teacher, dataset)]
+    if kind == "stage 2":
+        student = student_in(state, path, teacher)
+        found.append(of_module("student (L=3)", nn.Sequential(teacher[:FIRST_GRAFTED], *student), dataset, path))
+        folded = fold(teacher, student, dataset.normalization).to(found[0].device)
+        return [*found, Candidate("student, folded", folded, folded, found[0].device)]
+    for k, scion in enumerate(scions(teacher.architecture, teacher.classes, torch.Generator())):
+        checkpoints.load(scion, state[k], path)
+        block = FIRST_GRAFTED + k
+        graft = nn.Sequential(teacher[:block], frozen(scion).to(found[0].device), teacher[block + 1 :])
+        found.append(of_module(f"B{k} alone", graft, dataset))
+    return found
+
+
+def exported(path: Path, dataset: ImageDataset) -> tuple[Candidate, str]:
+    """An exported student, and its teacher's sha256. Raises BadInput if its classes are not the data set's."""
+    network, header = formats.read(path)
+    if header.class_names != dataset.class_names():
+        raise BadInput(
+            f"{path}: has the {len(header.class_names)} classes of {header.dataset}, not the {dataset.classes} of"
+            f" {dataset.name}; name its --dataset"
+        )
+    student = Candidate("student, exported", network, header.empty_network(), torch.device("cpu"), path.stat().st_size)
+    return student, header.teacher_sha256
+
+
+def of_module(name: str, network: nn.Module, dataset: ImageDataset, path: Path | None = None) -> Candidate:
+    """A network on normalised images. path: its file."""
+    module = OnRawImages(network, dataset.normalization)
+    device = next(network.parameters()).device
+    return Candidate(name, module, module, device, path.stat().st_size if path else None)

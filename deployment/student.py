@@ -1,0 +1,72 @@
+"""An exported student, for use from Python.
+
+from deployment.student import load
+print(load("student.pth").predict(["cat.jpg"]))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data.pictures import from_picture
+from deployment import formats
+from deployment.formats import Header, Network
+
+Prediction = list[tuple[str, float]]  # (class name, probability) of all classes, the most probable first
+
+
+class Student(nn.Module):
+    """An exported student: raw images in, logits out; predicts classes of pictures.
+
+    network: of a .pth file a module, which can be moved to another device; of the other formats a function on the CPU.
+    """
+
+    def __init__(self, network: Network, header: Header):
+        super().__init__()
+        self.network = network
+        self.header = header
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.header.class_names
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (B, 3, 32, 32) uint8, RGB -> logits (B, classes); their softmax is calibrated."""
+        return self.network(images)
+
+    @torch.no_grad()
+    def predict(self, pictures: Iterable[str | os.PathLike[str] | Image.Image]) -> list[Prediction]:
+        """The classes of pictures of any size, each a file or a Pillow image.
+
+        They are turned upright, converted to RGB, resized and cropped as in training (data/pictures.py). Raises
+        BadInput for a picture that cannot be read.
+        """
+        images = [_pixels(picture) for picture in pictures]
+        if not images:
+            return []
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        probabilities = self(torch.from_numpy(np.stack(images)).to(device)).softmax(1).cpu()
+        return [
+            [(self.class_names[index], of_picture[index].item()) for index in of_picture.argsort(descending=True)]
+            for of_picture in probabilities
+        ]
+
+
+def _pixels(picture: str | os.PathLike[str] | Image.Image) -> np.ndarray:
+    """(3, 32, 32) uint8."""
+    return from_picture(picture, "a picture") if isinstance(picture, Image.Image) else from_picture(picture, picture)
+
+
+def load(path: str | os.PathLike[str]) -> Student:
+    """The student in an exported file (.pth, .pt2 or .onnx), on the CPU and in evaluation mode.
+
+    Raises BadInput for any other file.
+    """
+    return Student(*formats.read(Path(path))).eval()

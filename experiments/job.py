@@ -1,0 +1,159 @@
+"""What a command line asks for, resolved: data set, teacher, folders, the cells to run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from comparisons.methods import METHODS
+from data.datasets import ImageDataset, dataset_name, open_dataset
+from experiments.ranks import SINGLE_PROCESS, Rank
+from experiments.sweep import Plan
+from grafting.recipes import RECIPES
+from models import checkpoints, records, teacher_training
+from models.download import fetch_teacher
+from models.teacher_recipe import stretched
+from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
+from utils import machine
+from utils.arguments import DATA_PATH, PRECISIONS
+from utils.errors import BadInput
+
+TEACHERS = Path("ckpt/teacher")
+
+
+def say(line: str) -> None:
+    """Print a line at once, above any progress bars."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+class Job:
+    """A command line on one data set, with its defaults resolved. What costs time is done when it is first needed."""
+
+    def __init__(self, args: argparse.Namespace, rank: Rank = SINGLE_PROCESS):
+        self.args = args
+        self.rank = rank
+        self.recipe = RECIPES[args.dataset]
+        self.name = dataset_name(args.dataset, args.data_path)
+        if args.optimize_span != "front" and args.method != "grafting":
+            raise BadInput(f"--optimize_span {args.optimize_span}: only with --method grafting")
+        method = args.method if args.optimize_span == "front" else f"grafting-{args.optimize_span}"
+        self.method = METHODS[method]
+        run_name = self.name if method == "grafting" else f"{self.name}-{method}"
+        self.output_dir = args.output_dir or Path("runs") / run_name
+        default_student_dir = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
+        self.student_dir = args.student_dir or default_student_dir
+        self.architecture = args.teacher_architecture or self.recipe.teacher_architecture
+        self.teacher_file = args.teacher or TEACHERS / f"{self.architecture}-blockwise-{self.name.lower()}.pth"
+
+    @cached_property
+    def device(self) -> torch.device:
+        return machine.device_named(self.args.device, self.rank.local_index)
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        self.announce(f"reading the images of {self.name}")
+        return open_dataset(self.args.dataset, self.args.data_path)
+
+    @cached_property
+    def subset_seed(self) -> int:
+        return self.dataset.subset_seed if self.args.subset_seed is None else self.args.subset_seed
+
+    def announce(self, line: str) -> None:
+        """Say once, for all ranks, what comes next and takes a while."""
+        if self.rank.is_leader:
+            say(line)
+
+    def teacher(self) -> BlockwiseVGG:
+        """The teacher in the file. If the default file is missing, it is downloaded, or trained for Shapes10."""
+        if not self.teacher_file.exists():
+            self._get_teacher()
+        teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
+        not_checked = records.check(self.teacher_file, records.deciding(self.dataset))
+        if not_checked and records.path_of(self.teacher_file).exists():
+            self.announce(not_checked)
+        return teacher
+
+    def frozen_teacher(self) -> BlockwiseVGG:
+        """The teacher on the device."""
+        return frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
+
+    def _get_teacher(self) -> None:
+        """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
+        is_default = self.args.teacher is None and self.args.teacher_architecture is None
+        if is_default and self.recipe.trains_own_teacher:
+            say(f"{self.teacher_file}: no such teacher yet")
+            self.train_teacher("quick")
+        elif is_default and self.recipe.published:
+            say(f"{self.teacher_file}: no such teacher yet; fetching the authors'")
+            fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
+        else:
+            existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
+            choose = (
+                f"name one with --teacher: {', '.join(existing)}"
+                if existing
+                else f"train one: --dataset {self.args.dataset} --train_teacher"
+            )
+            raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
+
+    def train_teacher(self, recipe_name: str | None) -> None:
+        """Train a teacher by the recipe of that name; by default the published one, or "further" from a teacher."""
+        source = self.args.teacher_from
+        if source and recipe_name:
+            raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
+        if self.args.teacher_epochs == 0 and not source:
+            raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
+        recipe_name = "further" if source else recipe_name or "published"
+        recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
+        accuracy = teacher_training.train_teacher(
+            self.dataset,
+            source or ARCHITECTURES[self.architecture],
+            recipe,
+            self.args.seed,
+            self.device,
+            self.teacher_file,
+            say,
+            self.args.fresh,
+        )
+        say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
+
+    def plan(self) -> Plan:
+        """The cells of this rank first, then those of the others."""
+        args = self.args
+        all_cells = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
+        shard_cells = all_cells[args.shard.index - 1 :: args.shard.count]
+        rank_cells = shard_cells[self.rank.index :: self.rank.count]
+        usual = machine.memory_to_use(self.device, self.rank.local_count, args.device)
+        return Plan(
+            dataset=self.dataset,
+            recipe=self.recipe,
+            teacher=self.teacher(),
+            teacher_file=self.teacher_file,
+            cells=tuple(rank_cells + [cell for cell in shard_cells if cell not in rank_cells]),
+            seed=args.seed,
+            subset_seed=self.subset_seed,
+            precision=args.precision,
+            eval_every=args.eval_every,
+            data_path=args.data_path,
+            output_dir=self.output_dir,
+            student_dir=self.student_dir,
+            memory=usual if args.memory is None else int(args.memory * 1e9),
+            fresh=args.fresh,
+            is_leader=self.rank.is_leader,
+            report=say,
+            method=self.method,
+        )
+
+    def inputs(self) -> list[str]:
+        """The flags that say on which data, with which teacher and in which precision, without defaults."""
+        flags = ["--dataset", self.args.dataset]
+        usual = {"data_path": DATA_PATH, "teacher": None, "teacher_architecture": None, "precision": PRECISIONS[0]}
+        for name, default in usual.items():
+            value = getattr(self.args, name)
+            flags += [] if value == default else [f"--{name}", str(value)]
+        return flags

@@ -1,0 +1,74 @@
+"""A grid: one cell for each entry, continued where it stopped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small import pictures, small_dataset, small_teacher
+
+import train_fskd
+from benchmarks import grid
+from comparisons import methods
+from comparisons.whole import Whole
+from data.datasets import LabelledImages
+from experiments import job, results
+from experiments.sweep import Sweep
+from grafting import recipes
+from models import checkpoints
+
+ENTRIES = (Whole(1e-4, 1e-3), Whole(2e-3, 2e-3))
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch, recipe):
+    """A working directory with a teacher; ten pictures of each class, a short recipe, two entries."""
+    train = LabelledImages(pictures(30, 1), torch.arange(30).numpy() % 3)
+    dataset = replace(small_dataset(), train=lambda: train)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "dataset_name", lambda name, path: name)
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
+    monkeypatch.setitem(methods.GRID, "whole", ENTRIES)
+    checkpoints.write_teacher(small_teacher(), tmp_path / "ckpt/teacher/vgg16-blockwise-folder.pth")
+    return tmp_path
+
+
+COMMAND = ["--dataset", "Folder", "--method", "whole", "--output_dir", "grid"]
+
+
+def test_a_grid_has_a_row_for_each_entry_and_names_the_best(at_home, capsys, monkeypatch):
+    assert grid.main(COMMAND) == 0
+    printed = capsys.readouterr().out
+    folders = [
+        at_home / "grid" / name for name in ("lr_student-0.0001-lr_adapter-0.001", "lr_student-0.002-lr_adapter-0.002")
+    ]
+    found = [results.read(results.path_of(folder, 10, 0)) for folder in folders]
+    assert [result["setting"]["schedule"][0]["lr_adapter"] for result in found] == [1e-3, 2e-3]
+    rows = (at_home / "grid/grid.md").read_text().splitlines()
+    assert rows[2] == f"| 0.0001 | 0.001 | {found[0]['last']:.2f} | {found[0]['best']:.2f} |"
+    best = max(zip(found, ENTRIES, strict=True), key=lambda pair: pair[0]["last"])[1]
+    assert rows[-1].endswith(f"`{best}`") and rows[-1] in printed
+    assert printed.count("teacher ckpt") == 1, "the teacher was prepared for each entry"
+
+    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: pytest.fail("a finished cell was run again"))
+    assert grid.main(COMMAND) == 0
+
+
+def test_a_method_without_a_grid_is_one_line(at_home, capsys):
+    assert grid.main(["--dataset", "Folder", "--method", "fskd"]) == 2
+    assert "--method fskd: has no grid; choose from whole, kd, fitnets" in capsys.readouterr().err
+
+
+def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
+    """Not the highest best one, and no failed cell."""
+    outcomes = iter(
+        [
+            {"status": "done", "last": 50.0, "best": 90.0},
+            {"status": "done", "last": 60.0, "best": 61.0},
+            {"status": "failed"},
+        ]
+    )
+    monkeypatch.setattr(results, "read", lambda path: next(outcomes))
+    plan = job.Job(train_fskd.arguments(COMMAND)).plan()
+    text = grid.markdown(dict.fromkeys((*ENTRIES, Whole(1.0, 1.0)), plan))
+    assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed | - |" in text

@@ -1,0 +1,73 @@
+"""The temperature is the one that minimises the cross-entropy; calibration figures against values by hand."""
+
+import math
+
+import pytest
+import torch
+from small import pictures
+from torch.nn import functional
+
+from deployment.calibration import (
+    calibration_views,
+    expected_calibration_error,
+    fitted_temperature,
+    logits_of,
+    negative_log_likelihood,
+)
+
+
+def random_logits(seed):
+    return 3 * torch.randn(200, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
+def test_a_student_that_is_a_multiple_of_the_teacher_gets_the_teachers_probabilities(scale):
+    teacher = random_logits(0)
+    assert fitted_temperature(scale * teacher, teacher) == pytest.approx(scale, rel=1e-6)
+
+
+def test_no_other_temperature_has_a_smaller_cross_entropy():
+    teacher, student = random_logits(0), random_logits(0) + random_logits(1)
+    fitted = fitted_temperature(student, teacher)
+
+    def loss(temperature):
+        return functional.cross_entropy(student / temperature, teacher.softmax(1)).item()
+
+    assert loss(fitted) < min(loss(0.98 * fitted), loss(1.02 * fitted))
+
+
+def test_expected_calibration_error_by_hand():
+    """Four images at confidence 0.8, three of them right: 5 points; four at 0.6, one right: 35 points."""
+    logits = torch.tensor([[p, 1 - p] for p in [0.8] * 4 + [0.6] * 4]).log()
+    labels = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1])
+    assert expected_calibration_error(logits, labels) == pytest.approx((5 + 35) / 2, abs=1e-4)
+
+
+def test_certainty_is_the_last_bin_and_right_or_wrong():
+    logits = torch.tensor([[1000.0, 0.0]])
+    assert expected_calibration_error(logits, torch.tensor([0])) == 0
+    assert expected_calibration_error(logits, torch.tensor([1])) == 100
+
+
+def test_negative_log_likelihood_by_hand():
+    logits = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
+    expected = (math.log(2) - math.log(0.75)) / 2
+    assert negative_log_likelihood(logits, torch.tensor([0, 1])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_views_are_views_of_the_images_and_always_the_same():
+    images = pictures(3)
+    views = calibration_views(images)
+    assert views.shape == (2000, 3, 32, 32) and torch.equal(views, calibration_views(images))
+    interior = {image[:, 8:24, 8:24].tobytes() for image in images}
+    assert interior & {view[:, y : y + 16, x : x + 16].numpy().tobytes() for view in views for y in (8,) for x in (8,)}
+
+
+def test_logits_do_not_depend_on_the_batch(teacher, dataset):
+    images = torch.from_numpy(pictures(7))
+
+    def network(batch):
+        return teacher(dataset.normalization(batch))
+
+    in_one, in_parts = (logits_of(network, images, torch.device("cpu"), batch) for batch in (7, 3))
+    assert torch.allclose(in_one, in_parts, rtol=1e-5) and len(in_parts) == 7

@@ -1,0 +1,159 @@
+"""An exported file is the student's function in every format, and nothing that is not is put in place."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import CLASSES, TINY, pictures, small_dataset, small_teacher
+from torch import nn
+
+from deployment import export as export_module
+from deployment import formats
+from deployment.calibration import logits_of
+from deployment.export import Source, export, require_target
+from deployment.student import load
+from grafting.scions import scions
+from models.vgg import frozen
+from utils.errors import BadInput
+
+CPU = torch.device("cpu")
+FORMATS = [".pth", ".pt2", ".onnx", ".int8.onnx"]
+
+
+def needs_onnx(ending):
+    if ending.endswith("onnx"):
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(module)
+
+
+@pytest.fixture(scope="module")
+def source():
+    student = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0)))
+    random = torch.Generator().manual_seed(1)
+    for layer in student.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(layer.bias, 0.0, 0.3, generator=random)
+        if isinstance(layer, nn.Linear):
+            layer.weight.data.mul_(30)
+    return Source(small_teacher(), frozen(student), small_dataset(), pictures(6), "of the teacher", "of the student")
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    """A function: the file of each format, written once."""
+
+    @cache
+    def written(ending):
+        needs_onnx(ending)
+        path = tmp_path_factory.mktemp("exported") / f"student{ending}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export_module, "INT8_LOSS", 100)  # the small student is not worth 8 bits
+            line = export(source, path)
+        assert str(path) in line and f"{path.stat().st_size / 1e6:.1f} MB" in line
+        return path
+
+    return written
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_is_the_students_function(source, exported, ending):
+    student = load(exported(ending))
+    assert student.class_names == ("a", "b", "c") and student.header.teacher_sha256 == "of the teacher"
+    assert student.header.accuracy >= 0 and student.header.temperature > 0
+    for count in (1, 5):
+        images = torch.from_numpy(pictures(count, seed=count))
+        expected = logits_of(source.with_adapters(), images, CPU) / student.header.temperature
+        found = student(images)
+        assert found.shape == expected.shape
+        tolerance = 0.2 if ending == ".int8.onnx" else 1e-4
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_a_file_that_is_another_function_is_not_put_in_place(source, tmp_path, monkeypatch):
+    fold = export_module.fold
+
+    def faulty(*arguments):
+        network = fold(*arguments)
+        network.linear.bias.data[0] += 1
+        return network
+
+    monkeypatch.setattr(export_module, "fold", faulty)
+    with pytest.raises(BadInput, match="not written, since it is not the student's function"):
+        export(source, tmp_path / "student.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_8_bits_that_cost_too_much_are_not_put_in_place(source, exported, tmp_path, monkeypatch):
+    needs_onnx(".onnx")
+    monkeypatch.setattr(export_module, "INT8_LOSS", -101)
+    monkeypatch.setattr(
+        formats, "write", lambda network, header, path: path.write_bytes(exported(".onnx").read_bytes())
+    )
+    with pytest.raises(BadInput, match=r"8 bits lose .* points of test accuracy; take \.onnx"):
+        export(source, tmp_path / "student.int8.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_targets(tmp_path, source, monkeypatch):
+    with pytest.raises(BadInput, match=r"ends in none of \.pth, \.pt2"):
+        export(source, tmp_path / "student.h5")
+    path = tmp_path / "student.pth"
+    export(source, path)
+    with pytest.raises(BadInput, match="exists already; --fresh replaces it"):
+        require_target(path, fresh=False)
+    require_target(path, fresh=True)
+    torch.save({"weights": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(BadInput, match="exists already; name another --to"):
+        require_target(tmp_path / "other.pth", fresh=True)
+    monkeypatch.setattr(formats.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    with pytest.raises(BadInput, match=r"needs onnx; pip install -r requirements-onnx\.txt"):
+        require_target(tmp_path / "student.onnx", fresh=False)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt2", ".onnx"])
+def test_torn_and_foreign_files_are_refused_in_one_line(exported, tmp_path, ending):
+    content = exported(ending).read_bytes()
+    for name, torn in (("half", content[: len(content) // 2]), ("empty", b""), ("foreign", b"no student")):
+        damaged = tmp_path / f"{name}{ending}"
+        damaged.write_bytes(torn)
+        with pytest.raises(BadInput, match=f"{name}{ending}") as refusal:
+            load(damaged)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_header_that_does_not_fit_the_weights_is_refused(exported, tmp_path):
+    path = tmp_path / "student.pth"
+    content = torch.load(exported(".pth"), weights_only=True)
+    header = json.loads(content[formats.KEY])
+    for changed in ({"class_names": ["a"]}, {"widths": [[4], [4]]}, {"temperature": None, "accurate": 1}):
+        torch.save({**content, formats.KEY: json.dumps({**header, **changed})}, path)
+        with pytest.raises(BadInput, match=r"student\.pth"):
+            load(path)
+
+
+def test_predictions_of_pictures(exported, tmp_path):
+    student = load(exported(".pth"))
+    (image,) = pictures(1, seed=5)
+    picture = Image.fromarray(image.transpose(1, 2, 0))
+    picture.save(tmp_path / "picture.png")
+    from_file, from_pillow = student.predict([tmp_path / "picture.png", picture])
+    assert from_file == from_pillow
+    probabilities = torch.softmax(student(torch.from_numpy(image[None])), 1)[0]
+    assert dict(from_file) == pytest.approx({name: probabilities[k].item() for k, name in enumerate("abc")})
+    assert [p for _, p in from_file] == sorted((p for _, p in from_file), reverse=True)
+    assert student.predict([]) == []
+    with pytest.raises(BadInput, match=r"missing\.png"):
+        student.predict([tmp_path / "missing.png"])
+
+
+def test_normalisation_is_inside(source, tmp_path):
+    """Another normalisation gives another function of the same pixels."""
+    other = replace(source.dataset, normalization=type(source.dataset.normalization)((0.1,) * 3, (0.9,) * 3))
+    export(source, tmp_path / "a.pth")
+    export(replace(source, dataset=other), tmp_path / "b.pth")
+    images = torch.from_numpy(pictures(3))
+    assert not np.allclose(load(tmp_path / "a.pth")(images), load(tmp_path / "b.pth")(images), rtol=1e-2)

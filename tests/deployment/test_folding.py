@@ -1,0 +1,105 @@
+"""A folded student computes what the student with adapters computes; merging weights alone does not."""
+
+import pytest
+import torch
+from conftest import ROOT
+from small import CLASSES, TINY, pictures, small_dataset
+from torch import nn
+
+from data.datasets import open_dataset
+from deployment.folding import FOLDED_BLOCK, SIDE, fold
+from grafting.scions import scions
+from models import checkpoints
+from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize, parameter_count
+
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def with_biases(made: list[nn.Sequential]) -> list[nn.Sequential]:
+    """Scions like trained ones: with biases (fresh ones are 0, which hides the borders) and larger linear weights."""
+    random = torch.Generator().manual_seed(2)
+    for scion in made:
+        for layer in frozen(scion).modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.normal_(layer.bias, 0.0, 0.3, generator=random)
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(10)
+    return made
+
+
+def with_adapters(teacher, student, images):
+    normalized = small_dataset().normalization(torch.from_numpy(images))
+    return nn.Sequential(teacher[:3], *student)(normalized)
+
+
+def distance(logits, reference):
+    return ((logits - reference).abs().max() / reference.abs().max()).item()
+
+
+@pytest.fixture
+def student():
+    return with_biases(scions(TINY, CLASSES, torch.Generator().manual_seed(0)))
+
+
+def test_the_folded_student_is_the_same_function(teacher, student):
+    images = pictures(50)
+    reference = with_adapters(teacher, student, images)
+    logits = fold(teacher, student, small_dataset().normalization)(torch.from_numpy(images))
+    assert distance(logits, reference) < 1e-5
+    assert torch.equal(logits.argmax(1), reference.argmax(1))
+
+
+def test_merging_without_regard_to_the_borders_is_another_function(teacher, student):
+    """One bias for all pixels, as if the whole kernel lay on the image."""
+    images = pictures(50)
+    network = fold(teacher, student, small_dataset().normalization)
+    (_, s2t0), (t2s0, block4, _), _ = student
+    constant = t2s0(s2t0(torch.zeros(1, s2t0.in_channels, 1, 1)))[0, :, 0, 0]
+    naive = block4[0].bias + block4[0].weight.sum((2, 3)) @ constant
+    network.blocks[FOLDED_BLOCK][0].bias_map.copy_(naive[:, None, None].expand(-1, SIDE, SIDE))
+    assert distance(network(torch.from_numpy(images)), with_adapters(teacher, student, images)) > 10 * TOLERANCE
+
+
+def test_the_real_architecture_and_its_parameters():
+    """5,279,306 at 10 classes; the student of docs/method.md, section 1, has 5,412,682."""
+    teacher = frozen(initialize(BlockwiseVGG(ARCHITECTURES["vgg16"], 10), torch.Generator().manual_seed(0)))
+    student = with_biases(scions(teacher.architecture, 10, torch.Generator().manual_seed(1)))
+    network = fold(teacher, student, small_dataset().normalization)
+    images = pictures(4)
+    assert distance(network(torch.from_numpy(images)), with_adapters(teacher, student, images)) < TOLERANCE
+    assert parameter_count(network) == 5_279_306
+    assert parameter_count(BlockwiseVGG(ARCHITECTURES["vgg16-graft"], 10)) - parameter_count(network) == 133_376
+
+
+def test_a_folded_student_is_frozen_and_a_copy(teacher, student):
+    network = fold(teacher, student, small_dataset().normalization)
+    sources = {p.data_ptr() for module in (teacher, *student) for p in module.parameters()}
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert not sources & {p.data_ptr() for p in network.parameters()}
+
+
+def test_logits_are_divided_by_the_temperature(teacher, student):
+    images = torch.from_numpy(pictures(5))
+    network = fold(teacher, student, small_dataset().normalization)
+    before = network(images)
+    network.divide_logits(0.25)
+    assert torch.allclose(network(images), 4 * before, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_all_test_images_with_the_real_teacher(real_data, real_teachers, name):
+    """With the students in ckpt/student if there are any, else with random scions."""
+    dataset = open_dataset(name, real_data)
+    path = real_teachers / f"vgg16-blockwise-{name.lower()}.pth"
+    teacher = frozen(checkpoints.read_teacher(path, dataset.classes))
+    files = sorted((ROOT / "ckpt/student").glob(f"vgg16-student-graft-net-{name}-*-trial0.pth"))[:1]
+    student = with_biases(scions(teacher.architecture, dataset.classes, torch.Generator().manual_seed(0)))
+    for file in files:
+        checkpoints.load(nn.Sequential(*student), checkpoints.read(file)[1], file)
+    network = fold(teacher, student, dataset.normalization)
+    graft = frozen(nn.Sequential(teacher[:3], *student))
+    for images in torch.from_numpy(dataset.test().images).split(500):
+        reference, logits = graft(dataset.normalization(images)), network(images)
+        assert distance(logits, reference) < TOLERANCE
+        assert torch.equal(logits.argmax(1), reference.argmax(1))

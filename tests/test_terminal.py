@@ -1,0 +1,99 @@
+"""What a user sees on the terminal: announcements, bars, and where everything is at the end."""
+
+import fcntl
+import os
+import pty
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from conftest import ROOT
+from small import small_teacher
+
+import train_fskd
+from experiments import job
+from experiments.sweep import progress
+from grafting import recipes
+from grafting.distillation import Curve
+from models import checkpoints
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch, dataset, recipe):
+    """A working directory with a teacher in which --dataset Folder is the small data set with the short recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "dataset_name", lambda name, path: name)
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
+    checkpoints.write_teacher(small_teacher(), tmp_path / "ckpt/teacher/vgg16-blockwise-folder.pth")
+    return tmp_path
+
+
+def test_every_long_act_is_announced_before_it_begins(at_home, capsys):
+    assert train_fskd.main(["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""  # no bars where there is no terminal
+    expected = [
+        "reading the images of Folder",
+        "test features and test accuracy of the teacher, on 20 images",
+        "teacher ckpt/teacher/vgg16-blockwise-folder.pth: test accuracy ",
+        "4 cells, of N = 1, 2",
+        "1-shot trial 0: first the teacher's features of 3 images, each in 162 views",
+        "1-shot trial 0: best ",
+        "1-shot trial 1: best ",  # the features are there already
+        "2-shot trial 0: first the teacher's features of 3 images, each in 162 views",  # three of the six
+        "2-shot trial 0: best ",
+        "2-shot trial 1: best ",
+        "|  N | ",
+    ]
+    for line, begin in zip(printed.out.splitlines(), expected, strict=False):
+        assert line.startswith(begin)
+
+
+def test_the_commands_at_the_end_work(at_home, capsys):
+    assert train_fskd.main(["--dataset", "Folder", "--nshot", "1", "--trials", "1", "--output_dir", "a b"]) == 0
+    printed = capsys.readouterr().out
+    commands = re.findall(r"^(.*): python train_fskd.py (.*)$", printed, re.M)
+    assert [purpose for purpose, _ in commands] == ["compare one with its teacher", "use one"]
+    assert "\ncurves: tensorboard --logdir 'a b'\n" in printed and "\nstudents: a b/student\n" in printed
+    for _, flags in commands:
+        assert train_fskd.main(shlex.split(flags)) == 0
+
+
+def test_a_bar_says_phase_loss_and_last_accuracy():
+    assert progress("B0", Curve(losses=[0.25])) == "B0, loss 0.25"
+    assert (
+        progress("L3", Curve(losses=[0.25, 0.012345], accuracies={1: 50.0, 2: 91.184}))
+        == "L3, loss 0.0123, test 91.18%"
+    )
+
+
+def test_bars_on_a_terminal(tmp_path):
+    checkpoints.write_teacher(small_teacher(), tmp_path / "teacher.pth")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))  # rows and columns
+    arguments = ["--nshot", "1", "--trials", "1", "--teacher", "teacher.pth", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "tests/driver.py"), *arguments, "--output_dir", "out"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ):
+        os.close(theirs)
+        shown = b""
+        while piece := read(ours):
+            shown += piece
+    os.close(ours)
+    text = shown.decode()
+    assert re.search(r"all cells: +\d+%\|.*0/1 .*cell", text)
+    assert re.search(r"1-shot trial 0: +\d+%\|.*\d+/\d+ \[.*epoch.*, L3, loss [\d.e-]+, test [\d.]+%\]", text)
+
+
+def read(terminal: int) -> bytes:
+    """Empty when the other side is closed, which Linux reports as an error."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
