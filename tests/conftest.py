@@ -19,6 +19,10 @@ import torch
 from small import short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
+from experiments import job
+from grafting import recipes
+from models import checkpoints
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -49,6 +53,23 @@ def dataset():
 @pytest.fixture
 def recipe():
     return short_recipe()
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch, dataset, recipe):
+    """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "dataset_name", lambda name, path: name)
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
+    return tmp_path
+
+
+@pytest.fixture
+def with_teacher(at_home, teacher):
+    """The same with a teacher in its default place."""
+    checkpoints.write_teacher(teacher, at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
+    return at_home
 
 
 @pytest.fixture

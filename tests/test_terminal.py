@@ -10,30 +10,16 @@ import subprocess
 import sys
 import termios
 
-import pytest
 from conftest import ROOT
 from small import small_teacher
 
 import train_fskd
-from experiments import job
 from experiments.sweep import progress
-from grafting import recipes
 from grafting.distillation import Curve
 from models import checkpoints
 
 
-@pytest.fixture
-def at_home(tmp_path, monkeypatch, dataset, recipe):
-    """A working directory with a teacher in which --dataset Folder is the small data set with the short recipe."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "dataset_name", lambda name, path: name)
-    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
-    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
-    checkpoints.write_teacher(small_teacher(), tmp_path / "ckpt/teacher/vgg16-blockwise-folder.pth")
-    return tmp_path
-
-
-def test_every_long_act_is_announced_before_it_begins(at_home, capsys):
+def test_every_long_act_is_announced_before_it_begins(with_teacher, capsys):
     assert train_fskd.main(["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""  # no bars where there is no terminal
@@ -54,7 +40,7 @@ def test_every_long_act_is_announced_before_it_begins(at_home, capsys):
         assert line.startswith(begin)
 
 
-def test_the_commands_at_the_end_work(at_home, capsys):
+def test_the_commands_at_the_end_work(with_teacher, capsys):
     assert train_fskd.main(["--dataset", "Folder", "--nshot", "1", "--trials", "1", "--output_dir", "a b"]) == 0
     printed = capsys.readouterr().out
     commands = re.findall(r"^(.*): python train_fskd.py (.*)$", printed, re.M)

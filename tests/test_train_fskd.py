@@ -32,22 +32,6 @@ from utils.arguments import JOINS as JOIN_CHOICES
 from utils.arguments import METHODS as METHOD_CHOICES
 
 
-@pytest.fixture
-def at_home(tmp_path, monkeypatch, dataset, recipe):
-    """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "dataset_name", lambda name, path: name)
-    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
-    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
-    return tmp_path
-
-
-@pytest.fixture
-def with_teacher(at_home, teacher):
-    checkpoints.write_teacher(teacher, at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
-    return at_home
-
-
 def command(*arguments):
     return train_fskd.main(["--dataset", "Folder", *arguments])
 

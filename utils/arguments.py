@@ -158,7 +158,8 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
              " the same moment, give each its own)")
     add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),
         help="the I-th of K shares of the cells, for job arrays")
-    add("--fresh", action="store_true", help="run finished cells again; with --train_teacher, replace the teacher")
+    add("--fresh", action="store_true",
+        help="run finished cells again; with --train_teacher or --export, replace the file")
 
 
 def add_paths(add: Callable[..., Any]) -> None:
