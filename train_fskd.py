@@ -39,8 +39,8 @@ from deployment.student import load
 from experiments import ranks, results
 from experiments.diagnosis import diagnose
 from experiments.ranks import SINGLE_PROCESS, Rank
+from experiments.summary import write_summary
 from experiments.sweep import Plan, Sweep, summarize
-from experiments.tables import write_table
 from grafting.method import JOINS
 from grafting.recipes import RECIPES
 from grafting.teacher import FrozenTeacher
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
     if args.build_dataset:
         return build_dataset(args)
     if args.table:
-        rows, text = write_table(job.output_dir)
+        rows, text = write_summary(job.output_dir)
         say(text)
         return 1 if any(row.failed for row in rows) else 0
     if args.train_teacher:

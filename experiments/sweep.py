@@ -23,7 +23,7 @@ from experiments import results, students
 from experiments.cell import Cell
 from experiments.fresh import Fresh
 from experiments.setting import Setting, require_comparable
-from experiments.tables import write_table
+from experiments.summary import write_summary
 from experiments.tensorboard import CellCurves
 from grafting.distillation import Curve, NotFinite
 from grafting.method import GRAFTING, Method
@@ -161,6 +161,7 @@ class Sweep:
                 with tqdm(total=epochs, unit="epoch", desc=name, disable=None, position=1, leave=False) as inner:
                     line = self._run_if_free(cell, teacher, record, inner)
                 self.plan.report(f"{name}: {line}")
+                summarize_so_far(self.plan)
                 outer.update()
 
     def _is_done(self, cell: CellKey) -> bool:
@@ -263,10 +264,19 @@ class Sweep:
 
 def summarize(plan: Plan) -> int:
     """Write and report the table of all results. Returns how many of the plan's cells failed."""
-    _, text = write_table(plan.output_dir)
+    _, text = write_summary(plan.output_dir)
     plan.report(text)
     existing = [path for cell in plan.cells if (path := results.path_of(plan.output_dir, *cell)).exists()]
     return sum(results.read(path)["status"] == "failed" for path in existing)
+
+
+def summarize_so_far(plan: Plan) -> None:
+    """Write table and figure of the results that there are. Where that fails, say why; the cells go on."""
+    try:
+        if results.paths(plan.output_dir):
+            write_summary(plan.output_dir)
+    except (BadInput, OSError) as error:
+        plan.report(f"the table could not be written: {error}")
 
 
 def _after_epoch(curves: CellCurves, bar: tqdm, phase: str, curve: Curve) -> None:
