@@ -22,8 +22,8 @@ from experiments import ranks, results
 from experiments.diagnosis import diagnose
 from experiments.job import Job, say
 from experiments.ranks import SINGLE_PROCESS, Rank
+from experiments.summary import write_summary
 from experiments.sweep import Sweep, summarize
-from experiments.tables import write_table
 from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
@@ -116,7 +116,7 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
     """Where everything is after a sweep, and the commands to look at it."""
     lines = [
         "",
-        f"results: {job.output_dir / 'results'}, and the table: {job.output_dir / 'table.md'}",
+        f"results: {job.output_dir / 'results'}, table and figure: {job.output_dir / 'table.md'}, accuracy.png",
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
     students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
@@ -132,7 +132,7 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
 
 
 def _table(job: Job) -> int:
-    rows, text = write_table(job.output_dir)
+    rows, text = write_summary(job.output_dir)
     say(text)
     return 1 if any(row.failed for row in rows) else 0
 

@@ -24,7 +24,7 @@ from experiments import results, students
 from experiments.cell import Cell
 from experiments.fresh import Fresh
 from experiments.setting import Setting, require_comparable
-from experiments.tables import write_table
+from experiments.summary import write_summary
 from experiments.tensorboard import CellCurves
 from grafting.distillation import Curve, NotFinite
 from grafting.method import GRAFTING, Method
@@ -163,6 +163,7 @@ class Sweep:
             for cell in self.left:
                 line = self._run_if_free(cell, teacher, record)
                 self.plan.report(f"{name_of(cell)}: {line}")
+                summarize_so_far(self.plan)
                 cells_done.update()
 
     def _is_done(self, cell: CellKey) -> bool:
@@ -270,10 +271,19 @@ class Sweep:
 
 def summarize(plan: Plan) -> list[results.Result]:
     """Write and report the table of all results. Returns those of the plan's cells, by N and trial."""
-    _, text = write_table(plan.output_dir)
+    _, text = write_summary(plan.output_dir)
     plan.report(text)
     paths = (results.path_of(plan.output_dir, *cell) for cell in sorted(plan.cells))
     return [results.read(path) for path in paths if path.exists()]
+
+
+def summarize_so_far(plan: Plan) -> None:
+    """Write table and figure of the results that there are. Where that fails, say why; the cells go on."""
+    try:
+        if results.paths(plan.output_dir):
+            write_summary(plan.output_dir)
+    except (BadInput, OSError) as error:
+        plan.report(f"the table could not be written: {error}")
 
 
 def name_of(cell: CellKey) -> str:

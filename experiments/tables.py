@@ -7,16 +7,11 @@ import io
 import statistics
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-import filelock
-
-from experiments.results import Result, name_of, read_all
+from experiments.results import Result, name_of
 from experiments.setting import complete, require_comparable
-from experiments.tensorboard import write_accuracy_over_shots
 from grafting.method import GRAFTING
-from grafting.recipes import Recipe, recipe_of
-from utils import files
+from grafting.recipes import Recipe
 from utils.errors import BadInput
 
 TEACHER_TOLERANCE = 0.1  # percent
@@ -161,21 +156,3 @@ def lines_over_shots(table: list[Row]) -> dict[str, list[tuple[int, float]]]:
         for name, column in columns.items()
     }
     return {name: points for name, points in lines.items() if points}
-
-
-def write_table(output_dir: Path) -> tuple[list[Row], str]:
-    """Write table.md, table.csv and TensorBoard's curves over N from the result files. Returns the rows and the text.
-
-    The paper's column is that of the results' data set. Raises BadInput if there are no results.
-    """
-    results = read_all(output_dir)
-    if not results:
-        raise BadInput(f"{output_dir}/results: no results found; give their --dataset or --output_dir")
-    table = rows(results, recipe_of(results[0]["setting"]["dataset"]))
-    text = markdown(table)
-    with filelock.FileLock(output_dir / ".table.lock"):  # two processes may finish at the same time
-        for name, content in (("table.md", text + "\n"), ("table.csv", comma_separated(table))):
-            files.remove_leftovers(output_dir / name)
-            files.write_text(output_dir / name, content)
-        write_accuracy_over_shots(output_dir, lines_over_shots(table))
-    return table, "\n".join([text, *remarks(results)])

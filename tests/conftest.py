@@ -16,10 +16,10 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from small import short_recipe, small_dataset, small_teacher
+from small import pixel, short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
-from experiments import job
+from experiments import figure, job
 from grafting import recipes
 from models import checkpoints
 
@@ -38,6 +38,18 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Pictures of one pixel, except in tests that ask for `real_pictures`: drawing takes longer than small cells."""
+    if "real_pictures" not in request.fixturenames:
+        monkeypatch.setattr(figure, "draw", lambda panels, kind: pixel())
+
+
+@pytest.fixture
+def real_pictures():
+    """Figures are drawn in this test."""
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
@@ -22,6 +24,13 @@ CLASSES = 3
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 3, 32, 32), np.uint8)
+
+
+def pixel() -> bytes:
+    """A picture of one pixel, to stand in for the figure."""
+    with io.BytesIO() as written:
+        Image.new("RGB", (1, 1)).save(written, "png")
+        return written.getvalue()
 
 
 def weights(path: Path) -> dict[str, bytes]:

@@ -349,3 +349,39 @@ def test_precisions_are_never_mixed(plan):
     assert [result(made, 1, 0)["setting"]["precision"] for made in (full, half)] == ["tf32", "bfloat16"]
     with pytest.raises(BadInput, match='another precision \\("tf32", now "bfloat16"\\)'):
         Sweep(replace(full, precision="bfloat16"), CPU)
+
+
+def test_table_and_figure_follow_every_cell(plan):
+    """What a reader sees while a run is going on is what is done so far."""
+    seen = []
+
+    def report(line):
+        if "best" in line and "trial" in line:
+            seen.append(line.partition(":")[0])
+        table = plan().output_dir / "table.csv"
+        rows.append(len(table.read_text().splitlines()) - 1 if table.exists() else 0)
+
+    rows = []
+    Sweep(plan(cells=((1, 0), (2, 0)), report=report), CPU).run()
+    assert seen == ["1-shot trial 0", "2-shot trial 0"] and rows[-1] == 1  # told before the second one is in the table
+    assert len((plan().output_dir / "table.csv").read_text().splitlines()) == 3
+    assert (plan().output_dir / "accuracy.svg").exists() and (plan().output_dir / "accuracy.png").exists()
+
+
+def test_where_the_table_cannot_be_made_no_cell_is_lost(plan):
+    """A result of another run appears meanwhile."""
+    first = plan(cells=((1, 0),))
+    Sweep(first, CPU).run()
+    foreign = json.loads((first.output_dir / "results/1-shot/trial-0.json").read_text())
+    foreign["setting"] |= {"trial": 7, "seed": 99}
+
+    def report(line):
+        plan.lines.append(line)
+        files.write_json(results.path_of(first.output_dir, 1, 7), foreign)
+
+    Sweep(plan(report=report), CPU).run()
+    assert all(result(plan(), *cell)["status"] == "done" for cell in plan().cells)
+    said = [line for line in plan.lines if line.startswith("the table could not be written: ")]
+    assert len(said) == 3 and "differs from 1-shot trial 0 in its seed" in said[0]
+    with pytest.raises(BadInput, match="differs from 1-shot trial 0 in its seed"):
+        summarize(plan())

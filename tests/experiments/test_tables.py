@@ -1,27 +1,9 @@
-from dataclasses import replace
-from threading import Thread
-
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from table_cells import CELLS, RECIPE, SCHEDULE, cell
 
-from experiments import results, tables
-from experiments.tensorboard import OVER_SHOTS
+from experiments import tables
 from grafting.recipes import FOLDER
-from utils import files
 from utils.errors import BadInput
-
-SCHEDULE = [{"phase": "B0", "span": [3, 4], "epochs": 100, "lr_student": 2.5e-5, "batch": 6}]
-RECIPE = replace(FOLDER, published={1: (90.74, 0.49)}, published_teacher=92.83)
-
-
-def cell(shots, trial, best=None, last=None, **setting):
-    status = {"status": "failed"} if best is None else {"status": "done", "best": best, "last": last}
-    fields = dict.fromkeys(("dataset", "seed", "precision", "teacher_sha256", "test_sha256", "normalization"), "same")
-    fields |= {"subset_sha256": f"of {shots}", "schedule": SCHEDULE} | setting
-    return {**status, "setting": {"shots": shots, "trial": trial, **fields}, "teacher": {"accuracy": 92.3}}
-
-
-CELLS = [cell(1, 0, 80.0, 79.0), cell(1, 1, 82.0, 80.0), cell(1, 2), cell(10, 0, 91.5, 91.25)]
 
 
 def test_rows_by_hand():
@@ -95,39 +77,3 @@ def test_lines_over_n_leave_out_missing_values():
     lines = tables.lines_over_shots(tables.rows(CELLS, RECIPE))
     assert lines["ours best"] == [(1, 81.0), (10, 91.5)] and lines["paper"] == [(1, 90.74)]
     assert "paper" not in tables.lines_over_shots(tables.rows(CELLS, FOLDER))
-
-
-def write_results(output_dir):
-    for result in CELLS:
-        result = result | {"setting": result["setting"] | {"dataset": "D"}}
-        files.write_json(results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"]), result)
-
-
-def test_two_processes_at_once_leave_a_whole_table_and_whole_curves(tmp_path):
-    write_results(tmp_path)
-    failures = []
-
-    def write():
-        try:
-            for _ in range(5):
-                tables.write_table(tmp_path)
-        except (OSError, BadInput) as error:
-            failures.append(error)
-
-    writers = [Thread(target=write) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert not failures
-    curve = EventAccumulator(str(tmp_path / "tensorboard/summary/ours best"))
-    curve.Reload()
-    assert [event.step for event in curve.Scalars(OVER_SHOTS)] == [1, 10]
-
-
-def test_what_a_killed_process_left_of_a_table_is_removed(tmp_path):
-    write_results(tmp_path)
-    for name in (".table.md.0123abcd.tmp", ".table.csv.0123abcd.tmp"):
-        (tmp_path / name).write_text("torn")
-    tables.write_table(tmp_path)
-    assert not list(tmp_path.glob(".*.tmp"))

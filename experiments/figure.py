@@ -1,0 +1,186 @@
+"""The figure: test accuracy over N, ours and the paper's, made from result files only.
+
+    python -m experiments.figure benchmarks/results/CIFAR10 benchmarks/results/CIFAR100-balanced --to accuracy.svg
+
+A panel for each folder of results. Points are means over trials, error bars sample standard deviations (none for one
+trial). The paper's students have another teacher than ours, so both teachers are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments import results
+from experiments.results import Result
+from experiments.setting import complete
+from experiments.tables import Row, markdown, rows
+from grafting.method import GRAFTING
+from grafting.recipes import recipe_of
+from utils import files
+from utils.errors import BadInput
+
+if TYPE_CHECKING:  # matplotlib takes half a second to import, and most commands draw nothing
+    from matplotlib.axes import Axes
+
+FORMATS = ("png", "svg")
+PANEL_WIDTH, HEIGHT = 4.6, 3.7  # inches
+DPI = 150
+OURS, PAPER = "#0072B2", "#D55E00"  # Okabe and Ito: told apart by colour-blind readers, and in grey by shape
+LAST = "#56B4E9"
+SETTINGS = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "svg.hashsalt": "fskd",  # the same names in the file each time
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One folder of results, as drawn.
+
+    table: its rows. published: the paper's test accuracy (mean, spread) in percent by N; none for other methods than
+    the paper's. published_teacher: test accuracy of the paper's teacher in percent, where it is reported.
+    """
+
+    title: str
+    table: list[Row]
+    published: Mapping[int, tuple[float, float]]
+    published_teacher: float | None
+
+    @property
+    def shots(self) -> list[int]:
+        """Every N of ours and of the paper."""
+        return sorted({row.shots for row in self.table} | set(self.published))
+
+
+def panel(found: list[Result]) -> Panel:
+    """The panel of one folder's results. Raises BadInput where they do not belong in one table."""
+    setting = complete(found[0]["setting"])
+    recipe, is_papers = recipe_of(setting["dataset"]), setting["method"] == GRAFTING.name
+    table = rows(found, recipe)
+    method = "" if is_papers else f", {setting['method']}"
+    return Panel(
+        title=f"{setting['dataset']}{method} ({_trials(table)})",
+        table=table,
+        published=recipe.published if is_papers else {},
+        published_teacher=recipe.published_teacher if is_papers else None,
+    )
+
+
+def _trials(table: list[Row]) -> str:
+    """ "1 trial", "5 trials", "2 to 5 trials"."""
+    least, most = min(row.trials for row in table), max(row.trials for row in table)
+    return f"{most} trial{'' if most == 1 else 's'}" if least == most else f"{least} to {most} trials"
+
+
+def draw(panels: Sequence[Panel], kind: str) -> bytes:
+    """The figure as "png" or "svg". The same panels give the same bytes with the same version of matplotlib."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SETTINGS):
+        width = PANEL_WIDTH * len(panels)
+        figure = Figure(figsize=(width, HEIGHT))
+        drawn = {}
+        for axes, shown in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            drawn |= _draw_panel(axes, shown)
+        figure.axes[0].set_ylabel("test accuracy (%)")
+        figure.subplots_adjust(left=0.62 / width, right=1 - 0.42 / width, bottom=0.26, top=0.92, wspace=0.22)
+        columns = 3 if len(panels) == 1 else len(drawn)
+        figure.legend(drawn.values(), drawn, loc="lower center", ncols=columns, frameon=False, columnspacing=1.4)
+        drawing = io.BytesIO()
+        figure.savefig(drawing, format=kind, dpi=DPI, metadata=_metadata(panels, kind))
+    return drawing.getvalue()
+
+
+def _draw_panel(axes: Axes, shown: Panel) -> dict[str, object]:
+    """Draw one panel. Returns what it shows, by its name in the legend."""
+    measured = [row for row in shown.table if row.best is not None]
+    shots = [row.shots for row in measured]
+    drawn: dict[str, object] = {}
+
+    def points(name: str, shots: Iterable[int], means: Iterable[float], spreads: Iterable[float], **style: object):
+        drawn[name] = axes.errorbar(list(shots), list(means), list(spreads), capsize=2, elinewidth=0.9, **style)
+
+    def level(name: str, accuracy: float, color: str, style: str) -> None:
+        drawn[name] = axes.axhline(accuracy, color=color, linestyle=style, linewidth=1)
+        beside = axes.get_yaxis_transform()  # x from 0 to 1 across the panel, y in percent
+        axes.text(1.01, accuracy, f"{accuracy:.2f}", transform=beside, va="center", fontsize=8, color=color)
+
+    if shown.published:
+        means, spreads = zip(*shown.published.values(), strict=True)
+        points("paper, best", shown.published, means, spreads, color=PAPER, fmt="s--", markersize=4.5, mfc="white")
+    if shown.published_teacher is not None:
+        level("paper's teacher", shown.published_teacher, PAPER, ":")
+    if measured:
+        last, best = ([getattr(row, f"{what}_spread") or 0.0 for row in measured] for what in ("last", "best"))
+        points("ours, last", shots, [row.last for row in measured], last, color=LAST, fmt="^-", markersize=4.5)
+        points("ours, best", shots, [row.best for row in measured], best, color=OURS, fmt="o-", markersize=4.5)
+    level("our teacher", shown.table[0].teacher, OURS, "-.")
+    _label(axes, shown)
+    order = ("ours, best", "ours, last", "our teacher", "paper, best", "paper's teacher")
+    return {name: drawn[name] for name in order if name in drawn}
+
+
+def _label(axes: Axes, shown: Panel) -> None:
+    """Title, ticks at every N, and a number at each as far as they do not touch."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log")
+    numbers = ["" if n in (7, 9) and {n - 1, n + 1} <= set(shown.shots) else str(n) for n in shown.shots]
+    axes.set_xticks(shown.shots, numbers)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("N, images per class")
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.set_title(shown.title, loc="left", fontweight="bold")
+    if shown.published and shown.published_teacher is None:
+        axes.text(
+            0.98, 0.04, "the paper's teacher is another one;\nits accuracy is not reported",
+            transform=axes.transAxes, ha="right", fontsize=8, color=PAPER,
+        )  # fmt: skip
+
+
+def _metadata(panels: Sequence[Panel], kind: str) -> dict[str, str | None]:
+    """Without date and version, so that the file changes only with the results; in SVG also the numbers drawn."""
+    if kind == "png":
+        return {"Software": None}
+    return {"Date": None, "Creator": None, "Title": "Test accuracy over N", "Description": numbers(panels)}
+
+
+def numbers(panels: Sequence[Panel]) -> str:
+    """What the figure shows, as text: each panel's table."""
+    return "\n\n".join(f"{shown.title}\n{markdown(shown.table)}" for shown in panels)
+
+
+def read_panels(folders: Sequence[Path]) -> list[Panel]:
+    """A panel for each folder. Raises BadInput for one without results."""
+    found = [(folder, results.read_all(folder)) for folder in folders]
+    for folder, there in found:
+        if not there:
+            raise BadInput(f"{folder}/results: no results found; name a folder that a sweep has written")
+    return [panel(there) for _, there in found]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="experiments.figure", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="output directories, a panel for each")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="picture to write, .png or .svg")
+    args = parser.parse_args(argv)
+    try:
+        kind = args.to.suffix.removeprefix(".")
+        if kind not in FORMATS:
+            raise BadInput(f"--to {args.to}: the figure is a .png or a .svg file; give it such a name")
+        files.write_bytes(args.to, draw(read_panels(args.folders), kind))
+    except BadInput as error:
+        sys.stderr.write(f"experiments.figure: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from matplotlib.figure import Figure
+from PIL import Image
+from table_cells import CELLS, RECIPE, cell
+
+from experiments import figure, tables
+from experiments.figure import Panel
+from utils import files
+
+pytestmark = pytest.mark.usefixtures("real_pictures")
+PANEL = Panel("A (1 trial)", tables.rows(CELLS, RECIPE), {1: (90.74, 0.49), 9: (92.88, 0.05)}, 92.83)
+FOLDERS = [ROOT / "benchmarks/results" / name for name in ("CIFAR10", "CIFAR100-balanced")]
+
+
+@pytest.fixture
+def axes():
+    """A function that draws one panel and returns its axes and what is in the legend."""
+
+    def draw(panel):
+        return (axes := Figure().subplots()), figure._draw_panel(axes, panel)
+
+    return draw
+
+
+def test_ours_the_papers_and_both_teachers_are_where_they_belong(axes):
+    drawn_on, drawn = axes(PANEL)
+    data = {name: what[0].get_xydata().tolist() for name, what in drawn.items() if "teacher" not in name}
+    assert data == {
+        "ours, best": [[1, 81.0], [10, 91.5]],
+        "ours, last": [[1, 79.5], [10, 91.25]],
+        "paper, best": [[1, 90.74], [9, 92.88]],
+    }
+    (bars,) = drawn["ours, best"][2]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends[0] == pytest.approx([81 - 2**0.5, 81 + 2**0.5]) and ends[1] == [91.5, 91.5]
+    assert [drawn[name].get_ydata()[0] for name in ("our teacher", "paper's teacher")] == [92.3, 92.83]
+    assert drawn_on.get_xscale() == "log"
+    assert drawn_on.get_xticks().tolist() == [1, 9, 10]
+    assert [text.get_text() for text in drawn_on.get_xticklabels()] == ["1", "9", "10"]
+
+
+def test_what_there_is_not_is_not_drawn(axes):
+    _, drawn = axes(Panel("B", tables.rows([cell(1, 0)], RECIPE), {}, None))  # failed
+    assert set(drawn) == {"our teacher"}
+
+
+def test_panels_are_side_by_side_and_keep_their_numbers_in_the_svg():
+    svg = figure.draw([PANEL, PANEL], "svg")
+    assert svg == figure.draw([PANEL, PANEL], "svg") and b"matplotlib v" not in svg.lower()
+    root = ElementTree.fromstring(svg)
+    assert float(root.get("width")[:-2]) == 72 * 2 * figure.PANEL_WIDTH
+    assert described(svg) == figure.numbers([PANEL, PANEL]) and "| 10 |" in described(svg)
+
+
+def described(svg):
+    return ElementTree.fromstring(svg).find(".//{http://purl.org/dc/elements/1.1/}description").text
+
+
+def test_the_committed_figure_is_that_of_the_committed_results():
+    committed = (ROOT / "benchmarks/figures/accuracy.svg").read_bytes()
+    assert described(committed) == figure.numbers(figure.read_panels(FOLDERS))
+
+
+def write(folder, dataset="CIFAR10", **setting):
+    results = [cell(1, 0, 80.0, 79.0, dataset=dataset, **setting), cell(1, 1, 82.0, 80.0, dataset=dataset, **setting)]
+    for trial, result in enumerate(results):
+        files.write_json(folder / f"results/1-shot/trial-{trial}.json", result)
+    return folder
+
+
+def test_the_command(tmp_path, capsys):
+    one, two = write(tmp_path / "one"), write(tmp_path / "two", method="kd")
+    for name in ("a.png", "a.svg"):
+        assert figure.main([str(one), str(two), "--to", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    text = described((tmp_path / "a.svg").read_bytes())
+    assert text.startswith("CIFAR10 (2 trials)\n") and "\n\nCIFAR10, kd (2 trials)\n" in text
+    for arguments, line in (
+        ([str(one), "--to", "a.jpeg"], "--to a.jpeg: the figure is a .png or a .svg file; give it such a name"),
+        ([str(tmp_path), "--to", str(tmp_path / "b.png")], f"{tmp_path}/results: no results found"),
+    ):
+        assert figure.main(arguments) == 2
+        assert line in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_the_papers_numbers_belong_to_the_papers_method(tmp_path):
+    ours, others = figure.read_panels([write(tmp_path / "one"), write(tmp_path / "two", method="kd")])
+    assert ours.published[1] == (90.74, 0.49) and ours.published_teacher == 92.83 and ours.shots[-1] == 50
+    assert not others.published and others.published_teacher is None and others.shots == [1]
+
+
+def test_what_is_drawn_is_inside_the_picture():
+    """Nothing but white at the edges: no label is cut off."""
+    drawing = io.BytesIO(figure.draw(figure.read_panels(FOLDERS), "png"))
+    pixels = np.asarray(Image.open(drawing).convert("RGB"))
+    for edge in (pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:]):
+        assert (edge == 255).all()
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    """At the top of a module it would slow down every command."""
+    sources = [path.read_text() for path in (ROOT / "experiments").glob("*.py")]
+    assert sum("matplotlib" in source for source in sources) >= 1
+    assert not [source for source in sources if re.search("^(import|from) matplotlib", source, re.MULTILINE)]
