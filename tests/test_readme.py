@@ -39,7 +39,7 @@ def test_use_the_student(with_teacher, capsys):
     commands = commands.replace("Shapes10 ", "Folder ").replace(
         "vgg11-small-student-graft-net-Shapes10-10perclass-trial0", student
     )
-    for line in commands.splitlines():
+    for line in commands.replace("\\\n", " ").splitlines():
         python, script, *words = shlex.split(line, comments=True)
         assert (python, script) == ("python", "train_fskd.py") and train_fskd.main(words) == 0
     capsys.readouterr()
