@@ -87,10 +87,10 @@ class Job:
         """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
         is_default = self.args.teacher is None and self.args.teacher_architecture is None
         if is_default and self.recipe.trains_own_teacher:
-            say(f"{self.teacher_file}: no such teacher yet")
+            say(f"{self.teacher_file}: missing, so it is trained first, once")
             self.train_teacher("quick")
         elif is_default and self.recipe.published:
-            say(f"{self.teacher_file}: no such teacher yet; fetching the authors'")
+            say(f"{self.teacher_file}: missing; fetching the authors'")
             fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
         else:
             existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
