@@ -194,7 +194,7 @@ def add_commands(add: Callable[..., Any]) -> None:
              " (default: off)")
     add("--predict", type=path, nargs="+", metavar=("FILE", "PICTURE"),
         help="the most probable classes of pictures, by an exported student (default: off)")
-    add("--table", action="store_true", help="write the table from existing result files")
+    add("--table", action="store_true", help="write table and figure from the result files")
 
 
 def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
