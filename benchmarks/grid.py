@@ -3,25 +3,62 @@
     python -m benchmarks.grid --dataset CIFAR10 --method kd --output_dir benchmarks/results/grids/CIFAR10/kd
 
 Takes the flags of train_fskd.py. Each entry has an output directory of its own, so an interrupted grid continues where
-it stopped. Writes grid.md. The entry with the highest last test accuracy is the one for METHODS.
+it stopped. Writes grid.md. The entry with the highest last test accuracy is the one for METHODS. Since the last one
+decides, test accuracies are measured at a few epochs only.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
 
 from comparisons.methods import GRID
 from experiments import results
 from experiments.job import Job, say
 from experiments.sweep import Plan, Sweep
-from grafting.method import Method
+from grafting.method import Distill, Method, Networks
+from grafting.recipes import Phase, Recipe
+from models.checkpoints import State
+from models.vgg import BlockwiseVGG
 from train_fskd import arguments
 from utils import files
 from utils.errors import BadInput
 
 N, TRIAL = 10, 0
+
+
+@dataclass(frozen=True)
+class WithoutSelection:
+    """A method without the test accuracies of its last epochs, among which its best one is chosen."""
+
+    method: Method
+
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
+        return tuple(without_selection(phase) for phase in self.method.phases(recipe))
+
+    def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
+        return self.method.networks(teacher, generator)
+
+    def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
+        def distill_it(phase: Phase, *arguments: object) -> None:
+            distill(without_selection(phase), *arguments)
+
+        self.method.train(recipe, networks, distill_it, keep_stage1)
+
+    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
+        self.method.write(teacher, state, path)
+
+
+def without_selection(phase: Phase) -> Phase:
+    return replace(phase, selects_among=1) if phase.selects else phase
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +85,7 @@ def plan_of(entry: Method, plan: Plan) -> Plan:
     label = "-".join(f"{name}-{value:g}" for name, value in asdict(entry).items())
     return replace(
         plan,
-        method=entry,
+        method=WithoutSelection(entry),
         cells=((N, TRIAL),),
         output_dir=plan.output_dir / label,
         student_dir=plan.student_dir / f"{entry.name}-{label}",
@@ -60,10 +97,10 @@ def markdown(plans: dict[Method, Plan]) -> str:
     found = {entry: results.read(results.path_of(plan.output_dir, N, TRIAL)) for entry, plan in plans.items()}
     done = {entry: result for entry, result in found.items() if result["status"] == "done"}
     names = list(asdict(next(iter(plans))))
-    lines = [[*names, "last", "best"], ["-:"] * (len(names) + 2)]
+    lines = [[*names, "last"], ["-:"] * (len(names) + 1)]
     for entry, result in found.items():
-        measured = [f"{result[what]:.2f}" for what in ("last", "best")] if entry in done else ["failed", "-"]
-        lines.append([*(f"{value:g}" for value in asdict(entry).values()), *measured])
+        last = f"{result['last']:.2f}" if entry in done else "failed"
+        lines.append([*(f"{value:g}" for value in asdict(entry).values()), last])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     chosen = max(done, key=lambda entry: done[entry]["last"], default=None)
     return f"{table}\n\nHighest last test accuracy at N = {N}, trial {TRIAL}: `{chosen}`\n"

@@ -14,6 +14,7 @@ from data.datasets import LabelledImages
 from experiments import job, results
 from experiments.sweep import Sweep
 from grafting import recipes
+from grafting.distillation import CURVE_POINTS
 from models import checkpoints
 
 ENTRIES = (Whole(1e-4, 1e-3), Whole(2e-3, 2e-3))
@@ -45,9 +46,14 @@ def test_a_grid_has_a_row_for_each_entry_and_names_the_best(at_home, capsys, mon
     found = [results.read(results.path_of(folder, 10, 0)) for folder in folders]
     assert [result["setting"]["schedule"][0]["lr_adapter"] for result in found] == [1e-3, 2e-3]
     rows = (at_home / "grid/grid.md").read_text().splitlines()
-    assert rows[2] == f"| 0.0001 | 0.001 | {found[0]['last']:.2f} | {found[0]['best']:.2f} |"
+    assert rows[2] == f"| 0.0001 | 0.001 | {found[0]['last']:.2f} |"
     best = max(zip(found, ENTRIES, strict=True), key=lambda pair: pair[0]["last"])[1]
     assert rows[-1].endswith(f"`{best}`") and rows[-1] in printed
+    epochs = sum(phase.epochs for phase in recipes.RECIPES["Folder"].phases)
+    every = -(-epochs // CURVE_POINTS)
+    assert [int(epoch) for epoch in found[0]["phases"]["whole"]["accuracies"]] == [
+        epoch for epoch in range(1, epochs + 1) if epoch % every == 0 or epoch == epochs
+    ], "test accuracies that the choice does not need"
     assert printed.count("teacher ckpt") == 1, "the teacher was prepared for each entry"
 
     monkeypatch.setattr(Sweep, "_run_cell", lambda *_: pytest.fail("a finished cell was run again"))
@@ -71,4 +77,4 @@ def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
     monkeypatch.setattr(results, "read", lambda path: next(outcomes))
     plan = job.Job(train_fskd.arguments(COMMAND)).plan()
     text = grid.markdown(dict.fromkeys((*ENTRIES, Whole(1.0, 1.0)), plan))
-    assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed | - |" in text
+    assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed |" in text
