@@ -39,8 +39,9 @@ from deployment.student import load
 from experiments import ranks, results
 from experiments.diagnosis import diagnose
 from experiments.ranks import SINGLE_PROCESS, Rank
-from experiments.summary import write_summary
+from experiments.summary import rebuild
 from experiments.sweep import Plan, Sweep, summarize
+from experiments.tensorboard import TeacherCurves
 from grafting.method import JOINS
 from grafting.recipes import RECIPES
 from grafting.teacher import FrozenTeacher
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
     if args.build_dataset:
         return build_dataset(args)
     if args.table:
-        rows, text = write_summary(job.output_dir)
+        rows, text = rebuild(job.output_dir)
         say(text)
         return 1 if any(row.failed for row in rows) else 0
     if args.train_teacher:
@@ -240,16 +241,21 @@ class Job:
             raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
         recipe_name = "further" if source else recipe_name or "published"
         recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
-        accuracy = teacher_training.train_teacher(
-            self.dataset,
-            source or ARCHITECTURES[self.architecture],
-            recipe,
-            self.args.seed,
-            self.device,
-            self.teacher_file,
-            say,
-            self.args.fresh,
-        )
+        curves = TeacherCurves(self.output_dir, self.teacher_file.stem)
+        try:
+            accuracy = teacher_training.train_teacher(
+                self.dataset,
+                source or ARCHITECTURES[self.architecture],
+                recipe,
+                self.args.seed,
+                self.device,
+                self.teacher_file,
+                say,
+                self.args.fresh,
+                curves,
+            )
+        finally:
+            curves.close()
         say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
         return 0
 

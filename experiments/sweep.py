@@ -19,12 +19,12 @@ from tqdm import tqdm
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import ImageDataset
 from data.fewshot import subset
-from experiments import results, students
+from experiments import pictures, results, students
 from experiments.cell import Cell
 from experiments.fresh import Fresh
 from experiments.setting import Setting, require_comparable
 from experiments.summary import write_summary
-from experiments.tensorboard import CellCurves
+from experiments.tensorboard import CellCurves, write_picture
 from grafting.distillation import Curve, NotFinite
 from grafting.method import GRAFTING, Method
 from grafting.recipes import Recipe
@@ -154,6 +154,7 @@ class Sweep:
         return teacher, {"file": str(plan.teacher_file), "accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
+        self._write_few_shot_images()
         epochs = sum(phase.epochs for phase in self.plan.method.phases(self.plan.recipe))
         with tqdm(total=len(self.left), unit="cell", disable=None, position=0) as outer:
             for cell in self.left:
@@ -192,7 +193,7 @@ class Sweep:
         images = self.subsets[setting.shots]
         views = teacher.few_shot(images)
         features_seconds = perf_counter() - started
-        curves = CellCurves(plan.output_dir, *key, setting.content, images)
+        curves = CellCurves(plan.output_dir, setting.content, teacher_record["accuracy"])
         process = {
             "machine": machine.description(self.device),
             "command": sys.argv,
@@ -207,13 +208,18 @@ class Sweep:
         )
         failure = None
         try:
-            cell.run()
-        except NotFinite as error:
-            failure = error
+            try:
+                cell.run()
+            except NotFinite as error:
+                failure = error
+            process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
+            process["test_predictions_settled_by"] = dict(teacher.settled)  # without those of the confusion matrix
+            content = results.content(cell, failure, teacher_record, features_seconds)
+            curves.finish(content)
         finally:
             curves.close()
-        process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
-        content = results.content(cell, failure, teacher_record, features_seconds)
+        if not failure:
+            self._write_confusion(key, teacher, cell)
         files.write_json(result_file, content)
         checkpoint.unlink(missing_ok=True)
         if failure:
@@ -221,6 +227,20 @@ class Sweep:
         seconds = content["seconds"]["features"] + content["seconds"]["training"] + content["seconds"]["evaluation"]
         best, epoch, last = (content[what] for what in ("best", "best_epoch", "last"))
         return f"best {best:.2f}% (epoch {epoch}), last {last:.2f}%, {seconds:.0f} s"
+
+    def _write_few_shot_images(self) -> None:
+        """The images of every N that is left, for TensorBoard."""
+        names = self.plan.dataset.class_names()
+        for shots in sorted({shots for shots, _ in self.left}):
+            picture = pictures.few_shot_images(self.subsets[shots], shots, names)
+            write_picture(self.plan.output_dir, f"few-shot images/N = {shots:02d}", picture)
+
+    def _write_confusion(self, key: CellKey, teacher: CachedTeacher, cell: Cell) -> None:
+        """The confusion matrices of teacher and student, for TensorBoard."""
+        matrices = pictures.confusion(teacher, cell.current)
+        picture = pictures.confusion_picture(matrices, self.plan.dataset.class_names())
+        shots, trial = key
+        write_picture(self.plan.output_dir, f"confusion matrix/N = {shots:02d}, trial {trial}", picture)
 
     def _lock(self, cell: CellKey) -> AbstractContextManager:
         path = self._result_file(cell).with_suffix(".lock")
