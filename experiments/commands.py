@@ -22,7 +22,7 @@ from experiments import ranks, results
 from experiments.diagnosis import diagnose
 from experiments.job import Job, say
 from experiments.ranks import SINGLE_PROCESS, Rank
-from experiments.summary import write_summary
+from experiments.summary import rebuild
 from experiments.sweep import Sweep, summarize
 from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
@@ -132,7 +132,7 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
 
 
 def _table(job: Job) -> int:
-    rows, text = write_summary(job.output_dir)
+    rows, text = rebuild(job.output_dir)
     say(text)
     return 1 if any(row.failed for row in rows) else 0
 

@@ -14,6 +14,7 @@ from comparisons.methods import METHODS
 from data.datasets import ImageDataset, dataset_name, open_dataset
 from experiments.ranks import SINGLE_PROCESS, Rank
 from experiments.sweep import Plan
+from experiments.tensorboard import TeacherCurves
 from grafting.recipes import RECIPES
 from models import checkpoints, records, teacher_training
 from models.download import fetch_teacher
@@ -110,16 +111,21 @@ class Job:
             raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
         recipe_name = "further" if source else recipe_name or "published"
         recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
-        accuracy = teacher_training.train_teacher(
-            self.dataset,
-            source or ARCHITECTURES[self.architecture],
-            recipe,
-            self.args.seed,
-            self.device,
-            self.teacher_file,
-            say,
-            self.args.fresh,
-        )
+        curves = TeacherCurves(self.output_dir, self.teacher_file.stem)
+        try:
+            accuracy = teacher_training.train_teacher(
+                self.dataset,
+                source or ARCHITECTURES[self.architecture],
+                recipe,
+                self.args.seed,
+                self.device,
+                self.teacher_file,
+                say,
+                self.args.fresh,
+                curves,
+            )
+        finally:
+            curves.close()
         say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
 
     def plan(self) -> Plan:

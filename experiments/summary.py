@@ -1,14 +1,18 @@
-"""What is written from all results of a run: the table, the figure, TensorBoard's accuracy over N."""
+"""What is made from all results of a run: the table, the figure, TensorBoard."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
 
-from experiments import figure, results
-from experiments.tables import Row, comma_separated, lines_over_shots, markdown, remarks
-from experiments.tensorboard import write_accuracy_over_shots
+from experiments import figure, results, tensorboard
+from experiments.figure import Panel
+from experiments.pictures import decoded
+from experiments.results import Result
+from experiments.tables import Row, comma_separated, markdown, remarks
 from utils import files
 from utils.errors import BadInput
 
@@ -25,10 +29,47 @@ def write_summary(output_dir: Path) -> tuple[list[Row], str]:
         found = results.read_all(output_dir)
         panel = figure.panel(found)
         table = markdown(panel.table)
-        content = {"table.md": (table + "\n").encode(), "table.csv": comma_separated(panel.table).encode()}
-        content |= {f"accuracy.{kind}": figure.draw([panel], kind) for kind in figure.FORMATS}
+        drawn = {f"accuracy.{kind}": figure.draw([panel], kind) for kind in figure.FORMATS}
+        content = {"table.md": (table + "\n").encode(), "table.csv": comma_separated(panel.table).encode(), **drawn}
         for name, written in content.items():
             files.remove_leftovers(output_dir / name)
             files.write_bytes(output_dir / name, written)
-        write_accuracy_over_shots(output_dir, lines_over_shots(panel.table))
+        tensorboard.write_over_shots(output_dir, lines(panel), decoded(drawn["accuracy.png"]), text(panel, found))
     return panel.table, "\n".join([table, *remarks(found)])
+
+
+def rebuild(output_dir: Path) -> tuple[list[Row], str]:
+    """`write_summary`, and TensorBoard's run of every cell, from the result files."""
+    written = write_summary(output_dir)
+    for result in results.read_all(output_dir):
+        tensorboard.rewrite_cell(output_dir, result)
+    return written
+
+
+def lines(panel: Panel) -> dict[str, tensorboard.Line]:
+    """(N, mean, standard deviation) of what the figure shows, by its name there. A deviation that is not known is 0."""
+    measured = [row for row in panel.table if row.best is not None]
+    found: dict[str, tensorboard.Line] = {
+        "ours, best": [(row.shots, row.best, row.best_spread or 0.0) for row in measured],
+        "ours, last": [(row.shots, row.last, row.last_spread or 0.0) for row in measured],
+        "our teacher": [(n, panel.table[0].teacher, 0.0) for n in panel.shots],
+        "paper, best": [(n, *published) for n, published in panel.published.items()],
+    }
+    if panel.published_teacher is not None:
+        found["paper's teacher"] = [(n, panel.published_teacher, 0.0) for n in panel.published]
+    return {name: line for name, line in found.items() if line}
+
+
+def text(panel: Panel, found: Sequence[Result]) -> str:
+    """Table, teacher and commands as Markdown."""
+    files_of_teacher = sorted({result["teacher"].get("file", "?") for result in found})
+    commands = sorted({shlex.join(["python", *result["command"]]) for result in found if "command" in result})
+    return "\n\n".join(
+        [
+            f"**{panel.title}**",
+            markdown(panel.table),
+            *remarks(found),
+            f"Teacher {', '.join(files_of_teacher)}: test accuracy {panel.table[0].teacher:.2f}%.",
+            *(f"`{command}`" for command in commands),
+        ]
+    )

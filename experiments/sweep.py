@@ -20,12 +20,12 @@ from acceleration.feature_cache import CachedTeacher
 from data.datasets import ImageDataset
 from data.fewshot import subset
 from data.views import VIEWS
-from experiments import results, students
+from experiments import pictures, results, students
 from experiments.cell import Cell
 from experiments.fresh import Fresh
 from experiments.setting import Setting, require_comparable
 from experiments.summary import write_summary
-from experiments.tensorboard import CellCurves
+from experiments.tensorboard import CellCurves, write_picture
 from grafting.distillation import Curve, NotFinite
 from grafting.method import GRAFTING, Method
 from grafting.recipes import Recipe
@@ -157,6 +157,7 @@ class Sweep:
         return teacher, {"file": str(plan.teacher_file), "accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
+        self._write_few_shot_images()
         count = f"{len(self.left)} {'cell' if len(self.left) == 1 else 'cells'}"
         self.plan.report(f"{count}, of N = {', '.join(map(str, sorted({shots for shots, _ in self.left})))}")
         with bar(desc="all cells", total=len(self.left), unit="cell") as cells_done:
@@ -196,7 +197,7 @@ class Sweep:
             plan.report(f"{name_of(key)}: first the teacher's features of {count} images, each in {VIEWS} views")
         views = teacher.few_shot(images)
         features_seconds = perf_counter() - started
-        curves = CellCurves(plan.output_dir, *key, setting.content, images)
+        curves = CellCurves(plan.output_dir, setting.content, teacher_record["accuracy"])
         process = {
             "machine": machine.description(self.device),
             "command": sys.argv,
@@ -213,14 +214,19 @@ class Sweep:
         )
         failure = None
         try:
-            cell.run()
-        except NotFinite as error:
-            failure = error
+            try:
+                cell.run()
+            except NotFinite as error:
+                failure = error
+            process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
+            process["test_predictions_settled_by"] = dict(teacher.settled)  # without those of the confusion matrix
+            content = results.content(cell, failure, teacher_record, features_seconds)
+            curves.finish(content)
         finally:
             curves.close()
             epochs_done.close()
-        process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
-        content = results.content(cell, failure, teacher_record, features_seconds)
+        if not failure:
+            self._write_confusion(key, teacher, cell)
         files.write_json(result_file, content)
         checkpoint.unlink(missing_ok=True)
         if failure:
@@ -228,6 +234,20 @@ class Sweep:
         seconds = content["seconds"]["features"] + content["seconds"]["training"] + content["seconds"]["evaluation"]
         best, epoch, last = (content[what] for what in ("best", "best_epoch", "last"))
         return f"best {best:.2f}% (epoch {epoch}), last {last:.2f}%, {seconds:.0f} s"
+
+    def _write_few_shot_images(self) -> None:
+        """The images of every N that is left, for TensorBoard."""
+        names = self.plan.dataset.class_names()
+        for shots in sorted({shots for shots, _ in self.left}):
+            picture = pictures.few_shot_images(self.subsets[shots], shots, names)
+            write_picture(self.plan.output_dir, f"few-shot images/N = {shots:02d}", picture)
+
+    def _write_confusion(self, key: CellKey, teacher: CachedTeacher, cell: Cell) -> None:
+        """The confusion matrices of teacher and student, for TensorBoard."""
+        matrices = pictures.confusion(teacher, cell.current)
+        picture = pictures.confusion_picture(matrices, self.plan.dataset.class_names())
+        shots, trial = key
+        write_picture(self.plan.output_dir, f"confusion matrix/N = {shots:02d}, trial {trial}", picture)
 
     def _lock(self, cell: CellKey) -> AbstractContextManager:
         path = self._result_file(cell).with_suffix(".lock")

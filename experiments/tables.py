@@ -146,13 +146,3 @@ def comma_separated(table: list[Row]) -> str:
     writer.writerow(names)
     writer.writerows([getattr(row, name) for name in names] for row in table)
     return text.getvalue()
-
-
-def lines_over_shots(table: list[Row]) -> dict[str, list[tuple[int, float]]]:
-    """Points (N, accuracy) of ours, the teacher and the paper; a line without points is left out."""
-    columns = {"ours best": "best", "ours last": "last", "teacher": "teacher", "paper": "paper"}
-    lines = {
-        name: [(row.shots, getattr(row, column)) for row in table if getattr(row, column) is not None]
-        for name, column in columns.items()
-    }
-    return {name: points for name, points in lines.items() if points}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +32,7 @@ from utils.progress import bar
 from utils.seeds import generator, torch_generator
 
 TEST_BATCH = 500
+AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
 BALANCING_IMAGES = 2000
 
 
@@ -50,13 +51,14 @@ def train_teacher(
     path: Path,
     report: Callable[[str], None],
     fresh: bool = False,
+    after_epoch: AfterEpoch = lambda epochs: None,
 ) -> float:
     """Train a teacher, write it to `path` in the released layout and its record beside it.
 
     start: the architecture of a new network, or the file of a teacher to continue with, which is left as it is.
     Returns its test accuracy in percent, measured in float32 on the network as written. An interrupted training
     continues after its last finished epoch. fresh: replace the teacher at `path`; without it, raises BadInput if there
-    is one.
+    is one. after_epoch: called after every epoch with what was measured in each epoch so far.
     """
     if path.exists() and not fresh:
         raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
@@ -66,7 +68,7 @@ def train_teacher(
     if isinstance(start, Path) and start.resolve() == path.resolve():
         raise BadInput(f"--teacher_from {start}: --teacher is the same file; name another one for the new teacher")
     resume_file = path.with_suffix(".resume.pt")
-    training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report)
+    training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report, after_epoch)
     teacher = training.run()
     accuracy = training.test_accuracy(teacher)
     checkpoints.write_teacher(teacher, path)
@@ -89,7 +91,7 @@ class TeacherTraining:
     """A teacher's training. `run()` returns the trained teacher, in the plain layout.
 
     resume_file: a checkpoint, written after every epoch; training resumes from it if it exists. report: called with a
-    message after every epoch.
+    message after every epoch. after_epoch: called after every epoch with what was measured in each epoch so far.
     """
 
     def __init__(
@@ -101,9 +103,10 @@ class TeacherTraining:
         device: torch.device,
         resume_file: Path,
         report: Callable[[str], None],
+        after_epoch: AfterEpoch = lambda epochs: None,
     ):
         self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
-        self.resume_file, self.report = resume_file, report
+        self.resume_file, self.report, self.after_epoch = resume_file, report, after_epoch
         random = torch_generator(seed, "teacher")
         if isinstance(start, Path):
             network = checkpoints.read_teacher(start, dataset.classes)
@@ -162,6 +165,7 @@ class TeacherTraining:
                 with self._autocast():
                     figures["test_accuracy"] = self.test_accuracy(self.model.network)
                 self.history.append(figures)
+                self.after_epoch(self.history)
                 left = (perf_counter() - started) / (epoch + 1 - done) * (self.recipe.epochs - epoch - 1)
                 self.report(
                     f"epoch {epoch + 1}/{self.recipe.epochs}: loss {figures['loss']:.4f}, training accuracy"
@@ -200,7 +204,11 @@ class TeacherTraining:
             loss_sum += loss.detach() * len(chosen)
             correct += (logits.argmax(1) == labels[chosen]).sum()
             steps_done.update()
-        return {"loss": loss_sum.item() / len(order), "training_accuracy": 100 * correct.item() / len(order)}
+        return {
+            "loss": loss_sum.item() / len(order),
+            "training_accuracy": 100 * correct.item() / len(order),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
 
     @torch.no_grad()
     def test_accuracy(self, network: nn.Module) -> float:

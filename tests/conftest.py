@@ -16,10 +16,10 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from small import pixel, short_recipe, small_dataset, small_teacher
+from small import pixel, pixels, short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
-from experiments import figure, job
+from experiments import figure, job, pictures
 from grafting import recipes
 from models import checkpoints
 
@@ -44,7 +44,8 @@ def interruptible():
 def quick_pictures(request, monkeypatch):
     """Pictures of one pixel, except in tests that ask for `real_pictures`: drawing takes longer than small cells."""
     if "real_pictures" not in request.fixturenames:
-        monkeypatch.setattr(figure, "draw", lambda panels, kind: pixel())
+        monkeypatch.setattr(figure, "draw", pixel)
+        monkeypatch.setattr(pictures, "confusion_picture", pixels)
 
 
 @pytest.fixture

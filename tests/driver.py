@@ -12,16 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from small import pixel, short_recipe, small_dataset
+from small import pixel, pixels, short_recipe, small_dataset
 
 import train_fskd
-from experiments import cell, figure, job
+from experiments import cell, figure, job, pictures
 from grafting import distillation, recipes
 
 recipes.RECIPES["Folder"] = short_recipe()
 job.open_dataset = lambda name, path: small_dataset()
 cell.CHECKPOINT_SECONDS = -1.0
-figure.draw = lambda panels, kind: pixel()
+figure.draw, pictures.confusion_picture = pixel, pixels
 
 if os.environ.get("KILL_RANK") == os.environ.get("RANK", "0"):
     train, epochs = distillation.train, iter(range(int(os.environ["KILL_AFTER"])))

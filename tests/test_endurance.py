@@ -13,9 +13,9 @@ from time import sleep
 import pytest
 import torch
 from conftest import ROOT
-from small import pixel, short_recipe, small_dataset, small_teacher, weights
+from small import pixel, pixels, short_recipe, small_dataset, small_teacher, weights
 
-from experiments import cell, figure
+from experiments import cell, figure, pictures
 from experiments.sweep import Plan, Sweep, summarize
 from models import checkpoints
 
@@ -28,7 +28,7 @@ def sweep(folder: str) -> None:
     """Run four cells of 90 epochs each, saving after every epoch."""
     torch.set_num_threads(1)
     cell.CHECKPOINT_SECONDS = -1.0
-    figure.draw = lambda panels, kind: pixel()
+    figure.draw, pictures.confusion_picture = pixel, pixels
     root = Path(folder)
     recipe = short_recipe((25, 15, 15), (15, 20))
     plan = Plan(

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,7 +121,9 @@ def test_sweep_table_and_evaluation(with_teacher, capsys):
     table = (with_teacher / "runs/Folder/table.md").read_text()
     assert table in printed and (with_teacher / "runs/Folder/table.csv").exists()
     (with_teacher / "runs/Folder/table.md").unlink()
+    shutil.rmtree(with_teacher / "runs/Folder/tensorboard")
     assert command("--table") == 0
+    assert len(list((with_teacher / "runs/Folder/tensorboard/cells").rglob("events.*"))) == 2
     assert capsys.readouterr().out == table == (with_teacher / "runs/Folder/table.md").read_text()
 
     best = table.splitlines()[2].split("|")[2].strip()
@@ -187,6 +190,7 @@ def test_train_teacher(at_home, capsys, recipe_name):
     assert "mine.pth: teacher of recipe " + recipe_name in capsys.readouterr().out
     assert checkpoints.read_teacher(at_home / "mine.pth", CLASSES).architecture.widths[0] == (16,)
     assert '"seed": 3' in (at_home / "mine.json").read_text()
+    assert list((at_home / "runs/Folder/tensorboard/teacher/mine").glob("events.*"))
 
 
 def test_a_finished_teacher_is_trained_again_only_with_fresh(with_teacher, capsys):

@@ -1,11 +1,12 @@
+from dataclasses import replace
 from threading import Thread
 
 import pytest
 from table_cells import CELLS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import figure, results, summary
-from experiments.tensorboard import OVER_SHOTS
+from experiments import figure, results, summary, tables
+from experiments.tensorboard import MARGIN
 from utils import files
 from utils.errors import BadInput
 
@@ -33,9 +34,9 @@ def test_two_processes_at_once_leave_a_whole_table_and_whole_curves(tmp_path):
     for writer in writers:
         writer.join()
     assert not failures
-    curve = EventAccumulator(str(tmp_path / "tensorboard/summary/ours best"))
+    curve = EventAccumulator(str(tmp_path / "tensorboard/accuracy over N/ours, best"))
     curve.Reload()
-    assert [event.step for event in curve.Scalars(OVER_SHOTS)] == [1, 10]
+    assert [event.step for event in curve.Scalars(MARGIN[0])] == list(range(0, 1001, 2))  # from N = 1 to 10
 
 
 def test_what_a_killed_process_left_of_a_table_is_removed(tmp_path):
@@ -61,3 +62,35 @@ def test_without_results_nothing_is_left_behind(tmp_path):
     with pytest.raises(BadInput, match="no results found; give their --dataset or --output_dir"):
         summary.write_summary(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_lines_over_n_are_those_of_the_figure(tmp_path):
+    write_results(tmp_path)
+    (panel,) = figure.read_panels([tmp_path])
+    assert summary.lines(panel) == {
+        "ours, best": [(1, 81.0, pytest.approx(2**0.5)), (10, 91.5, 0.0)],
+        "ours, last": [(1, 79.5, pytest.approx(0.5**0.5)), (10, 91.25, 0.0)],
+        "our teacher": [(1, 92.3, 0.0), (10, 92.3, 0.0)],
+    }
+    papers = summary.lines(replace(panel, published={5: (92.88, 0.07)}, published_teacher=92.83))
+    assert papers["paper, best"] == [(5, 92.88, 0.07)] and papers["paper's teacher"] == [(5, 92.83, 0.0)]
+
+
+def test_the_text_names_table_teacher_and_commands(tmp_path):
+    found = [
+        CELLS[0]
+        | {"command": ["train_fskd.py", "--teacher", "a b.pth"], "teacher": {"file": "a b.pth", "accuracy": 92.3}}
+    ]
+    panel = figure.panel(found)
+    assert tables.markdown(panel.table) in (text := summary.text(panel, found))
+    assert "Teacher a b.pth: test accuracy 92.30%." in text and "`python train_fskd.py --teacher 'a b.pth'`" in text
+
+
+def test_what_the_results_hold_can_be_rebuilt(tmp_path):
+    write_results(tmp_path)
+    assert summary.rebuild(tmp_path) == summary.write_summary(tmp_path)
+    runs = sorted(str(path.parent.relative_to(tmp_path / "tensorboard")) for path in tmp_path.rglob("events.*"))
+    assert runs == [
+        "accuracy over N", "accuracy over N/our teacher", "accuracy over N/ours, best", "accuracy over N/ours, last",
+        "cells/01-shot/trial-0", "cells/01-shot/trial-1", "cells/01-shot/trial-2", "cells/10-shot/trial-0",
+    ]  # fmt: skip

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from small import pictures, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages
+from experiments import pictures as pictures_of_cells
 from experiments import results
 from experiments.sweep import Plan, Sweep, summarize
+from experiments.tensorboard import rewrite_cell
 from grafting.distillation import Distillation, NotFinite
 from models import checkpoints
 from utils import files
@@ -385,3 +388,34 @@ def test_where_the_table_cannot_be_made_no_cell_is_lost(plan):
     assert len(said) == 3 and "differs from 1-shot trial 0 in its seed" in said[0]
     with pytest.raises(BadInput, match="differs from 1-shot trial 0 in its seed"):
         summarize(plan())
+
+
+def test_confusion_matrices_are_those_of_the_result(plan, monkeypatch):
+    """The teacher's and the student's of the best epoch, before the result is there: a killed run makes them again."""
+    drawn = []
+
+    def draw(matrices, names):
+        accuracies = {name: 100 * int(counts.trace()) / int(counts.sum()) for name, counts in matrices.items()}
+        drawn.append((accuracies, names, results.path_of(plan().output_dir, 2, 1).exists()))
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(pictures_of_cells, "confusion_picture", draw)
+    Sweep(plan(cells=((2, 1),)), CPU).run()
+    one = result(plan(), 2, 1)
+    assert drawn == [({"teacher": one["teacher"]["accuracy"], "student": one["best"]}, ("a", "b", "c"), False)]
+    events = EventAccumulator(str(plan().output_dir / "tensorboard/pictures"))
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == ["confusion matrix/N = 02, trial 1", "few-shot images/N = 02"]
+
+
+def test_a_finished_cell_has_the_run_that_table_rebuilds(plan):
+    run(plan())
+
+    def scalars():
+        events = EventAccumulator(str(plan().output_dir / "tensorboard/cells/02-shot/trial-1"))
+        events.Reload()
+        return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+    before = scalars()
+    rewrite_cell(plan().output_dir, result(plan(), 2, 1))
+    assert scalars() == before and len(before) == 2 * 5 + 1 + 4

@@ -71,9 +71,3 @@ def test_remarks_name_missing_and_mixed_results():
     assert tables.remarks(mixed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
     resumed = [mixed[0] | {"earlier_processes": [{"machine": machines[1]}]}]
     assert tables.remarks(resumed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
-
-
-def test_lines_over_n_leave_out_missing_values():
-    lines = tables.lines_over_shots(tables.rows(CELLS, RECIPE))
-    assert lines["ours best"] == [(1, 81.0), (10, 91.5)] and lines["paper"] == [(1, 90.74)]
-    assert "paper" not in tables.lines_over_shots(tables.rows(CELLS, FOLDER))

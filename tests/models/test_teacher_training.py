@@ -134,6 +134,10 @@ def test_published_recipes_are_the_public_ones():
         assert (recipe.nesterov, recipe.epochs) == (nesterov, epochs)
 
 
+class PowerCut(Exception):
+    pass
+
+
 @pytest.mark.parametrize("kind", ["published", "quick", "further"])
 def test_an_interrupted_training_ends_with_the_same_bits(dataset, tmp_path, kind):
     recipe = replace(CIFAR10.teachers[kind], epochs=3, batch=4)
@@ -142,9 +146,6 @@ def test_an_interrupted_training_ends_with_the_same_bits(dataset, tmp_path, kind
         path = tmp_path / f"{name}.pth"
         teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, report)
         return weights(path)
-
-    class PowerCut(Exception):
-        pass
 
     def cut_after_two(line):
         if line.startswith("epoch 2"):
@@ -167,8 +168,30 @@ def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
     record = json.loads((tmp_path / "t.json").read_text())
     assert record["test_accuracy"] == accuracy and record["seed"] == 5 and record["dataset"] == "Tiny"
     assert record["recipe"]["epochs"] == len(record["epochs"]) == 2
+    assert {*record["epochs"][0]} == {"loss", "training_accuracy", "test_accuracy", "learning_rate"}
     assert record["normalization"] == {"mean": [0.5, 0.4, 0.6], "std": [0.2, 0.25, 0.3]} and record["image_size"] == 32
     assert checkpoints.read_teacher(tmp_path / "t.pth", CLASSES).architecture == TINY
+
+
+def test_what_is_measured_is_told_after_every_epoch_also_what_was_before_an_interruption(dataset, tmp_path):
+    recipe, told = replace(CIFAR10.teachers["published"], epochs=3), []
+
+    def tell(epochs):
+        told.append([dict(epoch) for epoch in epochs])
+        if len(told) == 2:
+            raise PowerCut
+
+    def train(after_epoch):
+        teacher_training.train_teacher(
+            dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda _: None, False, after_epoch
+        )
+
+    with pytest.raises(PowerCut):
+        train(tell)
+    train(tell)
+    assert [len(epochs) for epochs in told] == [1, 2, 2, 3] and told[1] == told[2] == told[3][:2]
+    assert told[3] == json.loads((tmp_path / "t.json").read_text())["epochs"]
+    assert told[3][0]["learning_rate"] == recipe.rate(1)
 
 
 def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):

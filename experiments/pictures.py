@@ -1,0 +1,89 @@
+"""Pictures for TensorBoard, (H, W, 3) uint8: the few-shot images of an N, the confusion matrices of a cell."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from grafting.distillation import Distillation
+from grafting.teacher import FrozenTeacher
+
+SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
+NAMED_CLASSES = 20  # more names than these cannot be read beside a matrix
+ZOOM = 2
+
+
+def decoded(picture: bytes) -> np.ndarray:
+    """The pixels of a PNG file."""
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+
+
+def few_shot_images(images: np.ndarray, shots: int, names: Sequence[str]) -> np.ndarray:
+    """Few-shot images (shots * classes, 3, 32, 32) as one picture, a class per row behind its name; not all of many.
+
+    names: of the classes.
+    """
+    by_class = torch.from_numpy(images).unflatten(0, (-1, shots))[:SHOWN_CLASSES, :SHOWN_SHOTS]
+    grid = make_grid(by_class.flatten(0, 1), nrow=by_class.shape[1], padding=1, pad_value=255)
+    grid = grid.movedim(0, -1).numpy().repeat(ZOOM, 0).repeat(ZOOM, 1)
+    font, row = ImageFont.load_default(), ZOOM * 33
+    shown = names[: len(by_class)]
+    margin = 12 + max(int(font.getlength(name)) for name in shown)
+    picture = Image.new("RGB", (margin + grid.shape[1], grid.shape[0]), "white")
+    picture.paste(Image.fromarray(grid), (margin, 0))
+    pen = ImageDraw.Draw(picture)
+    for index, name in enumerate(shown):
+        pen.text((margin - 6, (index + 0.5) * row), name, fill="black", font=font, anchor="rm")
+    return np.asarray(picture)
+
+
+def confusion(teacher: FrozenTeacher, last: Distillation) -> dict[str, Tensor]:
+    """How often the test images of a true class (row) are predicted as each class: (classes, classes) by network.
+
+    last: the last phase of a cell, whose best epoch is the student.
+    """
+    student = copy.deepcopy(last.scion)
+    student.load_state_dict(last.best)
+    start, end = last.phase.span
+    classes = teacher.network.classes
+    predictions = {
+        "teacher": teacher.predictions(nn.Identity(), len(teacher.network)),
+        "student": teacher.predictions(nn.Sequential(student, teacher.network[end:]), start),
+    }
+    return {
+        name: (teacher.test_labels * classes + predicted).bincount(minlength=classes**2).view(classes, classes).cpu()
+        for name, predicted in predictions.items()
+    }
+
+
+def confusion_picture(matrices: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
+    """Confusion matrices (`confusion`) side by side, in percent of each true class. names: of the classes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(matrices), 5.5), layout="constrained")
+    for axes, (name, counts) in zip(figure.subplots(1, len(matrices), squeeze=False)[0], matrices.items(), strict=True):
+        percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
+        # the square root, so that errors of a few percent can be seen beside the diagonal
+        axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+        accuracy = 100 * int(counts.trace()) / int(counts.sum())
+        axes.set(title=f"{name}, {accuracy:.2f}% correct", xlabel="predicted class", ylabel="true class")
+        if len(names) > NAMED_CLASSES:
+            continue
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        for row, column in percent.round().nonzero().tolist():
+            value = float(percent[row, column])
+            color = "white" if value > 30 else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiments import pictures
+from grafting.distillation import Distillation
+from grafting.recipes import CIFAR10
+from grafting.scions import scions
+from grafting.teacher import FrozenTeacher
+
+
+def test_few_shot_images_are_a_class_per_row_behind_its_name():
+    images = np.zeros((6, 3, 32, 32), np.uint8)
+    images[2:4] = 200  # the second of three classes at two shots
+    picture = pictures.few_shot_images(images, 2, ("a", "bee", "c"))
+    height, width, _ = picture.shape
+    margin = width - 2 * (2 * 33 + 1)
+    assert height == 2 * (3 * 33 + 1) and margin > 12
+    grid = picture[:, margin:]
+    assert grid[68:130, 2:66].min() == 200 and grid[2:66, 2:66].max() == 0
+    rows = [picture[row * 66 : row * 66 + 66, :margin] for row in range(3)]
+    assert all((row < 128).any() for row in rows), "a row without its name"
+
+
+def test_not_all_of_many_images():
+    picture = pictures.few_shot_images(np.zeros((30 * 12, 3, 32, 32), np.uint8), 12, [str(i) for i in range(30)])
+    assert picture.shape[0] == 2 * (20 * 33 + 1)
+
+
+@pytest.fixture
+def frozen_teacher(teacher, dataset):
+    return FrozenTeacher(teacher, dataset.normalization, dataset.test())
+
+
+def test_confusion_counts_true_by_predicted_of_the_best_epoch(frozen_teacher, teacher):
+    random = torch.Generator().manual_seed(0)
+    last = Distillation(CIFAR10.stage2[-1], nn.Sequential(*scions(teacher.architecture, 3, random)), 1)
+    last.best = {name: torch.zeros_like(value) for name, value in last.scion.state_dict().items()}
+    before = {name: value.clone() for name, value in last.scion.state_dict().items()}
+    matrices = pictures.confusion(frozen_teacher, last)
+    predicted = frozen_teacher.predictions(nn.Identity(), len(teacher))
+    for true in range(3):
+        for guess in range(3):
+            here = (frozen_teacher.test_labels == true) & (predicted == guess)
+            assert matrices["teacher"][true, guess] == here.sum()
+    assert matrices["student"].tolist() == [[7, 0, 0], [7, 0, 0], [6, 0, 0]]  # without weights all are class 0
+    assert all(torch.equal(before[name], value) for name, value in last.scion.state_dict().items())
+
+
+@pytest.mark.usefixtures("real_pictures")
+@pytest.mark.parametrize("classes", [3, 100])
+def test_confusion_picture(classes):
+    counts = torch.eye(classes, dtype=torch.long) * 9
+    counts[0, 1] = 1
+    picture = pictures.confusion_picture({"teacher": counts, "student": counts}, [f"c{i}" for i in range(classes)])
+    height, width, channels = picture.shape
+    assert channels == 3 and picture.dtype == np.uint8 and width == 2 * height and len(np.unique(picture)) > 10
