@@ -137,7 +137,7 @@ def _label(axes: Axes, shown: Panel) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("N, images per class")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    axes.set_title(shown.title, loc="left", fontweight="bold")
+    axes.set_title(shown.title, loc="left", fontweight="bold", parse_math=False)  # a folder may have $ in its name
     if shown.published and shown.published_teacher is None:
         axes.text(
             0.98, 0.04, "the paper's teacher is another one;\nits accuracy is not reported",

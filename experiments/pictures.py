@@ -34,7 +34,7 @@ def few_shot_images(images: np.ndarray, shots: int, names: Sequence[str]) -> np.
     grid = make_grid(by_class.flatten(0, 1), nrow=by_class.shape[1], padding=1, pad_value=255)
     grid = grid.movedim(0, -1).numpy().repeat(ZOOM, 0).repeat(ZOOM, 1)
     font, row = ImageFont.load_default(), ZOOM * 33
-    shown = names[: len(by_class)]
+    shown = _valid(names[: len(by_class)])
     margin = 12 + max(int(font.getlength(name)) for name in shown)
     picture = Image.new("RGB", (margin + grid.shape[1], grid.shape[0]), "white")
     picture.paste(Image.fromarray(grid), (margin, 0))
@@ -42,6 +42,11 @@ def few_shot_images(images: np.ndarray, shots: int, names: Sequence[str]) -> np.
     for index, name in enumerate(shown):
         pen.text((margin - 6, (index + 0.5) * row), name, fill="black", font=font, anchor="rm")
     return np.asarray(picture)
+
+
+def _valid(names: Sequence[str]) -> list[str]:
+    """The names without bytes that are not text, which a folder's name may hold."""
+    return [name.encode(errors="replace").decode() for name in names]
 
 
 def confusion(teacher: FrozenTeacher, last: Distillation) -> dict[str, Tensor]:
@@ -69,21 +74,21 @@ def confusion_picture(matrices: Mapping[str, Tensor], names: Sequence[str]) -> n
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(matrices), 5.5), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(matrices), 6.2), layout="constrained")
     for axes, (name, counts) in zip(figure.subplots(1, len(matrices), squeeze=False)[0], matrices.items(), strict=True):
         percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
-        # the square root, so that errors of a few percent can be seen beside the diagonal
-        axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+        axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100))  # a root, to show errors of few percent
         accuracy = 100 * int(counts.trace()) / int(counts.sum())
         axes.set(title=f"{name}, {accuracy:.2f}% correct", xlabel="predicted class", ylabel="true class")
         if len(names) > NAMED_CLASSES:
             continue
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        style = {"fontsize": 8, "parse_math": False}  # a class may have $ in its name
+        axes.set_xticks(range(len(names)), _valid(names), rotation=90, **style)
+        axes.set_yticks(range(len(names)), _valid(names), **style)
         for row, column in percent.round().nonzero().tolist():
             value = float(percent[row, column])
             color = "white" if value > 30 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

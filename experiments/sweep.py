@@ -243,11 +243,14 @@ class Sweep:
             write_picture(self.plan.output_dir, f"few-shot images/N = {shots:02d}", picture)
 
     def _write_confusion(self, key: CellKey, teacher: CachedTeacher, cell: Cell) -> None:
-        """The confusion matrices of teacher and student, for TensorBoard."""
+        """The confusion matrices of teacher and student, for TensorBoard. The cell's result does not depend on them."""
         matrices = pictures.confusion(teacher, cell.current)
-        picture = pictures.confusion_picture(matrices, self.plan.dataset.class_names())
         shots, trial = key
-        write_picture(self.plan.output_dir, f"confusion matrix/N = {shots:02d}, trial {trial}", picture)
+        try:
+            picture = pictures.confusion_picture(matrices, self.plan.dataset.class_names())
+            write_picture(self.plan.output_dir, f"confusion matrix/N = {shots:02d}, trial {trial}", picture)
+        except OSError as error:
+            self.plan.report(f"the confusion matrix could not be written: {error}")
 
     def _lock(self, cell: CellKey) -> AbstractContextManager:
         path = self._result_file(cell).with_suffix(".lock")

@@ -54,5 +54,13 @@ def test_confusion_picture(classes):
     counts = torch.eye(classes, dtype=torch.long) * 9
     counts[0, 1] = 1
     picture = pictures.confusion_picture({"teacher": counts, "student": counts}, [f"c{i}" for i in range(classes)])
-    height, width, channels = picture.shape
-    assert channels == 3 and picture.dtype == np.uint8 and width == 2 * height and len(np.unique(picture)) > 10
+    assert picture.shape[2] == 3 and picture.dtype == np.uint8 and len(np.unique(picture)) > 10
+    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
+        assert (edge == 255).all(), "something is cut off"
+
+
+@pytest.mark.usefixtures("real_pictures")
+def test_any_folder_may_be_a_class():
+    names = ("a$b$\\frac$", "\udcff", "c")  # as if it were a formula; a byte that is not text
+    pictures.confusion_picture({"teacher": torch.eye(3, dtype=torch.long)}, names)
+    pictures.few_shot_images(np.zeros((3, 3, 32, 32), np.uint8), 1, names)

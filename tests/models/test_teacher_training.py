@@ -191,7 +191,7 @@ def test_what_is_measured_is_told_after_every_epoch_also_what_was_before_an_inte
     train(tell)
     assert [len(epochs) for epochs in told] == [1, 2, 2, 3] and told[1] == told[2] == told[3][:2]
     assert told[3] == json.loads((tmp_path / "t.json").read_text())["epochs"]
-    assert told[3][0]["learning_rate"] == recipe.rate(1)
+    assert told[3][0]["learning_rate"] == recipe.rate(128 / 12)  # a batch of 128 counts whole, of 12 images
 
 
 def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
