@@ -22,6 +22,7 @@ from utils.errors import BadInput
 
 # What Pillow raises: for damaged pixels OSError, SyntaxError or ValueError, for damaged EXIF data almost anything.
 UNREADABLE = (*files.UNREADABLE, SyntaxError, struct.error, zlib.error, ZeroDivisionError)
+MOST_ELONGATED = 100  # longer side by shorter side, before resizing
 SAVE_ANEW = "save it with 8 or 16 bits per channel"
 
 
@@ -79,8 +80,14 @@ def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
         except UNREADABLE as error:
             reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
             raise BadInput(f"{name}: cannot be read as a picture ({reason}); replace or remove it") from error
-    resized = functional.resize(upright, IMAGE_SIZE, functional.InterpolationMode.BICUBIC)
+    resized = functional.resize(_middle(upright), IMAGE_SIZE, functional.InterpolationMode.BICUBIC)
     return np.ascontiguousarray(np.asarray(functional.center_crop(resized, IMAGE_SIZE)).transpose(2, 0, 1))
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    """Of a picture that is extremely long, the middle: the rest is cropped anyway and would only take memory."""
+    longest = MOST_ELONGATED * min(picture.size)
+    return functional.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
 
 
 def _rgb(picture: Image.Image, name: Path | str) -> Image.Image:

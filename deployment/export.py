@@ -92,9 +92,13 @@ def require_target(target: Path, fresh: bool) -> None:
     if ".onnx" in formats.ending_of(target):
         for module in ("onnx", "onnxscript", "onnxruntime"):
             formats.needed(module, target)
-    if target.exists() and not (fresh and formats.is_exported(target)):
-        advice = "--fresh replaces it, --to names another file" if formats.is_exported(target) else "name another --to"
-        raise BadInput(f"{target}: exists already; {advice}")
+    if target.exists():
+        try:
+            formats.read(target)
+        except BadInput:
+            raise BadInput(f"--to {target}: exists already and is no exported student; name another file") from None
+        if not fresh:
+            raise BadInput(f"--to {target}: exists already; --fresh replaces it, another --to keeps it")
     files.require_writable(target.parent)
 
 
@@ -111,7 +115,7 @@ def export(source: Source, target: Path) -> str:
         network, temperature = source.folded()
     header = source.header(temperature, accuracy_of(reference, test))
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / target.name
+        written = Path(folder) / f"student{formats.ending_of(target)}"
         if formats.ending_of(target) == INT8:
             float32 = Path(folder) / "float32.onnx"
             formats.write(network, header, float32)

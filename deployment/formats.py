@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,8 +34,9 @@ from utils.errors import BadInput
 
 INT8 = ".int8.onnx"
 ENDINGS = (".pth", ".pt2", INT8, ".onnx")
-KIND = "an exported student"
+KIND = "an exported student; export it again with --export"
 KEY = "fskd_student"  # under which a file holds its header
+DIGEST = "fskd_sha256"  # under which an ONNX file holds the sha256 of the rest; the other formats have checksums
 EXAMPLE = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
 Network = Callable[[Tensor], Tensor]  # images (B, 3, 32, 32) uint8 -> logits (B, classes)
 
@@ -76,6 +78,8 @@ def header_from(text: str) -> Header:
     header = Header(**fields)
     if len(header.widths) != 5 or not all(header.widths) or min(map(min, header.widths)) < 1 or not header.class_names:
         raise ValueError("its header describes no network")
+    if not all(map(str.isprintable, header.class_names)) or header.image_size != IMAGE_SIZE:
+        raise ValueError("its header describes other classes or images than fskd writes")
     return header
 
 
@@ -105,15 +109,28 @@ def write(network: FoldedStudent, header: Header, path: Path) -> None:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     if ending_of(path) == ".pt2":
         content = io.BytesIO()
-        torch.export.save(program, content, extra_files={KEY: header.text})
+        with warnings.catch_warnings():  # about the order in which weights are saved
+            warnings.simplefilter("ignore")
+            torch.export.save(program, content, extra_files={KEY: header.text})
         files.write_bytes(path, content.getvalue())
     else:
-        onnx, _ = needed("onnx", path), needed("onnxscript", path)
+        needed("onnxscript", path)
         model = torch.onnx.export(
             program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
         ).model_proto
-        onnx.helper.set_model_props(model, {KEY: header.text})
-        files.write_bytes(path, model.SerializeToString())
+        write_onnx(model, header.text, path)
+
+
+def write_onnx(model: Any, header: str, path: Path) -> None:
+    """Write an ONNX model with the header and the sha256 of both."""
+    del model.metadata_props[:]
+    needed("onnx", path).helper.set_model_props(model, {KEY: header, DIGEST: digest(model, header)})
+    files.write_bytes(path, model.SerializeToString())
+
+
+def digest(model: Any, header: str) -> str:
+    """sha256 of an ONNX model without properties, and of the header."""
+    return files.sha256(model.SerializeToString(deterministic=True) + header.encode())
 
 
 def read(path: Path) -> tuple[Network, Header]:
@@ -151,14 +168,12 @@ def _read_pth(path: Path) -> tuple[Network, Header]:
 
 def _read_pt2(path: Path) -> tuple[Network, Header]:
     with files.reading(path, KIND):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if name.endswith(f"/{KEY}")]
-                if not names or archive.testzip():
-                    raise ValueError("it has no header" if not names else "its checksums differ")
-                header = header_from(archive.read(names[0]).decode())
-        except zipfile.BadZipFile as error:
-            raise ValueError("it is incomplete") from error
+        files.require_checksums(path)
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"/{KEY}")]
+            if not names:
+                raise ValueError("it has no header")
+            header = header_from(archive.read(names[0]).decode())
         program = torch.export.load(path)
     return program.module().forward, header
 
@@ -173,6 +188,9 @@ def _read_onnx(path: Path) -> tuple[Network, Header]:
             properties = {entry.key: entry.value for entry in model.metadata_props}
             if KEY not in properties:
                 raise ValueError("it has no header")
+            del model.metadata_props[:]
+            if properties.get(DIGEST) != digest(model, properties[KEY]):
+                raise ValueError("its sha256 differs")
             onnx.checker.check_model(model)
         except (protobuf.DecodeError, onnx.checker.ValidationError) as error:
             raise ValueError("it is incomplete or not ONNX") from error

@@ -33,14 +33,13 @@ def few_shot_of(path: Path, subset_seed: int) -> tuple[int, int]:
 
     subset_seed: for a file without a record. Raises BadInput where neither says it.
     """
-    record = records.path_of(path)
-    if record.exists():
-        content = files.read_json(record, records.KIND)
-        with files.reading(record, records.KIND):
-            return int(content["setting"]["shots"]), int(content["setting"]["subset_seed"])
+    if record := records.of(path):
+        with files.reading(records.path_of(path), records.KIND):
+            return int(record["setting"]["shots"]), int(record["setting"]["subset_seed"])
     if not (named := re.search(r"-(\d{1,4})perclass", path.name)):
         raise BadInput(
-            f"{path}: neither a record nor its name (...-<N>perclass...) says from how many shots it was made"
+            f"{path}: neither a record nor its name (...-<N>perclass...) says from how many shots it was made;"
+            " rename it so"
         )
     return int(named[1]), subset_seed
 

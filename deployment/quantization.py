@@ -6,16 +6,19 @@ accuracy on CIFAR10's student of 10 shots (first 2,000 test images); the dynamic
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from deployment.formats import needed
+from deployment.formats import KEY, needed, write_onnx
 
 
 def quantize(float32: Path, path: Path) -> None:
     """Write the 8-bit form of an ONNX file, with the same header. Raises BadInput where onnxruntime is missing."""
     onnx = needed("onnx", path)
-    header = onnx.load(float32, load_external_data=False).metadata_props
-    needed("onnxruntime.quantization", path).quantize_dynamic(float32, path)
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {entry.key: entry.value for entry in header})
-    onnx.save(model, path)
+    header = {entry.key: entry.value for entry in onnx.load(float32).metadata_props}[KEY]
+    logging.disable(logging.WARNING)  # it advises a preparation that changes nothing for plain convolutions
+    try:
+        needed("onnxruntime.quantization", path).quantize_dynamic(float32, path)
+    finally:
+        logging.disable(logging.NOTSET)
+    write_onnx(onnx.load(path), header, path)

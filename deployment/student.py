@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.pictures import from_picture
+from data.views import IMAGE_SIZE
 from deployment import formats
 from deployment.formats import Header, Network
 
@@ -38,7 +39,15 @@ class Student(nn.Module):
         return self.header.class_names
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, 32, 32) uint8, RGB -> logits (B, classes); their softmax is calibrated."""
+        """images: (B, 3, 32, 32) uint8, RGB -> logits (B, classes); their softmax is calibrated.
+
+        Raises ValueError for other images, such as float ones between 0 and 1.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(
+                f"images: (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) of torch.uint8 expected, not {tuple(images.shape)} of"
+                f" {images.dtype}; predict() takes pictures of any size"
+            )
         return self.network(images)
 
     @torch.no_grad()
@@ -48,6 +57,8 @@ class Student(nn.Module):
         They are turned upright, converted to RGB, resized and cropped as in training (data/pictures.py). Raises
         BadInput for a picture that cannot be read.
         """
+        if isinstance(pictures, str | os.PathLike | Image.Image):
+            raise TypeError("predict() takes a list of pictures; put the picture into a list")
         images = [_pixels(picture) for picture in pictures]
         if not images:
             return []

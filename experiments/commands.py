@@ -24,7 +24,7 @@ from experiments.job import Job, say
 from experiments.ranks import SINGLE_PROCESS, Rank
 from experiments.summary import rebuild
 from experiments.sweep import Sweep, summarize
-from grafting.recipes import PUBLISHED_SHOTS
+from grafting.recipes import PUBLISHED_SHOTS, RECIPES
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.vgg import frozen
@@ -49,7 +49,7 @@ def status(args: argparse.Namespace) -> int:
     except ranks.RankLost as error:
         return _stop(1, str(error))
     except OSError as error:
-        return _stop(2, f"{error.filename or 'a file'}: {error.strerror or error}")
+        return _stop(2, f"{error.filename or 'the output'}: {error.strerror or error}")
     except torch.cuda.OutOfMemoryError:
         return _stop(2, "the GPU's memory is full; give less to --memory, or take --device cpu")
     except KeyboardInterrupt:
@@ -168,6 +168,8 @@ def _diagnose(job: Job) -> int:
 def _evaluate(job: Job) -> int:
     """Measure what is in a file, beside the teacher."""
     path = job.args.evaluate
+    if job.args.json:
+        _require_json_target(job.args.json)
     networks = _networks_in(path, job)
     say(f"{path}: measuring accuracy and speed on the test images")
     with arithmetic(job.args.precision, job.device):
@@ -178,8 +180,23 @@ def _evaluate(job: Job) -> int:
     return 0
 
 
+def _require_json_target(target: Path) -> None:
+    """Raise BadInput now if --json would replace a file that is not its own, or could not be written."""
+    if target.exists():
+        try:
+            is_own = files.read_json(target, "a file of --json").keys() == {"file", "networks"}
+        except BadInput:
+            is_own = False
+        if not is_own:
+            raise BadInput(f"--json {target}: exists already and is no file of --json; name another file")
+    files.require_writable(target.parent)
+
+
 def _networks_in(path: Path, job: Job) -> list[Candidate]:
     """The teacher and what is in the file. An exported student is measured alone if its teacher is not there."""
+    _require_dataset(path, job)
+    if job.args.teacher and not job.teacher_file.exists():
+        raise BadInput(f"--teacher {job.teacher_file}: no such file; name the teacher's file")
     if formats.is_exported(path):
         student, teacher_sha256 = exported(path, job.dataset)
         if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != teacher_sha256:
@@ -197,6 +214,20 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
     return candidates(kind, state, path, teacher, job.dataset)
 
 
+def _require_dataset(path: Path, job: Job) -> None:
+    """Raise BadInput, before anything is downloaded, if the file says that it is of another data set.
+
+    Pictures in folders may be of any data set.
+    """
+    if formats.is_exported(path):
+        dataset = formats.read(path)[1].dataset
+    else:
+        record = records.of(path) or {}
+        dataset = record.get("dataset") or record.get("setting", {}).get("dataset")
+    if dataset != job.name and dataset in RECIPES and job.args.dataset != "Folder":
+        raise BadInput(f"{path}: is of {dataset}; add --dataset {dataset}")
+
+
 def _check_record(path: Path, expected: dict[str, Any]) -> None:
     """Raise BadInput if the file's record differs from what is expected; say what cannot be checked."""
     if not_checked := records.check(path, expected):
@@ -208,6 +239,9 @@ def _export(job: Job) -> int:
     path = job.args.export
     target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
     require_target(target, job.args.fresh)
+    if formats.is_exported(path):
+        raise BadInput(f"--export {path}: is exported already; name a student of stage 2 (...-graft-net-...)")
+    _require_dataset(path, job)
     kind, state = checkpoints.read(path)
     if kind != "stage 2":
         raise BadInput(f"--export {path}: is a {kind} file; name a student of stage 2 (...-graft-net-...)")
@@ -224,6 +258,7 @@ def _export(job: Job) -> int:
     )
     say(f"{path}: folding, calibrating, and comparing the written file with it on all test images")
     say(export(source, target))
+    say(f"use it: python train_fskd.py --predict {shlex.quote(str(target))} PICTURE")
     return 0
 
 
@@ -240,5 +275,10 @@ def _predict(job: Job) -> int:
             unreadable += 1
             _stop(1, str(error))
         else:
-            say(f"{picture}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in prediction[:3]))
+            say(f"{_printable(picture)}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in prediction[:3]))
     return 1 if unreadable else 0
+
+
+def _printable(path: Path) -> str:
+    """A file's name in one line, whatever its name holds."""
+    return "".join(character if character.isprintable() else "?" for character in str(path))

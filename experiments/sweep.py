@@ -148,7 +148,7 @@ class Sweep:
         subsets = [self.subsets[shots] for shots in sorted({shots for shots, _ in self.left})]
         teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
-        plan.report(f"test features and test accuracy of the teacher, on {len(teacher.test_labels):,} images")
+        plan.report(f"computing the teacher's features and test accuracy on {len(teacher.test_labels):,} images")
         accuracy = teacher.accuracy(nn.Identity(), len(network))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%")
         for shots, images in self.subsets.items():

@@ -59,12 +59,22 @@ def check(network_file: Path, expected: dict[str, Any]) -> str | None:
         return f"{network_file}: {path.name} is the record of another file; not checked: {_names(expected)}"
     for key, value in expected.items():
         if key in record and record[key] != value:
+            advice = "name that one with --teacher" if key == "teacher_sha256" else "use the one it was made with"
             raise BadInput(
                 f"{network_file}: was made with another {NAMES[key]} ({files.brief(record[key])}, now"
-                f" {files.brief(value)}), so its accuracy here would mean nothing; use the one it was made with"
+                f" {files.brief(value)}), so its accuracy here would mean nothing; {advice}"
             )
     missing = [key for key in expected if key not in record]
     return f"{network_file}: {path.name} is incomplete; not checked: {_names(missing)}" if missing else None
+
+
+def of(network_file: Path) -> dict[str, Any] | None:
+    """The record of exactly this file; None if there is none, or one of another file."""
+    path = path_of(network_file)
+    if not (path.exists() and network_file.exists()):
+        return None
+    record = files.read_json(path, KIND)
+    return record if record.get("sha256") == files.sha256_of_file(network_file) else None
 
 
 def _names(keys: Any) -> str:

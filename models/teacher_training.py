@@ -36,6 +36,10 @@ AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what
 BALANCING_IMAGES = 2000
 
 
+def _brief_time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def batch_sizes(images: int, batch: int) -> list[int]:
     """An epoch's batches. A last single image, on which BatchNorm cannot train, is added to the batch before it."""
     sizes = [min(batch, images - start) for start in range(0, images, batch)]
@@ -170,14 +174,17 @@ class TeacherTraining:
                 self.report(
                     f"epoch {epoch + 1}/{self.recipe.epochs}: loss {figures['loss']:.4f}, training accuracy"
                     f" {figures['training_accuracy']:.2f}%, test accuracy {figures['test_accuracy']:.2f}%,"
-                    f" {left / 60:.0f} min left"
+                    f" {_brief_time(left)} left"
                 )
                 self._save()
         teacher = fold_batchnorm(self.model.network).eval()
         if self.recipe.balanced:
             images = torch.from_numpy(train.images[:BALANCING_IMAGES]).to(self.device)
             self.balanced_by = balance(teacher, map(self.dataset.normalization, images.split(TEST_BATCH)))
-            self.report(f"block 2's output is multiplied by {self.balanced_by:g}; the logits stay the same")
+            self.report(
+                f"balancing: block 2's output is multiplied by {self.balanced_by:g} and block 3's first weights are"
+                " divided by it, so the logits stay the same"
+            )
         return teacher
 
     def _train(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:

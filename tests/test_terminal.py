@@ -25,7 +25,7 @@ def test_every_long_act_is_announced_before_it_begins(with_teacher, capsys):
     assert printed.err == ""  # no bars where there is no terminal
     expected = [
         "reading the images of Folder",
-        "test features and test accuracy of the teacher, on 20 images",
+        "computing the teacher's features and test accuracy on 20 images",
         "teacher ckpt/teacher/vgg16-blockwise-folder.pth: test accuracy ",
         "4 cells, of N = 1, 2",
         "1-shot trial 0: first the teacher's features of 3 images, each in 162 views",

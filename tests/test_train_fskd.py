@@ -267,6 +267,7 @@ def test_subset_seed(with_teacher):
         (["--shard", "1"], "argument --shard: '1' is not I/K"),
         (["--output_dir", "caf\udce9"], "argument --output_dir: 'caf\\udce9' is not UTF-8"),
         (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--json", ""], "argument --json: the name is empty; give one"),
         (["--table", "--diagnose"], "not allowed with argument"),
     ],
 )
@@ -412,9 +413,15 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
     [
         (["--export", STUDENT, "--teacher", "other.pth"], f"{STUDENT}: was made with another teacher"),
         (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "is a teacher file; name a student of stage 2"),
-        (["--export", STUDENT, "--to", STUDENT], f"{STUDENT}: exists already; name another --to"),
+        (["--export", STUDENT, "--to", STUDENT], f"--to {STUDENT}: exists already and is no exported student"),
         (["--to", "x.pth"], "--to: only with --export"),
         (["--json", "x.json"], "--json: only with --evaluate"),
+        (["--json", STUDENT, "--evaluate", STUDENT], f"--json {STUDENT}: exists already and is no file of --json"),
+        (
+            ["--json", str(Path(STUDENT).with_suffix(".json")), "--evaluate", STUDENT],
+            "exists already and is no file of --json",
+        ),
+        (["--teacher", "missing.pth", "--evaluate", STUDENT], "--teacher missing.pth: no such file"),
         (["--predict", STUDENT], f"--predict {STUDENT}: no picture"),
         (["--predict", STUDENT, "x.png"], f"{STUDENT}: not an exported student"),
     ],
@@ -427,6 +434,17 @@ def test_what_cannot_be_exported_or_used(with_teacher, capsys, arguments, messag
     capsys.readouterr()
     assert command(*arguments) == 2
     assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_a_file_of_another_data_set_is_refused_before_anything_is_fetched(with_teacher, monkeypatch, capsys):
+    """A forgotten --dataset, whose default is CIFAR10."""
+    assert command("--nshot", "1", "--trials", "1") == 0
+    assert command("--export", STUDENT, "--to", "student.pth") == 0
+    monkeypatch.setitem(recipes.RECIPES, "Tiny", recipes.RECIPES["Folder"])
+    capsys.readouterr()
+    for arguments in (["--evaluate", "student.pth"], ["--evaluate", STUDENT], ["--export", STUDENT]):
+        assert train_fskd.main(arguments) == 2
+        assert "is of Tiny; add --dataset Tiny" in capsys.readouterr().err
 
 
 def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_teacher, capsys):
@@ -518,6 +536,9 @@ def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
     assert capsys.readouterr().err == f"train_fskd.py: {line}\n"
 
 
+SHAPES10_STUDENT = "ckpt/student/vgg11-small-student-graft-net-Shapes10-10perclass-trial0.pth"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "accuracy"), [("cifar10", "91.58"), ("cifar100", "67.58")])
 def test_teacher_files_have_the_recorded_accuracy(real_data, real_teachers, capsys, name, accuracy):
@@ -539,3 +560,10 @@ def test_shapes10_from_end_to_end(tmp_path):
     best = [float(row["best"]) for row in columns]
     assert float(columns[0]["teacher"]) >= 90
     assert best[0] < best[1] < best[2] and float(columns[2]["to_teacher"]) >= -5
+    for arguments in (
+        ["--dataset", "Shapes10", "--export", SHAPES10_STUDENT, "--to", "student.pth"],
+        ["--predict", "student.pth", str(ROOT / "docs/star.jpg")],  # as in the README
+    ):
+        command = [sys.executable, str(ROOT / "train_fskd.py"), *arguments]
+        printed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "star.jpg: star " in printed

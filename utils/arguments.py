@@ -63,6 +63,8 @@ def path(text: str) -> Path:
         text.encode()
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; choose another name") from None
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give one")
     return Path(text)
 
 
@@ -113,7 +115,8 @@ def parser(
     made = Parser(
         prog="train_fskd.py",
         description=description,
-        epilog="Exit status: 0 done, 1 a cell failed, 2 bad input, 130 or 143 interrupted.",
+        epilog="Exit status: 0 done, 1 a cell failed or a picture could not be read, 2 bad input, 130 or 143"
+        " interrupted.",
         formatter_class=Help,
     )
     made.quiet = quiet
@@ -192,7 +195,7 @@ def add_commands(add: Callable[..., Any]) -> None:
     add("--export", type=path, metavar="STUDENT",
         help="write a student of stage 2 as one file that needs no other: adapters folded, probabilities calibrated"
              " (default: off)")
-    add("--predict", type=path, nargs="+", metavar=("FILE", "PICTURE"),
+    add("--predict", type=Path, nargs="+", metavar=("FILE", "PICTURE"),
         help="the most probable classes of pictures, by an exported student (default: off)")
     add("--table", action="store_true", help="write table and figure from the result files")
 

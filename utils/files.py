@@ -10,6 +10,7 @@ import pickle
 import re
 import secrets
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,8 @@ _NUMBERS = re.compile(rf"[\[{{]{_NUMBER}(?:,{_NUMBER})*\n\s*[\]}}]")  # JSON tex
 
 def brief(value: Any) -> str:
     """A value as JSON, cut to 20 characters, for messages."""
+    if isinstance(value, str) and len(value) > 18:
+        return json.dumps(f"{value[:15]}...")
     text = json.dumps(value)
     return text if len(text) <= 20 else f"{text[:17]}..."
 
@@ -112,6 +115,16 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise BadInput(f"{path}: not {what}, or damaged ({reason}){semicolon}{advice}") from None
 
 
+def require_checksums(path: Path) -> None:
+    """Raise ValueError for a zip file whose content is not what was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise ValueError("its checksums differ")
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is incomplete") from error
+
+
 def read_tensors(path: Path, kind: str) -> Any:
     """Tensors saved by `torch.save` from any device, old or new serialisation, loaded to the CPU.
 
@@ -120,6 +133,8 @@ def read_tensors(path: Path, kind: str) -> Any:
     with reading(path, kind):
         if path.is_file() and path.stat().st_size == 0:
             raise EOFError("the file is empty")
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+            require_checksums(path)
         with warnings.catch_warnings():  # about pickle protocols; real faults are raised
             warnings.simplefilter("ignore")
             try:

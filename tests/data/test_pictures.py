@@ -49,6 +49,15 @@ def test_the_centre_of_an_oblong_picture_is_kept_in_proportion(tmp_path, size):
         assert np.array_equal(read_picture(tmp_path / "0.png"), middle)
 
 
+def test_an_extremely_long_picture_takes_no_more_memory_than_its_middle(tmp_path, monkeypatch):
+    sizes, resize = [], functional.resize
+    monkeypatch.setattr(functional, "resize", lambda picture, *how: sizes.append(picture.size) or resize(picture, *how))
+    for size in ((50_000, 2), (2, 50_000)):
+        Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "long.png")
+        assert (read_picture(tmp_path / "long.png").reshape(3, -1) == np.array([[10], [20], [30]])).all()
+    assert sizes == [(200, 2), (2, 200)]
+
+
 @pytest.mark.parametrize(
     ("orientation", "upright"),
     [(1, lambda a: a), (2, np.fliplr), (3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, -1)), (8, np.rot90)],

@@ -106,8 +106,13 @@ def test_targets(tmp_path, source, monkeypatch):
     with pytest.raises(BadInput, match="exists already; --fresh replaces it"):
         require_target(path, fresh=False)
     require_target(path, fresh=True)
+    (tmp_path / "notes.onnx").write_text("notes")
+    (tmp_path / "folder.pth").mkdir()
+    for name in ("notes.onnx", "folder.pth"):
+        with pytest.raises(BadInput, match="exists already and is no exported student"):
+            require_target(tmp_path / name, fresh=True)
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(BadInput, match="exists already; name another --to"):
+    with pytest.raises(BadInput, match="exists already and is no exported student"):
         require_target(tmp_path / "other.pth", fresh=True)
     monkeypatch.setattr(formats.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(BadInput, match=r"needs onnx; pip install -r requirements-onnx\.txt"):
@@ -125,11 +130,48 @@ def test_torn_and_foreign_files_are_refused_in_one_line(exported, tmp_path, endi
         assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_changed_bytes_are_noticed(exported, tmp_path, ending):
+    content = exported(ending).read_bytes()
+    damaged = tmp_path / f"student{ending}"
+    largest = load(exported(ending)) if ending == ".pth" else None
+    places = [len(content) * k // 40 for k in range(2, 38)]
+    if largest is not None:  # in the middle of a weight
+        places.append(content.index(next(largest.parameters()).detach().numpy().tobytes()[:64]) + 17)
+    for place in places:
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            student = load(damaged)
+        except BadInput:
+            continue
+        images = torch.from_numpy(pictures(2))  # padding between the parts of a file means nothing
+        assert torch.equal(student(images), load(exported(ending))(images)), place
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt2", ".onnx"])
+def test_other_images_are_refused(exported, ending):
+    student = load(exported(ending))
+    for images in (
+        torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"\(B, 3, 32, 32\) of torch.uint8 expected, not \("):
+            student(images)
+    with pytest.raises(TypeError, match="takes a list of pictures"):
+        student.predict("picture.png")
+
+
 def test_a_header_that_does_not_fit_the_weights_is_refused(exported, tmp_path):
     path = tmp_path / "student.pth"
     content = torch.load(exported(".pth"), weights_only=True)
     header = json.loads(content[formats.KEY])
-    for changed in ({"class_names": ["a"]}, {"widths": [[4], [4]]}, {"temperature": None, "accurate": 1}):
+    for changed in (
+        {"class_names": ["a\n", "b", "c"]},
+        {"image_size": 64},
+        {"class_names": ["a"]},
+        {"widths": [[4], [4]]},
+        {"temperature": None, "accurate": 1},
+    ):
         torch.save({**content, formats.KEY: json.dumps({**header, **changed})}, path)
         with pytest.raises(BadInput, match=r"student\.pth"):
             load(path)
