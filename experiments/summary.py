@@ -41,8 +41,8 @@ def write_summary(output_dir: Path) -> tuple[list[Row], str]:
 def rebuild(output_dir: Path) -> tuple[list[Row], str]:
     """`write_summary`, and TensorBoard's run of every cell, from result files. Raises BadInput for a damaged one."""
     written = write_summary(output_dir)
-    for path in results.paths(output_dir):
-        result = results.read(path)
+    for result in results.read_all(output_dir):
+        path = results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"])
         with files.reading(path, results.KIND):  # its curves
             tensorboard.rewrite_cell(output_dir, result)
     return written

@@ -2,8 +2,8 @@ from dataclasses import replace
 from threading import Thread
 
 import pytest
+from few_results import CELLS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_tables import CELLS
 
 from experiments import figure, results, summary, tables
 from experiments.tensorboard import MARGIN
