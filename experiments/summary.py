@@ -39,10 +39,12 @@ def write_summary(output_dir: Path) -> tuple[list[Row], str]:
 
 
 def rebuild(output_dir: Path) -> tuple[list[Row], str]:
-    """`write_summary`, and TensorBoard's run of every cell, from the result files."""
+    """`write_summary`, and TensorBoard's run of every cell, from result files. Raises BadInput for a damaged one."""
     written = write_summary(output_dir)
     for result in results.read_all(output_dir):
-        tensorboard.rewrite_cell(output_dir, result)
+        path = results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"])
+        with files.reading(path, results.KIND):  # its curves
+            tensorboard.rewrite_cell(output_dir, result)
     return written
 
 

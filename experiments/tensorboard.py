@@ -175,7 +175,7 @@ def replacing(directory: Path, suffix: str = "") -> Iterator[SummaryWriter]:
 
 def chart_title(shots: Sequence[int]) -> str:
     """The margin chart's title, which says where each N is."""
-    shown = [n for n in shots if n < 4 or n % 5 == 0]
+    shown = [n for n in shots if n < 4 or n % 5 == 0] if len(shots) > 7 else shots
     return f"mean ± deviation, test %; N = {_listed(shown)} at {_listed(map(step_of, shown))}"
 
 

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from conftest import ROOT
+from few_results import CELLS, RECIPE, cell
 from matplotlib.figure import Figure
 from PIL import Image
-from table_cells import CELLS, RECIPE, cell
 
 from experiments import figure, tables
 from experiments.figure import Panel

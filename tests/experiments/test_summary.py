@@ -2,7 +2,7 @@ from dataclasses import replace
 from threading import Thread
 
 import pytest
-from table_cells import CELLS
+from few_results import CELLS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import figure, results, summary, tables
@@ -23,7 +23,7 @@ def test_two_processes_at_once_leave_a_whole_table_and_whole_curves(tmp_path):
 
     def write():
         try:
-            for _ in range(5):
+            for _ in range(3):
                 summary.write_summary(tmp_path)
         except (OSError, BadInput) as error:
             failures.append(error)
@@ -94,3 +94,11 @@ def test_what_the_results_hold_can_be_rebuilt(tmp_path):
         "accuracy over N", "accuracy over N/our teacher", "accuracy over N/ours, best", "accuracy over N/ours, last",
         "cells/01-shot/trial-0", "cells/01-shot/trial-1", "cells/01-shot/trial-2", "cells/10-shot/trial-0",
     ]  # fmt: skip
+
+
+def test_a_result_with_damaged_curves_is_named(tmp_path):
+    write_results(tmp_path)
+    path = results.path_of(tmp_path, 10, 0)
+    files.write_json(path, results.read(path) | {"phases": {"B0": {"losses": [1.0]}}})
+    with pytest.raises(BadInput, match=r"trial-0\.json: not a result file of fskd, or damaged"):
+        summary.rebuild(tmp_path)

@@ -1,5 +1,5 @@
 import pytest
-from table_cells import CELLS, RECIPE, SCHEDULE, cell
+from few_results import CELLS, RECIPE, SCHEDULE, cell
 
 from experiments import tables
 from grafting.recipes import FOLDER

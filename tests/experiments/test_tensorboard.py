@@ -171,7 +171,7 @@ def test_accuracy_over_n_has_a_margin_and_a_run_for_each_line(tmp_path):
     assert points(events(directory / "paper, best"), MARGIN[1]) == [(0, 89.5)]
     whole = events(directory)
     assert charts(whole) == {
-        "accuracy over N": {"mean ± deviation, test %; N = 1, 5, 10, 50 at 0, 699, 1000, 1699": [tuple(MARGIN)]}
+        "accuracy over N": {"mean ± deviation, test %; N = 1, 5, 9, 10, 50 at 0, 699, 954, 1000, 1699": [tuple(MARGIN)]}
     }
     assert text(whole, "results") == "| N |\n| - |" and whole.Tags()["images"] == ["accuracy over N/figure"]
 

@@ -1,4 +1,4 @@
-"""Results of four cells, one of them failed, as a table is made from them."""
+"""Results of four cells, one of them failed, as a result file holds them."""
 
 from dataclasses import replace
 
