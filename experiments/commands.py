@@ -161,7 +161,7 @@ def _diagnose(job: Job) -> int:
     teacher = FrozenTeacher(job.frozen_teacher(), job.dataset.normalization, job.dataset.test())
     say(f"{job.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
     with arithmetic(job.args.precision, job.device):
-        say(diagnose(teacher, images).text())
+        say(diagnose(teacher, images).text(job.recipe, job.inputs("data_path"), job.teacher_file))
     return 0
 
 

@@ -7,8 +7,10 @@ all of them) and is not too small.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.views import IDENTITY, VIEWS, crop, pad
+from experiments import expectation
+from grafting.recipes import Recipe
 from grafting.teacher import TEST_BATCH, FrozenTeacher
-from models.balancing import TARGET_RMS
 from models.vgg import FIRST_GRAFTED
 from utils.progress import bar
 
@@ -43,13 +46,17 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A report per convolution block, and the teacher's test accuracy in percent."""
+    """A report per convolution block, the teacher's test accuracy in percent, and its number of classes."""
 
     blocks: tuple[BlockReport, ...]
     teacher: float
+    classes: int
 
-    def text(self) -> str:
-        """The table, and what it means for B0."""
+    def text(self, recipe: Recipe, inputs: Sequence[str], teacher_file: Path) -> str:
+        """The table, and what it means: the student to expect with this recipe, and what to do where it is poor.
+
+        inputs: the flags that name the data set, for the commands.
+        """
         lines = [
             "| block | features | linear probe, test % | one image per class, test % |    RMS | effective rank |",
             "| ----: | -------: | -------------------: | --------------------------: | -----: | -------------: |",
@@ -59,18 +66,14 @@ class Diagnosis:
             for r in self.blocks
         ]
         b = self.blocks[FIRST_GRAFTED - 1]
-        return "\n".join(
-            [
-                *lines,
-                "",  # in Markdown, the next line would otherwise be a row of the table
-                f"The teacher itself: {self.teacher:.2f}%. The output of block {b.block} is the input of B0. A linear"
-                f" classifier on it is {self.teacher - b.probe:.2f} points below the teacher, one image per class"
-                f" {self.teacher - b.one_shot:.2f} points. With CIFAR10's schedule B0 at N = 1 comes to about the"
-                " latter, with CIFAR100's, which is ten times as long, to more.",
-                "Where that is not enough, --train_teacher --teacher_from makes the teacher graftable;"
-                f" with --teacher_epochs 0 it only brings the RMS of block {b.block} near {TARGET_RMS:g}.",
-            ]
-        )
+        lines += [
+            "",  # in Markdown, the next line would otherwise be a row of the table
+            f"The teacher itself: {self.teacher:.2f}%. The output of block {b.block} is the input of B0. A linear"
+            f" classifier on it is {self.teacher - b.probe:.2f} points below the teacher, one image per class"
+            f" {self.teacher - b.one_shot:.2f} points; its RMS is {b.rms:.2f}.",
+            *expectation.describe(self.teacher, b.one_shot, b.rms, recipe.steps(1, self.classes), inputs, teacher_file),
+        ]
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -91,7 +94,7 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
     prototypes = _prototypes(teacher, images[:: len(images) // network.classes])
 
     count = len(teacher.test_labels)
-    correct = torch.zeros(2 * len(probes) + 1, device=device)
+    correct = torch.zeros(2 * len(probes) + 1, dtype=torch.float64, device=device)
     squares = torch.zeros(len(probes), dtype=torch.float64, device=device)
     sample: list[list[Tensor]] = [[] for _ in probes]
     batches = bar(teacher.test_batches(0), desc="test images", unit="batch", total=ceil(count / TEST_BATCH), delay=1)
@@ -117,7 +120,7 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
         )
         for b, probe in enumerate(probes)
     )
-    return Diagnosis(reports, percent_of_teacher)
+    return Diagnosis(reports, percent_of_teacher, network.classes)
 
 
 def _views(teacher: FrozenTeacher, images: np.ndarray, chosen: Tensor, view: Tensor) -> Tensor:

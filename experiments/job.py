@@ -155,11 +155,14 @@ class Job:
             method=self.method,
         )
 
-    def inputs(self) -> list[str]:
-        """The flags that say on which data, with which teacher and in which precision, without defaults."""
+    def inputs(self, *names: str) -> list[str]:
+        """The flags that say on which data, with which teacher and in which precision, without defaults.
+
+        names: of the flags beside --dataset; without any, all of them.
+        """
         flags = ["--dataset", self.args.dataset]
         usual = {"data_path": DATA_PATH, "teacher": None, "teacher_architecture": None, "precision": PRECISIONS[0]}
-        for name, default in usual.items():
+        for name in names or usual:
             value = getattr(self.args, name)
-            flags += [] if value == default else [f"--{name}", str(value)]
+            flags += [] if value == usual[name] else [f"--{name}", str(value)]
         return flags

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import TYPE_CHECKING
 
 from models.teacher_recipe import TeacherRecipe
@@ -74,6 +75,10 @@ class Recipe:
     def epochs(self) -> int:
         """Of all phases together."""
         return sum(phase.epochs for phase in self.phases)
+
+    def steps(self, shots: int, classes: int) -> int:
+        """Of the optimiser, in a whole cell."""
+        return self.epochs * ceil(shots * classes / batch_size(shots))
 
 
 def batch_size(shots: int) -> int:

@@ -30,11 +30,17 @@ def balance(network: BlockwiseVGG, batches: Iterable[Tensor]) -> float:
     if not 0 < size < math.inf:
         return 1.0
     factor = 2.0 ** round(math.log2(TARGET_RMS / size))
+    rescale(network, factor)
+    return factor
+
+
+@torch.no_grad()
+def rescale(network: BlockwiseVGG, factor: float) -> None:
+    """Multiply block 2's output by a power of two, in place; the logits stay the same."""
     last, first = convolutions(network, FIRST_GRAFTED - 1)[-1], convolutions(network, FIRST_GRAFTED)[0]
     last.weight.mul_(factor)
     last.bias.mul_(factor)
     first.weight.div_(factor)
-    return factor
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from small import CLASSES, TINY, small_teacher
 import train_fskd
 from comparisons.methods import METHODS
 from data.views import Normalization
-from experiments import job
+from experiments import expectation, job
 from experiments.ranks import Rank
 from grafting import recipes
 from grafting.method import JOINS
@@ -173,12 +173,18 @@ def test_shards_divide_the_cells(with_teacher, capsys):
     assert whole.read_text() == parts.read_text() and whole.read_text() in capsys.readouterr().out
 
 
-def test_diagnose(with_teacher, capsys):
-    assert command("--diagnose", "--nshot", "4") == 0
+def test_diagnose(with_teacher, capsys, monkeypatch):
+    monkeypatch.setattr(expectation, "POOR", -100.0)  # every teacher is poor
+    assert command("--diagnose", "--nshot", "4", "--data_path", "other") == 0
     printed = capsys.readouterr().out
     assert "12 few-shot images (N = 4)" in printed
     assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")][2:] == list("01234")
     assert "The teacher itself: " in printed
+    teacher = "ckpt/teacher/vgg16-blockwise-folder"
+    assert printed.endswith(
+        "  python train_fskd.py --dataset Folder --data_path other --train_teacher"
+        f" --teacher_from {teacher}.pth --teacher {teacher}-graftable.pth\n"
+    )
 
 
 @pytest.mark.parametrize("recipe_name", ["published", "quick"])

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional
 from data.datasets import LabelledImages
 from data.views import VIEWS
 from experiments.diagnosis import diagnose
+from grafting.recipes import CIFAR10
 from grafting.teacher import FrozenTeacher
 
 
@@ -47,5 +49,6 @@ def test_images_that_are_the_test_set_are_read_without_a_fault(teacher, dataset)
 
 
 def test_the_text_says_what_to_expect(found):
-    text = found[0].text()
-    assert text.count("\n|") == 6 and "B0 at N = 1 comes to about the latter" in text and "--teacher_from" in text
+    text = found[0].text(CIFAR10, ["--dataset", "CIFAR10"], Path("mine.pth"))
+    assert text.count("\n|") == 6 and "Student to expect" in text
+    assert "here a cell has 420 at N = 1" in text, "three images in batches of six: one step an epoch"

@@ -1,0 +1,147 @@
+"""What few shots lose against a teacher: a least-squares fit on the teachers of benchmarks/teachers.py.
+
+    python -m benchmarks.law
+
+Reads benchmarks/results/law/*.json, prints the table of the teachers and the coefficients for
+experiments/expectation.py, and writes law.md beside the files. Shapes10's teachers are fitted; all others only show
+how far the rule carries.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.teachers import MEASURED
+from experiments.expectation import Rule
+from models.vgg import FIRST_GRAFTED
+from utils import files
+
+SHOTS = (1, 10)
+FITTED = "Shapes10"
+KIND = "a file of benchmarks/teachers.py"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured teacher. origin: the teacher whose function it computes, another one if it is that one rescaled.
+
+    accuracy, one_shot: in percent; one_shot and rms are of block 2. losses: teacher minus student (best of L=3, mean of
+    the trials) in points, by N.
+    """
+
+    name: str
+    origin: str
+    dataset: str
+    accuracy: float
+    one_shot: float
+    rms: float
+    losses: dict[int, float]
+
+    @property
+    def shortfall(self) -> float:
+        return self.accuracy - self.one_shot
+
+
+def main() -> int:
+    points = read(MEASURED)
+    text = markdown(points)
+    files.write_text(MEASURED / "law.md", text)
+    sys.stdout.write(text)
+    return 0
+
+
+def read(folder: Path) -> list[Point]:
+    """The teachers in the folder: those of the fit first, by shortfall and size."""
+    points = []
+    for path in sorted(folder.glob("*.json")):
+        content = files.read_json(path, KIND)
+        with files.reading(path, KIND):
+            teacher = content["teacher"]
+            (block,) = [block for block in content["blocks"] if block["block"] == FIRST_GRAFTED - 1]
+            rescaled = teacher.get("source") and not teacher.get("recipe")
+            students = {n: [cell["best"] for cell in content["cells"] if cell["shots"] == n] for n in SHOTS}
+            points.append(
+                Point(
+                    name=path.stem,
+                    origin=teacher["source"] if rescaled else path.stem,
+                    dataset=content["dataset"],
+                    accuracy=teacher["accuracy"],
+                    one_shot=block["one_shot"],
+                    rms=block["rms"],
+                    losses={n: teacher["accuracy"] - statistics.fmean(best) for n, best in students.items() if best},
+                )
+            )
+    return sorted(points, key=lambda p: (p.dataset != FITTED, p.dataset, round(p.shortfall, 2), -p.rms))
+
+
+def fitted(points: Sequence[Point]) -> list[Point]:
+    """The points of the fit."""
+    return [point for point in points if point.dataset == FITTED]
+
+
+def fit(points: Sequence[Point], shots: int) -> Rule:
+    """Least squares through the origin. The error is that at each teacher and its copies of a fit without them."""
+    misses = []
+    for origin in sorted({point.origin for point in points}):
+        without = Rule(slope([p for p in points if p.origin != origin], shots), error=0.0)
+        misses += [miss(without, point, shots) for point in points if point.origin == origin]
+    return Rule(slope(points, shots), error=root_mean_square(misses))
+
+
+def slope(points: Sequence[Point], shots: int) -> float:
+    """Points lost for each point of shortfall."""
+    x, y = zip(*((point.shortfall, point.losses[shots]) for point in points), strict=True)
+    return float(np.dot(x, y) / np.dot(x, x))
+
+
+def miss(rule: Rule, point: Point, shots: int) -> float:
+    """By how many points the student loses more than the rule says."""
+    return point.losses[shots] - rule.loss(point.shortfall)
+
+
+def root_mean_square(values: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def residual(rule: Rule, points: Sequence[Point], shots: int) -> float:
+    """Standard deviation of what the fit leaves, with one degree of freedom fewer than points."""
+    misses = [miss(rule, point, shots) for point in points]
+    return float(np.sqrt(np.square(misses).sum() / (len(misses) - 1)))
+
+
+def markdown(points: Sequence[Point]) -> str:
+    """The table of the teachers and the fit."""
+    used = fitted(points)
+    rules = {n: fit(used, n) for n in SHOTS}
+    lines = [
+        ["data set", "teacher", "%", "one image per class - teacher", "RMS of block 2"],
+        ["-", "-", "-:", "-:", "-:"],
+    ]
+    for n in SHOTS:
+        lines[0] += [f"N = {n}: student - teacher", "by the rule"]
+        lines[1] += ["-:", "-:"]
+    for p in points:
+        line = [p.dataset, p.name, f"{p.accuracy:.2f}", f"{-p.shortfall:+.2f}", f"{p.rms:.2f}"]
+        for n, rule in rules.items():
+            measured = f"{-p.losses[n]:+.2f}" if n in p.losses else "-"
+            line += [measured, f"{-rule.loss(p.shortfall):+.2f}"]
+        lines.append(line)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    origins = len({point.origin for point in used})
+    below = [f"Fitted on the {len(used)} rows of {FITTED}: {origins} trained teachers and rescaled copies of them.\n"]
+    for n, rule in rules.items():
+        below.append(
+            f"- N = {n}: {rule.per_point:.3f} points for each point of shortfall; residuals' standard deviation"
+            f" {residual(rule, used, n):.2f}, root mean square error at teachers left out {rule.error:.2f} points"
+        )
+    return f"{table}\n\n" + "\n".join(below) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

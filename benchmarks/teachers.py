@@ -1,0 +1,146 @@
+"""What few shots make of many teachers: the measurements from which benchmarks/law.py fits its rule.
+
+    python -m benchmarks.teachers
+    python -m benchmarks.teachers --dataset CIFAR10 --nshot 1 10 --trials 1 --output_dir benchmarks/results/CIFAR10
+
+The first trains Shapes10's FAMILY in runs/law, diagnoses each teacher and runs its cells. The second, with the flags of
+train_fskd.py, does so for one teacher at hand; cells whose results are in --output_dir are not run again. Each teacher
+gives one small file in benchmarks/results/law. Both continue where they were interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data import fewshot
+from experiments import results
+from experiments.diagnosis import diagnose
+from experiments.job import Job, say
+from experiments.sweep import Sweep
+from grafting.recipes import SHAPES10
+from grafting.teacher import FrozenTeacher
+from models import checkpoints
+from models.balancing import rescale
+from models.teacher_recipe import TeacherRecipe
+from models.teacher_training import train_teacher
+from models.vgg import ARCHITECTURES
+from train_fskd import arguments
+from utils import files, machine
+from utils.errors import BadInput
+from utils.precision import arithmetic
+
+WORK, MEASURED = Path("runs/law"), Path("benchmarks/results/law")
+CELLS = ["--nshot", "1", "10", "--trials", "2"]
+PROBE_SHOTS = 10
+
+
+@dataclass(frozen=True)
+class Member:
+    """A teacher of Shapes10. recipe: how it is trained, from `source`, another member, if there is one.
+
+    Without a recipe it is `source` with block 2's output multiplied by `factor`, a power of two.
+    """
+
+    name: str
+    recipe: TeacherRecipe | None = None
+    source: str | None = None
+    factor: float = 1.0
+    seed: int = 0
+
+
+QUICK, FURTHER = SHAPES10.teachers["quick"], SHAPES10.teachers["further"]
+FAMILY = (
+    Member("quick", QUICK),
+    Member("without-heads", replace(QUICK, linear_head=0.0, prototype_head=0.0, balanced=False)),
+    Member("prototypes-4", replace(QUICK, epochs=28, prototype_head=4.0)),
+    Member("quick-scaled-1-16", source="quick", factor=2.0**-4),
+    Member("quick-5-epochs", replace(QUICK, epochs=5)),
+    Member("without-heads-further", replace(FURTHER, epochs=5), "without-heads"),
+    Member("prototypes-4-scaled-1-16", source="prototypes-4", factor=2.0**-4),
+    Member("linear-head", replace(QUICK, prototype_head=0.0)),
+    Member("without-heads-scaled-1-16", source="without-heads", factor=2.0**-4),
+    Member("quick-scaled-4", source="quick", factor=2.0**2),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv:
+            job = Job(arguments(argv))
+            measure(job, job.output_dir.name, {})
+        else:
+            for member in FAMILY:
+                if not (MEASURED / f"{member.name}.json").exists():
+                    measure_member(member)
+    except BadInput as error:
+        sys.stderr.write(f"benchmarks.teachers: {error}\n")
+        return 2
+    return 0
+
+
+def measure_member(member: Member) -> None:
+    """Make the teacher if it is not there, and measure it."""
+    folder = WORK / member.name
+    file = teacher_file(member.name)
+    flags = ["--dataset", "Shapes10", "--teacher", str(file), "--output_dir", str(folder), "--seed", str(member.seed)]
+    job = Job(arguments([*flags, *CELLS]))
+    if not file.exists():
+        say(f"{member.name}: making the teacher")
+        make(member, job, file)
+    measure(job, member.name, {**asdict(member), "recipe": member.recipe and asdict(member.recipe)})
+
+
+def teacher_file(name: str) -> Path:
+    return WORK / name / "teacher.pth"
+
+
+def make(member: Member, job: Job, file: Path) -> None:
+    """Train the member's teacher, or rescale its source's."""
+    source = member.source and teacher_file(member.source)
+    if member.recipe:
+        start = source or ARCHITECTURES[job.architecture]
+        train_teacher(job.dataset, start, member.recipe, member.seed, job.device, file, say)
+    else:
+        network = checkpoints.read_teacher(source, job.dataset.classes)
+        rescale(network, member.factor)
+        checkpoints.write_teacher(network, file)
+
+
+def measure(job: Job, name: str, made: dict[str, Any]) -> None:
+    """Diagnose a teacher, run its cells, and write both."""
+    Sweep(job.plan(), job.device).run()
+    images = fewshot.subset(job.dataset, PROBE_SHOTS, job.subset_seed, job.args.data_path)
+    say(f"{name}: diagnosing")
+    with arithmetic(job.args.precision, job.device):
+        teacher = FrozenTeacher(job.frozen_teacher(), job.dataset.normalization, job.dataset.test())
+        found = diagnose(teacher, images)
+    content = {
+        "dataset": job.name,
+        "teacher": {"accuracy": found.teacher, "sha256": files.sha256_of_file(job.teacher_file), **made},
+        "blocks": [asdict(block) for block in found.blocks],
+        "cells": [compact(result) for result in results.read_all(job.output_dir)],
+        "machine": machine.description(job.device),
+    }
+    files.write_json(MEASURED / f"{name}.json", content)
+    say(f"{name}: measured, {MEASURED / name}.json")
+
+
+def compact(result: results.Result) -> dict[str, float]:
+    """The cell, and the test accuracies (%) of B0's last epoch and of the student's best and last."""
+    setting = result["setting"]
+    return {
+        "shots": setting["shots"],
+        "trial": setting["trial"],
+        "B0": result["phases"]["B0"]["last"],
+        "best": result["best"],
+        "last": result["last"],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

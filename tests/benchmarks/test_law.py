@@ -1,0 +1,69 @@
+"""The rule of --diagnose: recomputed from the committed files, and what was measured beside it."""
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from benchmarks import law, teachers
+from benchmarks.law import Point, fit, slope
+from experiments import expectation, results
+from experiments.expectation import RULES
+from grafting.recipes import RECIPES
+
+POINTS = law.read(ROOT / law.MEASURED)
+BY_NAME = {point.name: point for point in POINTS}
+
+
+def point(name, shortfall, rms, loss, origin=None):
+    return Point(name, origin or name, law.FITTED, 90.0, 90.0 - shortfall, rms, {1: loss})
+
+
+@pytest.mark.parametrize("shots", law.SHOTS)
+def test_the_rule_is_the_fit_of_the_committed_files(shots):
+    found = fit(law.fitted(POINTS), shots)
+    assert (round(found.per_point, 3), round(found.error, 2)) == (RULES[shots].per_point, RULES[shots].error)
+
+
+def test_every_member_of_the_family_is_measured():
+    assert {point.name for point in law.fitted(POINTS)} == {member.name for member in teachers.FAMILY}
+
+
+def test_the_table_is_made_from_the_files_beside_it():
+    text = (ROOT / law.MEASURED / "law.md").read_text()
+    assert text == law.markdown(POINTS)
+    assert text.split("\n\n")[0] in (ROOT / "docs/teachers.md").read_text()
+
+
+def test_a_law_is_found_again():
+    points = [point(str(x), x, 2.0, 0.5 * x) for x in (1, 9, 30)]
+    assert slope(points, 1) == pytest.approx(0.5)
+    assert fit(points, 1).error == pytest.approx(0, abs=1e-9)
+
+
+def test_a_teacher_is_left_out_with_its_rescaled_copies():
+    """By hand."""
+    points = [point("a", 10, 2, 6), point("b", 20, 2, 9), point("b small", 20, 0.5, 10, "b")]
+    without_b, without_a = 10 * 6 / 10**2, (20 * 9 + 20 * 10) / (20**2 + 20**2)
+    misses = [6 - 10 * without_a, 9 - 20 * without_b, 10 - 20 * without_b]
+    assert fit(points, 1).error == pytest.approx(np.sqrt(np.mean(np.square(misses))))
+
+
+def test_cells_of_committed_results_are_copied_rightly():
+    for name in ("CIFAR10", "CIFAR10-first-teacher", "CIFAR100-balanced"):
+        found = {r["setting"]["shots"]: r for r in results.read_all(ROOT / "benchmarks/results" / name)}
+        for n, loss in BY_NAME[name].losses.items():
+            assert loss == found[n]["teacher"]["accuracy"] - found[n]["best"]
+            assert BY_NAME[name].accuracy == found[n]["teacher"]["accuracy"]
+
+
+def test_what_is_said_of_other_data_sets_is_measured():
+    said = {"ON_CIFAR10": ("CIFAR10", "CIFAR10-first-teacher"), "WITH_MORE_STEPS": ("CIFAR100-balanced",)}
+    for sentence, names in said.items():
+        measured = " and one ".join(f"{BY_NAME[name].losses[1]:.2f}" for name in names)
+        by_rule = (RULES[1].loss(BY_NAME[name].shortfall) for name in names)
+        text = getattr(expectation, sentence)
+        assert f"lost {measured} points" in text
+        assert f"the rule says {' and '.join(f'{loss:.1f}' for loss in by_rule)}." in text
+    steps = RECIPES["CIFAR100"].steps(1, 100)
+    assert f"{steps:,} steps" in expectation.WITH_MORE_STEPS
+    assert {RECIPES[name].steps(1, 10) for name in ("CIFAR10", "Shapes10")} == {expectation.RULE_STEPS}
