@@ -200,7 +200,7 @@ class Sweep:
         curves = CellCurves(plan.output_dir, setting.content, teacher_record["accuracy"])
         process = {
             "machine": machine.description(self.device),
-            "command": sys.argv,
+            "command": sys.orig_argv[1:],  # unlike sys.argv as it was typed, without folders of this machine
             "eval_every": plan.eval_every,
             "cached_starts": teacher.affordable_starts(len(images)),
             "test_predictions_settled_by": teacher.settled,  # counts on while the cell runs
