@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan_of(entry: Method, plan: Plan) -> Plan:
     """The plan for one entry: one cell, in folders of its own."""
-    label = "-".join(f"{name}-{value:g}" for name, value in asdict(entry).items())
+    label = label_of(entry)
     return replace(
         plan,
         method=WithoutSelection(entry),
@@ -90,6 +90,11 @@ def plan_of(entry: Method, plan: Plan) -> Plan:
         output_dir=plan.output_dir / label,
         student_dir=plan.student_dir / f"{entry.name}-{label}",
     )
+
+
+def label_of(entry: Method) -> str:
+    """The name of an entry's folder."""
+    return "-".join(f"{name}-{value:g}" for name, value in asdict(entry).items())
 
 
 def markdown(plans: dict[Method, Plan]) -> str:

@@ -1,9 +1,11 @@
 """A grid: one cell for each entry, continued where it stopped."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from small import pictures, small_dataset, small_teacher
 
 import train_fskd
@@ -78,3 +80,12 @@ def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
     plan = job.Job(train_fskd.arguments(COMMAND)).plan()
     text = grid.markdown(dict.fromkeys((*ENTRIES, Whole(1.0, 1.0)), plan))
     assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed |" in text
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("benchmarks/results/grids/CIFAR10/*")), ids=lambda path: path.name)
+def test_the_measured_grids_decide(folder):
+    """Once a grid is complete, its table is the one of its files, and its entry is the one in METHODS."""
+    if (folder / "grid.md").exists():
+        plans = {e: SimpleNamespace(output_dir=folder / grid.label_of(e)) for e in methods.GRID[folder.name]}
+        assert (folder / "grid.md").read_text() == grid.markdown(plans)
+        assert (folder / "grid.md").read_text().endswith(f"`{methods.METHODS[folder.name]}`\n")
