@@ -28,7 +28,8 @@ from benchmarks.speed import table
 from data.datasets import ImageDataset, LabelledImages, open_dataset
 from data.views import VIEWS, Normalization
 from experiments import results
-from experiments.sweep import Plan, Sweep
+from experiments.plan import Plan
+from experiments.sweep import Sweep
 from grafting.recipes import RECIPES, Recipe
 from models import checkpoints, teacher_training
 from models.teacher_recipe import stretched

@@ -19,7 +19,8 @@ import torch
 from comparisons.methods import GRID
 from experiments import results
 from experiments.job import Job, say
-from experiments.sweep import Plan, Sweep
+from experiments.plan import Plan
+from experiments.sweep import Sweep
 from grafting.method import Distill, Method, Networks
 from grafting.recipes import Phase, Recipe
 from models.checkpoints import State

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from comparisons.methods import METHODS
 from data.datasets import ImageDataset, dataset_name, open_dataset
+from experiments.plan import Plan
 from experiments.ranks import SINGLE_PROCESS, Rank
-from experiments.sweep import Plan
 from experiments.tensorboard import TeacherCurves
 from grafting.recipes import RECIPES
 from models import checkpoints, records, teacher_training
@@ -31,6 +31,12 @@ def say(line: str) -> None:
     """Print a line at once, above any progress bars."""
     tqdm.write(line)
     sys.stdout.flush()
+
+
+def stop(status: int, message: str) -> int:
+    """Write one line to stderr; returns the exit status."""
+    sys.stderr.write(f"train_fskd.py: {' '.join(message.split())}\n")
+    return status
 
 
 class Job:

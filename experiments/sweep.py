@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -17,56 +16,24 @@ from torch import nn
 from tqdm import tqdm
 
 from acceleration.feature_cache import CachedTeacher
-from data.datasets import ImageDataset
 from data.fewshot import subset
 from data.views import VIEWS
 from experiments import pictures, results, students
 from experiments.cell import Cell
 from experiments.fresh import Fresh
+from experiments.plan import CellKey, Plan
 from experiments.setting import Setting, require_comparable
 from experiments.summary import write_summary
 from experiments.tensorboard import CellCurves, write_picture
 from grafting.distillation import Curve, NotFinite
-from grafting.method import GRAFTING, Method
-from grafting.recipes import Recipe
 from models import records
-from models.vgg import BlockwiseVGG, frozen
+from models.vgg import frozen
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
 from utils.progress import bar
 
-CellKey = tuple[int, int]  # (shots, trial)
 PreparedTeacher = tuple[CachedTeacher, dict[str, Any]]  # frozen, with cached features; its entry in the result files
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run.
-
-    cells: in the order in which to run them. precision: one of utils.precision. eval_every: epochs between test
-    accuracies (Distillation.run). memory: bytes for the cache of teacher features. fresh: run finished cells
-    again. report: called with each message for the user. is_leader: whether this process removes the old results, for
-    all ranks, where `fresh`. method: how the students are made.
-    """
-
-    dataset: ImageDataset
-    recipe: Recipe
-    teacher: BlockwiseVGG
-    teacher_file: Path
-    cells: tuple[CellKey, ...]
-    seed: int
-    subset_seed: int
-    precision: str
-    eval_every: int | None
-    data_path: Path
-    output_dir: Path
-    student_dir: Path
-    memory: int
-    fresh: bool
-    report: Callable[[str], None]
-    is_leader: bool = True
-    method: Method = GRAFTING
 
 
 class Sweep:

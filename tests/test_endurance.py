@@ -16,7 +16,8 @@ from conftest import ROOT
 from small import pixel, pixels, short_recipe, small_dataset, small_teacher, weights
 
 from experiments import cell, figure, pictures
-from experiments.sweep import Plan, Sweep, summarize
+from experiments.plan import Plan
+from experiments.sweep import Sweep, summarize
 from models import checkpoints
 
 CELLS = ((1, 0), (1, 1), (2, 0), (2, 1))

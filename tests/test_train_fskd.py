@@ -52,7 +52,7 @@ def test_defaults():
 
 
 def test_every_flag_has_help_and_is_read():
-    source = "".join((ROOT / f"experiments/{name}.py").read_text() for name in ("job", "commands"))
+    source = "".join((ROOT / f"experiments/{name}.py").read_text() for name in ("job", "commands", "student_files"))
     for flag in vars(train_fskd.arguments([])):
         assert f"args.{flag}" in source, f"--{flag} is parsed and never read"
 

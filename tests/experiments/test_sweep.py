@@ -12,7 +12,8 @@ from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages
 from experiments import pictures as pictures_of_cells
 from experiments import results
-from experiments.sweep import Plan, Sweep, summarize
+from experiments.plan import Plan
+from experiments.sweep import Sweep, summarize
 from experiments.tensorboard import rewrite_cell
 from grafting.distillation import Distillation, NotFinite
 from models import checkpoints
