@@ -42,14 +42,13 @@ PROBE_SHOTS = 10
 class Member:
     """A teacher of Shapes10. recipe: how it is trained, from `source`, another member, if there is one.
 
-    Without a recipe it is `source` with block 2's output multiplied by `factor`, a power of two.
+    Without a recipe, it is `source` with block 2's output multiplied by `factor`, a power of two.
     """
 
     name: str
     recipe: TeacherRecipe | None = None
     source: str | None = None
     factor: float = 1.0
-    seed: int = 0
 
 
 QUICK, FURTHER = SHAPES10.teachers["quick"], SHAPES10.teachers["further"]
@@ -87,7 +86,7 @@ def measure_member(member: Member) -> None:
     """Make the teacher if it is not there, and measure it."""
     folder = WORK / member.name
     file = teacher_file(member.name)
-    flags = ["--dataset", "Shapes10", "--teacher", str(file), "--output_dir", str(folder), "--seed", str(member.seed)]
+    flags = ["--dataset", "Shapes10", "--teacher", str(file), "--output_dir", str(folder)]
     job = Job(arguments([*flags, *CELLS]))
     if not file.exists():
         say(f"{member.name}: making the teacher")
@@ -104,7 +103,7 @@ def make(member: Member, job: Job, file: Path) -> None:
     source = member.source and teacher_file(member.source)
     if member.recipe:
         start = source or ARCHITECTURES[job.architecture]
-        train_teacher(job.dataset, start, member.recipe, member.seed, job.device, file, say)
+        train_teacher(job.dataset, start, member.recipe, job.args.seed, job.device, file, say)
     else:
         network = checkpoints.read_teacher(source, job.dataset.classes)
         rescale(network, member.factor)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from data.datasets import LabelledImages
 from data.views import VIEWS
 from experiments.diagnosis import diagnose
+from experiments.expectation import describe
 from grafting.recipes import CIFAR10
 from grafting.teacher import FrozenTeacher
 
@@ -49,6 +50,8 @@ def test_images_that_are_the_test_set_are_read_without_a_fault(teacher, dataset)
 
 
 def test_the_text_says_what_to_expect(found):
-    text = found[0].text(CIFAR10, ["--dataset", "CIFAR10"], Path("mine.pth"))
-    assert text.count("\n|") == 6 and "Student to expect" in text
-    assert "here a cell has 420 at N = 1" in text, "three images in batches of six: one step an epoch"
+    diagnosis, inputs, file = replace(found[0], classes=100), ["--dataset", "CIFAR10"], Path("mine.pth")
+    text, block = diagnosis.text(CIFAR10, inputs, file), diagnosis.blocks[2]
+    steps = 17 * 420  # an epoch of 100 images in batches of 6
+    assert text.count("\n|") == 6 and f"its RMS is {block.rms:.2f}." in text
+    assert text.endswith("\n".join(describe(diagnosis.teacher, block.one_shot, block.rms, steps, inputs, file)))

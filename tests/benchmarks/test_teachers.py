@@ -1,0 +1,53 @@
+"""A family of teachers: each trained or rescaled, diagnosed and grafted once."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small import TINY, pictures, small_dataset
+
+from benchmarks import law, teachers
+from benchmarks.teachers import Member
+from data.datasets import LabelledImages
+from experiments import job
+from grafting import recipes
+from models.teacher_recipe import TeacherRecipe
+
+FAMILY = (Member("one", TeacherRecipe("one", epochs=1, lr=0.01)), Member("small", source="one", factor=2.0**-4))
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch, recipe):
+    """A working directory; ten pictures of each class, a short recipe, two teachers."""
+    train = LabelledImages(pictures(30, 1), np.arange(30) % 3)
+    dataset = replace(small_dataset(), train=lambda: train)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setitem(recipes.RECIPES, "Shapes10", replace(recipe, teacher_architecture="vgg11-small"))
+    monkeypatch.setitem(teachers.ARCHITECTURES, "vgg11-small", TINY)
+    monkeypatch.setattr(teachers, "FAMILY", FAMILY)
+    monkeypatch.setattr(teachers, "CELLS", ["--nshot", "1", "10", "--trials", "1"])
+    return tmp_path
+
+
+def test_a_family_is_measured_once(at_home, monkeypatch):
+    assert teachers.main([]) == 0
+    one, small = (json.loads((at_home / teachers.MEASURED / f"{m.name}.json").read_text()) for m in FAMILY)
+    assert small["blocks"][2]["rms"] == pytest.approx(one["blocks"][2]["rms"] / 16)
+    assert small["teacher"]["accuracy"] == one["teacher"]["accuracy"]
+    assert [(cell["shots"], cell["trial"]) for cell in small["cells"]] == [(1, 0), (10, 0)]
+    result = json.loads((at_home / teachers.WORK / "small/results/10-shot/trial-0.json").read_text())
+    measured = {"B0": result["phases"]["B0"]["last"], "best": result["best"], "last": result["last"]}
+    assert small["cells"][1] == {"shots": 10, "trial": 0, **measured}
+    assert {point.name: point.origin for point in law.read(at_home / teachers.MEASURED)} == {
+        m.name: "one" for m in FAMILY
+    }
+
+    monkeypatch.setattr(teachers, "measure", lambda *_: pytest.fail("a measured teacher was measured again"))
+    assert teachers.main([]) == 0
+
+
+def test_a_teacher_that_is_missing_is_one_line(at_home, capsys):
+    assert teachers.main(["--dataset", "Shapes10", "--teacher", "none.pth", "--output_dir", "mine"]) == 2
+    assert capsys.readouterr().err.startswith("benchmarks.teachers: none.pth: no such teacher")
