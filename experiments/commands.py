@@ -46,6 +46,8 @@ def status(args: argparse.Namespace) -> int:
         return stop(130, f"interrupted; {how_to_continue(args)}")
     except Terminated:
         return stop(143, f"terminated; {how_to_continue(args)}")
+    finally:
+        ranks.leave()
 
 
 def how_to_continue(args: argparse.Namespace) -> str:

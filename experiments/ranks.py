@@ -103,6 +103,12 @@ def join() -> Rank:
     return replace(rank, group=group)
 
 
+def leave() -> None:
+    """Close the connections to the other ranks, as PyTorch asks for before a process ends."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _whole_number(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isdecimal():

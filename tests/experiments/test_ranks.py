@@ -2,6 +2,7 @@
 
 import pytest
 
+import train_fskd
 from experiments import ranks
 from experiments.ranks import LeaderFailed, Rank, RankLost
 from utils.errors import BadInput
@@ -48,6 +49,13 @@ def test_a_single_process_does_not_wait(events):
     with Rank().leader_first():
         Rank().wait()
     assert events == []
+
+
+def test_the_connections_are_closed_also_after_an_error(monkeypatch, tmp_path):
+    closed = []
+    monkeypatch.setattr(ranks.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks.distributed, "destroy_process_group", lambda: closed.append(True))
+    assert train_fskd.main(["--table", "--output_dir", str(tmp_path)]) == 2 and closed == [True]
 
 
 def test_a_lost_rank_is_one_line(monkeypatch):
