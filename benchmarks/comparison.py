@@ -2,8 +2,7 @@
 
     python -m benchmarks.comparison benchmarks/results/methods/CIFAR10
 
-The folder holds an output directory for each method. Writes methods.md and, where matplotlib is installed, methods.svg
-into it.
+The folder holds an output directory for each method. Writes methods.md and methods.svg into it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from comparisons.methods import METHODS
 from experiments import results
@@ -51,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = markdown(found)
         files.write_text(folder / "methods.md", text)
         sys.stdout.write(text)
-        drawing = figure(found)
-        if drawing is None:
-            sys.stdout.write("\nmethods.svg is not written: matplotlib is not installed\n")
-        else:
-            files.write_text(folder / "methods.svg", drawing)
+        files.write_text(folder / "methods.svg", figure(found))
     except BadInput as error:
         sys.stderr.write(f"benchmarks.comparison: {error}\n")
         return 2
@@ -167,14 +165,8 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):,.{decimals}f}"
 
 
-def figure(found: Sequence[Result]) -> str | None:
-    """Last test accuracy over N as SVG, a line for each method; None where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        return None
-    from matplotlib.figure import Figure
-
+def figure(found: Sequence[Result]) -> str:
+    """Last test accuracy over N as SVG, a line for each method."""
     trials, drawing = trials_of(found), io.StringIO()
     axes = (canvas := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
     cells = by_cell(trials)

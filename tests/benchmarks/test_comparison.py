@@ -1,7 +1,5 @@
 """The table of methods from result files: rows by hand, and what must not stand in one table."""
 
-import sys
-
 import pytest
 from conftest import ROOT
 
@@ -72,18 +70,10 @@ def test_the_tables_by_hand(write, capsys):
 
 
 def test_the_figure_has_a_line_for_each_method_and_is_always_the_same():
-    pytest.importorskip("matplotlib")
     drawing = comparison.figure(CELLS)
     assert drawing == comparison.figure(CELLS) and drawing.startswith("<?xml")
     for name in ("grafting", "stage1", "kd", "teacher"):
         assert f"<!-- {name} -->" in drawing
-
-
-def test_without_matplotlib_there_is_no_figure(write, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    folder = write(CELLS)
-    assert comparison.main([str(folder)]) == 0 and not (folder / "methods.svg").exists()
-    assert "matplotlib is not installed" in capsys.readouterr().out
 
 
 def test_results_from_before_there_were_other_methods_are_graftings(write, capsys):
