@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from benchmarks import speed
 from data.datasets import open_dataset
 from experiments import results, tables
+from experiments.setting import complete
 from grafting.recipes import PUBLISHED_SHOTS, RECIPES, batch_size, recipe_of
 from grafting.scions import parameters_by_role, scions
 from models.vgg import ARCHITECTURES, BlockwiseVGG, parameter_count
@@ -100,6 +101,17 @@ def test_the_tables_of_results_are_made_from_the_files_beside_them(folder):
     table = tables.rows(found, recipe_of(found[0]["setting"]["dataset"]))
     assert (folder / "table.md").read_text() == tables.markdown(table) + "\n"
     assert any(tables.markdown(table) in (ROOT / page).read_text() for page in ("README.md", "docs/results.md"))
+
+
+def test_the_table_of_methods_is_made_from_the_files_it_names():
+    rows = re.findall(
+        r"^\| (\w+) \| (\d+) \| (.*) \| (.*) \| `(.*)` \|$", (ROOT / "docs/comparisons.md").read_text(), re.M
+    )
+    assert len(rows) >= 6
+    for method, shots, last, best, file in rows:
+        result = results.read(ROOT / file)
+        assert (complete(result["setting"])["method"], result["setting"]["shots"]) == (method, int(shots))
+        assert last == f"{result['last']:.2f}" and best in ("-", f"{result['best']:.2f}")
 
 
 def test_files_that_are_named_exist():
