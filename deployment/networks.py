@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from data.datasets import ImageDataset
-from deployment import formats
 from deployment.comparison import Candidate
 from deployment.export import OnRawImages
 from deployment.folding import fold
+from deployment.formats import Header, Network
 from grafting.scions import scions
 from models import checkpoints, records
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen
@@ -67,16 +67,14 @@ def candidates(kind: str, state: Any, path: Path, teacher: BlockwiseVGG, dataset
     return found
 
 
-def exported(path: Path, dataset: ImageDataset) -> tuple[Candidate, str]:
-    """An exported student, and its teacher's sha256. Raises BadInput if its classes are not the data set's."""
-    network, header = formats.read(path)
+def exported(path: Path, network: Network, header: Header, dataset: ImageDataset) -> Candidate:
+    """An exported student, as formats.read() gives it. Raises BadInput if its classes are not the data set's."""
     if header.class_names != dataset.class_names():
         raise BadInput(
             f"{path}: has the {len(header.class_names)} classes of {header.dataset}, not the {dataset.classes} of"
             f" {dataset.name}; name its --dataset"
         )
-    student = Candidate("student, exported", network, header.empty_network(), torch.device("cpu"), path.stat().st_size)
-    return student, header.teacher_sha256
+    return Candidate("student, exported", network, header.empty_network(), torch.device("cpu"), path.stat().st_size)
 
 
 def of_module(name: str, network: nn.Module, dataset: ImageDataset, path: Path | None = None) -> Candidate:

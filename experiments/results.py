@@ -109,6 +109,11 @@ def read_all(output_dir: Path, except_for: Collection[Path] = ()) -> list[Result
     return sorted(found, key=lambda result: (result["setting"]["shots"], result["setting"]["trial"]))
 
 
-def name_of(result: Result) -> str:
+def cell_name(shots: int, trial: int) -> str:
     """For messages: "10-shot trial 0"."""
-    return "{shots}-shot trial {trial}".format(**result["setting"])
+    return f"{shots}-shot trial {trial}"
+
+
+def name_of(result: Result) -> str:
+    """The name of its cell."""
+    return cell_name(result["setting"]["shots"], result["setting"]["trial"])

@@ -52,15 +52,17 @@ def _require_json_target(target: Path) -> None:
 
 def _networks_in(path: Path, job: Job) -> list[Candidate]:
     """The teacher and what is in the file. An exported student is measured alone if its teacher is not there."""
-    _require_dataset(path, job)
     if job.args.teacher and not job.teacher_file.exists():
         raise BadInput(f"--teacher {job.teacher_file}: no such file; name the teacher's file")
     if formats.is_exported(path):
-        student, teacher_sha256 = exported(path, job.dataset)
-        if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != teacher_sha256:
+        network, header = formats.read(path)
+        _require_dataset(path, header.dataset, job)
+        student = exported(path, network, header, job.dataset)
+        if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != header.teacher_sha256:
             say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
             return [student]
         return [*candidates("teacher", None, job.teacher_file, job.frozen_teacher(), job.dataset), student]
+    _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
     if kind == "teacher":
         teacher = checkpoints.teacher_from_state(state, path, job.dataset.classes)
@@ -72,16 +74,17 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
     return candidates(kind, state, path, teacher, job.dataset)
 
 
-def _require_dataset(path: Path, job: Job) -> None:
-    """Raise BadInput, before anything is downloaded, if the file says that it is of another data set.
+def _recorded_dataset(path: Path) -> str | None:
+    """The data set in the record of a teacher or student."""
+    record = records.of(path) or {}
+    return record.get("dataset") or record.get("setting", {}).get("dataset")
+
+
+def _require_dataset(path: Path, dataset: str | None, job: Job) -> None:
+    """Raise BadInput, before anything is downloaded, for a file of another data set than the command names.
 
     Pictures in folders may be of any data set.
     """
-    if formats.is_exported(path):
-        dataset = formats.read(path)[1].dataset
-    else:
-        record = records.of(path) or {}
-        dataset = record.get("dataset") or record.get("setting", {}).get("dataset")
     if dataset != job.name and dataset in RECIPES and job.args.dataset != "Folder":
         raise BadInput(f"{path}: is of {dataset}; add --dataset {dataset}")
 
@@ -99,7 +102,7 @@ def export(job: Job) -> int:
     exporting.require_target(target, job.args.fresh)
     if formats.is_exported(path):
         raise BadInput(f"--export {path}: is exported already; name a student of stage 2 (...-graft-net-...)")
-    _require_dataset(path, job)
+    _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
     if kind != "stage 2":
         raise BadInput(f"--export {path}: is a {kind} file; name a student of stage 2 (...-graft-net-...)")

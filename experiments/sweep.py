@@ -130,7 +130,7 @@ class Sweep:
         with bar(desc="all cells", total=len(self.left), unit="cell") as cells_done:
             for cell in self.left:
                 line = self._run_if_free(cell, teacher, record)
-                self.plan.report(f"{name_of(cell)}: {line}")
+                self.plan.report(f"{results.cell_name(*cell)}: {line}")
                 summarize_so_far(self.plan)
                 cells_done.update()
 
@@ -161,7 +161,9 @@ class Sweep:
         started = perf_counter()
         images = self.subsets[setting.shots]
         if count := teacher.images_to_compute(images):
-            plan.report(f"{name_of(key)}: first the teacher's features of {count} images, each in {VIEWS} views")
+            plan.report(
+                f"{results.cell_name(*key)}: first the teacher's features of {count} images, each in {VIEWS} views"
+            )
         views = teacher.few_shot(images)
         features_seconds = perf_counter() - started
         curves = CellCurves(plan.output_dir, setting.content, teacher_record["accuracy"])
@@ -174,7 +176,7 @@ class Sweep:
         }
         teacher.settled.clear()
         epochs = sum(phase.epochs for phase in plan.method.phases(plan.recipe))
-        epochs_done = bar(desc=name_of(key), unit="epoch", total=epochs)
+        epochs_done = bar(desc=results.cell_name(*key), unit="epoch", total=epochs)
         after_epoch = partial(_after_epoch, curves, epochs_done)
         cell = Cell(
             setting, teacher, views, plan.eval_every, checkpoint, written, self._record(key), process, after_epoch
@@ -274,11 +276,6 @@ def summarize_so_far(plan: Plan) -> None:
             write_summary(plan.output_dir)
     except (BadInput, OSError) as error:
         plan.report(f"the table could not be written: {error}")
-
-
-def name_of(cell: CellKey) -> str:
-    """For messages: "10-shot trial 0"."""
-    return "{}-shot trial {}".format(*cell)
 
 
 def _after_epoch(curves: CellCurves, epochs_done: tqdm, phase: str, curve: Curve) -> None:
