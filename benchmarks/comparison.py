@@ -27,6 +27,12 @@ from grafting.method import GRAFTING
 from utils import files
 from utils.errors import BadInput
 
+COLUMNS = {  # of Trial: heading, decimals
+    "last": ("Test accuracy of the last epoch, %", 2),
+    "best": ("Test accuracy of the best epoch, which is chosen on the test set, %", 2),
+    "steps": ("Steps of the optimiser in a cell", 0),
+    "seconds": ("Seconds of training in a cell, without the cached teacher features and the test accuracies", 1),
+}
 STAGE1 = "stage1"  # of grafting, its scions joined without stage 2
 OF_METHOD = {*CELL_FIELDS, "method", "schedule"}
 ROWS = [name for method in METHODS for name in ((method, STAGE1) if method == "grafting" else (method,))]
@@ -34,12 +40,15 @@ ROWS = [name for method in METHODS for name in ((method, STAGE1) if method == "g
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished cell of a method. Accuracies in percent. steps: of the optimiser. seconds: spent in training."""
+    """One finished cell of a method. Accuracies in percent. steps: of the optimiser. seconds: spent in training.
+
+    best: None where there was one epoch to choose from.
+    """
 
     method: str
     shots: int
     last: float
-    best: float
+    best: float | None
     steps: int | None
     seconds: float
 
@@ -97,11 +106,12 @@ def trials_of(found: Sequence[Result]) -> list[Trial]:
         if result["status"] != "done":
             continue
         method, shots = complete(result["setting"])["method"], result["setting"]["shots"]
-        phases = result["phases"]
-        trials.append(Trial(method, shots, result["last"], result["best"], *spent(phases.values())))
+        phases, final = result["phases"], result["setting"]["schedule"][-1]
+        best = result["best"] if final.get("selects_among", final["epochs"]) > 1 else None
+        trials.append(Trial(method, shots, result["last"], best, *spent(phases.values())))
         if method == GRAFTING.name and (joined := result.get("stage1_joined")):
             stage1 = [phases[name] for name in ("B0", "B1", "B2")]
-            trials.append(Trial(STAGE1, shots, joined["accuracy"], joined["accuracy"], *spent(stage1)))
+            trials.append(Trial(STAGE1, shots, joined["accuracy"], None, *spent(stage1)))
     return trials
 
 
@@ -117,23 +127,16 @@ def markdown(found: Sequence[Result]) -> str:
     setting, teacher = found[0]["setting"], found[0]["teacher"]["accuracy"]
     counts = sorted({len(group) for group in by_cell(trials).values()})
     failed = [f"{complete(r['setting'])['method']}, {results.name_of(r)}" for r in found if r["status"] != "done"]
-    return (
-        "\n\n".join(
-            [
-                f"{setting['dataset']}, teacher {teacher:.2f}%; mean ± sample standard deviation of the trials;"
-                f" trials in a cell: {' or '.join(map(str, counts))}" + "".join(f"; failed: {name}" for name in failed),
-                "Test accuracy of the last epoch, %:",
-                table(trials, "last", 2),
-                "Test accuracy of the best epoch, which is chosen on the test set, %:",
-                table(trials, "best", 2),
-                "Steps of the optimiser in a cell:",
-                table(trials, "steps", 0),
-                "Seconds of training in a cell, without the cached teacher features and the test accuracies:",
-                table(trials, "seconds", 1),
-            ]
-        )
-        + "\n"
+    head = (
+        f"{setting['dataset']}, teacher {teacher:.2f}%; mean ± sample standard deviation of the trials;"
+        f" trials in a cell: {' or '.join(map(str, counts))}" + "".join(f"; failed: {name}" for name in failed)
     )
+    tables = [
+        f"{heading}:\n\n{table(trials, column, decimals)}"
+        for column, (heading, decimals) in COLUMNS.items()
+        if any(getattr(trial, column) is not None for trial in trials)
+    ]
+    return "\n\n".join([head, *tables]) + "\n"
 
 
 def by_cell(trials: Sequence[Trial]) -> dict[tuple[str, int], list[Trial]]:

@@ -10,56 +10,20 @@ decides, test accuracies are measured at a few epochs only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-
-import torch
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from comparisons.methods import GRID
 from experiments import results
 from experiments.job import Job, say
 from experiments.plan import Plan
 from experiments.sweep import Sweep
-from grafting.method import Distill, Method, Networks
-from grafting.recipes import Phase, Recipe
-from models.checkpoints import State
-from models.vgg import BlockwiseVGG
+from grafting.method import Method
 from train_fskd import arguments
 from utils import files
 from utils.errors import BadInput
 
 N, TRIAL = 10, 0
-
-
-@dataclass(frozen=True)
-class WithoutSelection:
-    """A method without the test accuracies of its last epochs, among which its best one is chosen."""
-
-    method: Method
-
-    @property
-    def name(self) -> str:
-        return self.method.name
-
-    def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        return tuple(without_selection(phase) for phase in self.method.phases(recipe))
-
-    def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
-        return self.method.networks(teacher, generator)
-
-    def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
-        def distill_it(phase: Phase, *arguments: object) -> None:
-            distill(without_selection(phase), *arguments)
-
-        self.method.train(recipe, networks, distill_it, keep_stage1)
-
-    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
-        self.method.write(teacher, state, path)
-
-
-def without_selection(phase: Phase) -> Phase:
-    return replace(phase, selects_among=1) if phase.selects else phase
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +50,8 @@ def plan_of(entry: Method, plan: Plan) -> Plan:
     label = label_of(entry)
     return replace(
         plan,
-        method=WithoutSelection(entry),
+        method=entry,
+        recipe=plan.recipe.best_of(1),
         cells=((N, TRIAL),),
         output_dir=plan.output_dir / label,
         student_dir=plan.student_dir / f"{entry.name}-{label}",

@@ -36,7 +36,7 @@ class FSKD:
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """One pass over the layers counts as an epoch, without a learning rate."""
-        return (Phase("fskd", recipe.stage2[-1].span, 1, 0.0, 0.0, scaled=False, selects=True),)
+        return (Phase("fskd", recipe.stage2[-1].span, 1, 0.0, 0.0, scaled=False, selects_among=1),)
 
     def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
         return own_blocks(pruned(teacher))

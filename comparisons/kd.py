@@ -64,6 +64,6 @@ def kd_phase(recipe: Recipe, epochs: int, lr: float, temperature: float) -> Phas
     """The student's own blocks at once. It is chosen among as many epochs as grafting's."""
     last = recipe.stage2[-1]
     return Phase(
-        "kd", last.span, epochs, lr, lr, scaled=False, selects=True, selects_among=last.epochs,
+        "kd", last.span, epochs, lr, lr, scaled=False, selects_among=last.selects_among,
         loss=Softened(temperature),
     )  # fmt: skip

@@ -30,8 +30,8 @@ class Whole:
         last = recipe.stage2[-1]
         return (
             Phase(
-                "whole", last.span, recipe.epochs, self.lr_student, self.lr_adapter, scaled=False, selects=True,
-                selects_among=last.epochs,
+                "whole", last.span, recipe.epochs, self.lr_student, self.lr_adapter, scaled=False,
+                selects_among=last.selects_among,
             ),
         )  # fmt: skip
 

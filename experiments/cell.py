@@ -183,4 +183,4 @@ def require_same_layout(saved: dict[str, Tensor], expected: dict[str, Tensor]) -
 def curve_from(fields: dict[str, Any]) -> Curve:
     """A Curve from JSON, whose keys (the epochs) are strings."""
     accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-    return Curve(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))
+    return Curve(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0), fields.get("best_from", 1))

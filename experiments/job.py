@@ -45,7 +45,8 @@ class Job:
     def __init__(self, args: argparse.Namespace, rank: Rank = SINGLE_PROCESS):
         self.args = args
         self.rank = rank
-        self.recipe = RECIPES[args.dataset]
+        recipe = RECIPES[args.dataset]
+        self.recipe = recipe.best_of(args.best_of) if args.best_of else recipe
         self.name = dataset_name(args.dataset, args.data_path)
         if args.optimize_span != "front" and args.method != "grafting":
             raise BadInput(f"--optimize_span {args.optimize_span}: only with --method grafting")

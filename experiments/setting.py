@@ -15,6 +15,7 @@ from utils.errors import BadInput
 
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
 SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
+SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among")  # of the schedule
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _phase_content(phase: Phase, shots: int) -> dict[str, Any]:
         "lr_adapter": lr_adapter,
         "batch": batch_size(shots),
     }
-    if phase.selects_among is not None:
+    if 0 < phase.selects_among < phase.epochs:
         content["selects_among"] = phase.selects_among
     if phase.loss is not None:
         content["loss"] = {"name": type(phase.loss).__name__, **asdict(phase.loss)}
@@ -109,4 +110,4 @@ def _first_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str | N
 def _across_shots(setting: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree between cells of different N."""
     same = {name: value for name, value in setting.items() if name not in SHOTS_FIELDS}
-    return {**same, "schedule": [(step["phase"], step["span"], step["epochs"]) for step in setting["schedule"]]}
+    return {**same, "schedule": [[step.get(name) for name in SAME_FOR_ALL_SHOTS] for step in setting["schedule"]]}

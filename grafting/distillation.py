@@ -49,13 +49,15 @@ class Curve:
     """What was measured in a phase, epoch by epoch (counted from 1).
 
     losses: mean over images, one an epoch. accuracies: test accuracy in percent by epoch, where measured.
-    seconds: wall-clock spent in training and in evaluation. steps: of the optimiser.
+    seconds: wall-clock spent in training and in evaluation. steps: of the optimiser. best_from: the first epoch that
+    may be the best one.
     """
 
     losses: list[float] = field(default_factory=list)
     accuracies: dict[int, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
     steps: int = 0
+    best_from: int = 1
 
     @property
     def epoch(self) -> int:
@@ -65,7 +67,8 @@ class Curve:
     @property
     def best_epoch(self) -> int:
         """The epoch of highest test accuracy, the first one on ties."""
-        return max(self.accuracies, key=lambda epoch: (self.accuracies[epoch], -epoch))
+        candidates = [epoch for epoch in self.accuracies if epoch >= self.best_from]
+        return max(candidates, key=lambda epoch: (self.accuracies[epoch], -epoch))
 
 
 class Distillation:
@@ -83,7 +86,7 @@ class Distillation:
         self.optimizer = torch.optim.Adam(
             [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}], fused=True
         )
-        self.curve = Curve()
+        self.curve = Curve(best_from=phase.best_from)
         self.best: dict[str, Tensor] | None = None
 
     def run(
@@ -98,7 +101,7 @@ class Distillation:
         """Train up to the phase's last epoch, after the epochs that are done already.
 
         batch: images per step. eval_every: epochs between test accuracies; by default a phase is measured CURVE_POINTS
-        times. A phase that selects its best epoch does not obey it (`measured`). purpose: what the random draws depend
+        times. Epochs among which the student is chosen are all measured. purpose: what the random draws depend
         on beside phase and epoch (utils/seeds.py). after_epoch: called after every epoch. Raises NotFinite.
         """
         network, step = self.scion_and_tail(teacher), self.step_for(teacher, views)
@@ -116,19 +119,15 @@ class Distillation:
                 started = perf_counter()
                 self.curve.accuracies[epoch] = teacher.accuracy(network, self.phase.span[0])
                 self.curve.seconds["evaluation"] += perf_counter() - started
-                if self.phase.selects and self.curve.best_epoch == epoch:
+                if self.phase.selects(epoch) and self.curve.best_epoch == epoch:
                     self.best = on_cpu(self.scion)
             after_epoch(self)
 
     def measured(self, epoch: int, eval_every: int | None) -> bool:
         """Whether the test accuracy of the epoch is measured. That of the last one is."""
         phase = self.phase
-        if phase.selects and epoch > phase.epochs - (phase.selects_among or phase.epochs):
-            return True
-        every = math.ceil(phase.epochs / CURVE_POINTS)
-        if not phase.selects:  # where they decide the best epoch, the choice of epochs must be the same for all runs
-            every = eval_every or every
-        return epoch % every == 0 or epoch == phase.epochs
+        every = eval_every or math.ceil(phase.epochs / CURVE_POINTS)
+        return phase.selects(epoch) or epoch % every == 0 or epoch == phase.epochs
 
     def scion_and_tail(self, teacher: FrozenTeacher) -> nn.Sequential:
         """The scion and the teacher's blocks behind it: from the features in front of the scion to the logits."""

@@ -51,8 +51,8 @@ def front(two: Phase, three: Phase) -> tuple[Phase, ...]:
 
 
 def straight(two: Phase, three: Phase) -> tuple[Phase, ...]:
-    """From stage 1 to L=3 without L=2, for as many epochs as both. The student is one of as many epochs as L=3 has."""
-    return (replace(three, epochs=two.epochs + three.epochs, selects_among=three.epochs),)
+    """From stage 1 to L=3 without L=2, for as many epochs as both. The student is chosen among as many as in L=3."""
+    return (replace(three, epochs=two.epochs + three.epochs),)
 
 
 def back(two: Phase, three: Phase) -> tuple[Phase, ...]:

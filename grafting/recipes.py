@@ -24,9 +24,9 @@ class Phase:
     """One distillation: its span, epochs and learning rates.
 
     span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks and classifier.
-    lr_adapter: learning rate of the 1x1 adapters. scaled: whether both scale with N/10. selects: whether the
-    student is its epoch of highest test accuracy; then the test accuracy of every epoch is measured, or of every one
-    of the last `selects_among`.
+    lr_adapter: learning rate of the 1x1 adapters. scaled: whether both scale with N/10. selects_among: the
+    student is the epoch of highest test accuracy among so many last ones, each of which is measured; 0: no student is
+    chosen in this phase.
 
     Only for comparisons with other methods (comparisons/): loss: of (student, teacher), summed over the batch, instead
     of the distance of grafting/distillation.py. at_logits: whether it compares the logits; if not, the outputs of the
@@ -39,8 +39,7 @@ class Phase:
     lr_student: float
     lr_adapter: float
     scaled: bool
-    selects: bool = False
-    selects_among: int | None = None
+    selects_among: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     at_logits: bool = True
 
@@ -48,6 +47,15 @@ class Phase:
         """Learning rates (student, adapter) at N shots."""
         scale = shots / 10 if self.scaled else 1.0
         return self.lr_student * scale, self.lr_adapter * scale
+
+    @property
+    def best_from(self) -> int:
+        """The first epoch that may be the best one, counted from 1."""
+        return max(1, self.epochs - self.selects_among + 1) if self.selects_among else 1
+
+    def selects(self, epoch: int) -> bool:
+        """Whether the student may be that of this epoch."""
+        return self.selects_among > 0 and epoch >= self.best_from
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,11 @@ class Recipe:
         """Of all phases together."""
         return sum(phase.epochs for phase in self.phases)
 
+    def best_of(self, epochs: int) -> Recipe:
+        """The same schedule, its student chosen among that many last epochs."""
+        two, three = self.stage2
+        return replace(self, stage2=(two, replace(three, selects_among=min(epochs, three.epochs))))
+
     def steps(self, shots: int, classes: int) -> int:
         """Of the optimiser, in a whole cell."""
         return self.epochs * ceil(shots * classes / batch_size(shots))
@@ -97,7 +110,7 @@ def _stage2(epochs: int, rate: float = 1e-4) -> tuple[Phase, Phase]:
     """One rate for everything, as the released code runs it (docs/method.md, section 9)."""
     return (
         Phase("L2", (3, 5), epochs, rate, rate, scaled=False),
-        Phase("L3", (3, 6), epochs, rate, rate, scaled=False, selects=True),
+        Phase("L3", (3, 6), epochs, rate, rate, scaled=False, selects_among=epochs),
     )
 
 

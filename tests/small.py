@@ -69,7 +69,10 @@ def short_recipe(stage1: tuple[int, int, int] = (3, 2, 2), stage2: tuple[int, in
     """CIFAR10's recipe with these few epochs, and no published results."""
 
     def shortened(phases, epochs):
-        return tuple(replace(phase, epochs=e) for phase, e in zip(phases, epochs, strict=True))
+        return tuple(
+            replace(phase, epochs=e, selects_among=min(phase.selects_among, e))
+            for phase, e in zip(phases, epochs, strict=True)
+        )
 
     return replace(
         CIFAR10, stage1=shortened(CIFAR10.stage1, stage1), stage2=shortened(CIFAR10.stage2, stage2), published={}

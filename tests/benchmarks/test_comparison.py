@@ -14,7 +14,8 @@ TABLES = sorted(ROOT.glob("benchmarks/results/methods/*/methods.md"))
 def cell(method, shots, trial, last, **setting):
     grafting = method == "grafting"
     phases = dict.fromkeys(("B0", "B1", "B2", "L3") if grafting else (method,), PHASE)
-    fields = {"dataset": "D", "teacher_sha256": "t", "subset_sha256": f"of {shots}", "schedule": [], "method": method}
+    fields = {"dataset": "D", "teacher_sha256": "t", "subset_sha256": f"of {shots}", "method": method}
+    fields["schedule"] = [{"phase": "last", "span": [3, 6], "epochs": 100}]
     return {
         "status": "done", "best": last + 1, "last": last, "phases": phases, "teacher": {"accuracy": 92.3},
         "stage1_joined": {"accuracy": 30.0, "seconds": 1.0} if grafting else None,
@@ -59,7 +60,7 @@ def test_the_tables_by_hand(write, capsys):
         "| kd | 70.00 | - |",
     ]
     assert best.splitlines()[2:] == [
-        "| grafting | 82.00 ± 1.41 | 91.00 |", "| stage1 | 30.00 ± 0.00 | 30.00 |", "| kd | 71.00 | - |"
+        "| grafting | 82.00 ± 1.41 | 91.00 |", "| stage1 | - | - |", "| kd | 71.00 | - |"
     ]  # fmt: skip
     assert steps.splitlines()[2:] == [
         "| grafting | 400 ± 0 | 400 |", "| stage1 | 300 ± 0 | 300 |", "| kd | 100 | - |"
@@ -67,6 +68,13 @@ def test_the_tables_by_hand(write, capsys):
     assert seconds.splitlines()[2:] == [
         "| grafting | 8.0 ± 0.0 | 8.0 |", "| stage1 | 6.0 ± 0.0 | 6.0 |", "| kd | 2.0 | - |"
     ]  # fmt: skip
+
+
+def test_what_was_not_looked_for_has_no_table(write, capsys):
+    one_epoch = [{"phase": "last", "span": [3, 6], "epochs": 100, "selects_among": 1}]
+    assert comparison.main([str(write([cell("kd", 1, 0, 70.0, schedule=one_epoch)]))]) == 0
+    text = capsys.readouterr().out
+    assert "last epoch, %:" in text and "best epoch" not in text and "71.00" not in text
 
 
 def test_the_figure_has_a_line_for_each_method_and_is_always_the_same():
@@ -81,8 +89,8 @@ def test_results_from_before_there_were_other_methods_are_graftings(write, capsy
     del old["setting"]["method"], old["stage1_joined"]
     old["phases"] = {"B0": {"seconds": PHASE["seconds"]}}
     assert comparison.main([str(write([old]))]) == 0
-    assert "| grafting | 80.00 |" in (text := capsys.readouterr().out) and "| grafting | - |" in text
-    assert "stage1" not in text
+    assert "| grafting | 80.00 |" in (text := capsys.readouterr().out)
+    assert "stage1" not in text and "Steps" not in text
 
 
 def test_a_failed_cell_is_named(write, capsys):

@@ -110,6 +110,18 @@ def test_the_order_of_cells_and_which_others_run_change_nothing(plan):
     assert numbers(plan("apart")) == numbers(plan("all"))
 
 
+def test_best_of_one_takes_the_last_epoch_and_is_never_mixed_with_the_best(plan, recipe):
+    whole, last = plan("whole"), plan("last", recipe=recipe.best_of(1))
+    run(whole)
+    run(last)
+    one, other = result(last, 1, 0), result(whole, 1, 0)
+    assert one["best"] == one["last"] == other["last"] and one["best_epoch"] == recipe.stage2[1].epochs
+    assert len(one["phases"]["L3"]["accuracies"]) < len(other["phases"]["L3"]["accuracies"])
+    for cells in (last.cells, ((3, 0),)):
+        with pytest.raises(BadInput, match="schedule"):
+            Sweep(replace(last, output_dir=whole.output_dir, cells=cells), CPU)
+
+
 def test_memory_and_eval_every_change_no_result(plan):
     run(plan("cached"))
     run(plan("plain", memory=0, eval_every=100))

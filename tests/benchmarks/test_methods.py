@@ -1,0 +1,50 @@
+"""Every method's cells in one command: who has which cells, what is shared, what is continued."""
+
+import pytest
+
+from acceleration.feature_cache import FeatureCache
+from benchmarks import methods
+from comparisons.methods import METHODS
+from experiments import results
+from experiments.sweep import Sweep
+from grafting.method import GRAFTING
+
+COMMAND = ["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2", "--best_of", "1", "--output_dir", "all"]
+
+
+def cells(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("trial-*.json")}
+
+
+def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch, capsys):
+    filled, fill = [], FeatureCache._fill
+    monkeypatch.setattr(FeatureCache, "_fill", lambda cache, *image: filled.append(image) or fill(cache, *image))
+    assert methods.main(COMMAND) == 0
+    folder = with_teacher / "all"
+    assert cells(folder) == {
+        f"{name}/results/{shots}-shot/trial-{trial}.json"
+        for name in METHODS
+        for shots in (1, 2)
+        for trial in (0, 1)
+        if name != "fskd" or trial == 0
+    }
+    assert len(filled) == 6, "views of an image were computed more than once"
+    printed = capsys.readouterr().out
+    assert (folder / "methods.md").read_text() in printed and (folder / "methods.svg").exists()
+    assert all(f"| {name} |" in printed for name in METHODS) and "best epoch" not in printed
+
+    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: pytest.fail("a finished cell was run again"))
+    assert methods.main(COMMAND) == 0
+
+
+def test_some_methods(with_teacher):
+    assert methods.main([*COMMAND, "--nshot", "1", "--trials", "1", "--methods", "grafting", "fskd"]) == 0
+    folder = with_teacher / "all"
+    assert cells(folder) == {"grafting/results/1-shot/trial-0.json", "fskd/results/1-shot/trial-0.json"}
+    assert results.read_all(folder / "grafting")[0]["setting"]["method"] == GRAFTING.name
+
+
+def test_bad_input_is_one_line(with_teacher, capsys):
+    assert methods.main([*COMMAND, "--teacher", "nowhere.pth"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("benchmarks.methods: nowhere.pth") and error.count("\n") == 1
