@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -43,8 +43,12 @@ class Rank:
         return self.index == 0
 
     def wait(self) -> None:
-        """Wait until every rank has called this. Raises RankLost."""
-        self._all_succeeded(True)
+        """The leader waits until every rank has called this. Raises RankLost in the leader.
+
+        The others have nothing left to do: where the leader has ended before their last message came, they are done.
+        """
+        with nullcontext() if self.is_leader else suppress(RankLost):
+            self._all_succeeded(True)
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:

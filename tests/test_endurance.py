@@ -110,7 +110,7 @@ def test_two_runs_in_one_folder_do_each_cell_once(folders):
 
 
 def command(folder, *launcher, **environment):
-    """The small sweep through the command line; (exit status, output)."""
+    """The small sweep through the command line; (exit status, output). pytest shows its stderr where a test fails."""
     arguments = [
         "--nshot",
         "1",
@@ -127,6 +127,7 @@ def command(folder, *launcher, **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment},
         capture_output=True, text=True, cwd=folder.parent,
     )  # fmt: skip
+    sys.stderr.write(done.stderr)
     return done.returncode, done.stdout
 
 

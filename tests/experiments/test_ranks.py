@@ -1,5 +1,7 @@
 """Ranks without processes: a replacement for the connection records when ranks wait for each other."""
 
+from unittest.mock import MagicMock
+
 import pytest
 
 import train_fskd
@@ -64,8 +66,15 @@ def test_a_lost_rank_is_one_line(monkeypatch):
 
     monkeypatch.setattr(ranks.distributed, "all_reduce", closed)
     with pytest.raises(RankLost, match="another process of this torchrun has ended") as lost:
-        Rank(1, 2).wait()
+        Rank(0, 2).wait()
     assert "\n" not in str(lost.value)
+
+
+def test_a_rank_that_is_done_does_not_mind_that_the_leader_has_ended(monkeypatch):
+    monkeypatch.setattr(ranks.distributed, "all_reduce", MagicMock(side_effect=RuntimeError("closed by peer")))
+    Rank(1, 2).wait()
+    with pytest.raises(RankLost), Rank(1, 2).leader_first():
+        pytest.fail("went on without the leader's work")
 
 
 @pytest.mark.parametrize(
