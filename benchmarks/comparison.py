@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from comparisons.methods import METHODS
@@ -169,26 +170,36 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
 
 
 def figure(found: Sequence[Result]) -> str:
-    """Last test accuracy over N as SVG, a line for each method."""
+    """Last test accuracy over N as SVG: the methods, and grafting without and with stage 2, a line for each."""
     trials, drawing = trials_of(found), io.StringIO()
-    axes = (canvas := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
-    cells = by_cell(trials)
-    for method in methods_of(trials):
-        shots = sorted(n for name, n in cells if name == method)
-        values = [[trial.last for trial in cells[method, n]] for n in shots]
-        spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        axes.errorbar(shots, [statistics.fmean(v) for v in values], spreads, marker="o", capsize=3, label=method)
-    axes.axhline(found[0]["teacher"]["accuracy"], color="black", linestyle="--", label="teacher")
-    shots = sorted({trial.shots for trial in trials})
+    methods = [method for method in methods_of(trials) if method != STAGE1]
+    panels = {"Methods": methods}
+    if any(trial.method == STAGE1 for trial in trials):
+        panels["Grafting without and with stage 2"] = [STAGE1, GRAFTING.name]
+    canvas = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
+    for axes, (title, lines) in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        draw(axes, trials, lines)
+        axes.axhline(found[0]["teacher"]["accuracy"], color="black", linestyle="--", label="teacher")
+        axes.set_title(f"{found[0]['setting']['dataset']}: {title}")
+        axes.legend(fontsize="small")
+    with matplotlib.rc_context({"svg.hashsalt": "methods"}):  # the same results give the same file
+        canvas.savefig(drawing, format="svg", metadata={"Date": None})
+    return drawing.getvalue()
+
+
+def draw(axes: Axes, trials: Sequence[Trial], methods: Sequence[str]) -> None:
+    """A line for each method: mean over N, with the spread of its trials."""
+    cells, shots = by_cell(trials), sorted({trial.shots for trial in trials})
+    for method in methods:
+        measured = [n for n in shots if (method, n) in cells]
+        values = [[trial.last for trial in cells[method, n]] for n in measured]
+        means, spreads = map(statistics.fmean, values), [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        color = f"C{ROWS.index(method)}"  # the same in every figure
+        axes.errorbar(measured, list(means), spreads, color=color, marker="o", markersize=4, capsize=3, label=method)
     axes.set_xscale("log")
     axes.set_xticks(shots, list(map(str, shots)), minor=False)
     axes.minorticks_off()
     axes.set(xlabel="N, images per class", ylabel="test accuracy of the last epoch, %")
-    axes.set_title(found[0]["setting"]["dataset"])
-    axes.legend()
-    with matplotlib.rc_context({"svg.hashsalt": "methods"}):  # the same results give the same file
-        canvas.savefig(drawing, format="svg", metadata={"Date": None})
-    return drawing.getvalue()
 
 
 if __name__ == "__main__":
