@@ -112,6 +112,16 @@ def test_the_tables_of_methods_are_in_the_docs(file):
         assert "\n".join(text.split("\n")[start:end]) in page
 
 
+def test_the_table_of_subset_seeds_is_made_from_the_files_it_names():
+    rows = re.findall(
+        r"^\| (\d+)(?: \(as released\))? \| (.*) \| `(.*)` \|$", (ROOT / "docs/results.md").read_text(), re.M
+    )
+    assert len(rows) >= 3
+    for seed, last, file in rows:
+        result = results.read(ROOT / file)
+        assert (result["setting"]["subset_seed"], f"{result['last']:.2f}") == (int(seed), last)
+
+
 def test_files_that_are_named_exist():
     for page in PAGES:
         for name in re.findall(r"[\w/]+\.py\b", page.read_text()):
