@@ -193,6 +193,7 @@ class Sweep:
             curves.finish(content)
         finally:
             curves.close()
+            epochs_done.refresh()  # its last state: between updates tqdm waits
             epochs_done.close()
         if not failure:
             self._write_confusion(key, teacher, cell)
