@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, flags = parser.parse_known_args(argv)
     args = arguments(flags)
     try:
+        if args.optimize_span != "front":
+            raise BadInput("--optimize_span: name grafting-straight or grafting-back with --methods")
         job, prepared = Job(args), None
         plan = job.plan()
         for name in chosen.methods:

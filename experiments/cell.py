@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
@@ -106,7 +106,8 @@ class Cell:
                 restore_adam(self.current.optimizer, self._restored["optimizer"])
                 if self._restored["best"] is not None:
                     require_same_layout(self._restored["best"], scion.state_dict())
-            self.current.curve, self.current.best = self.curves[phase.name], self._restored["best"]
+            self.current.curve = replace(self.curves[phase.name], best_from=phase.best_from)
+            self.current.best = self._restored["best"]
             self._restored = None
         self.curves[phase.name] = self.current.curve
         batch = batch_size(self.setting.shots)
@@ -183,4 +184,4 @@ def require_same_layout(saved: dict[str, Tensor], expected: dict[str, Tensor]) -
 def curve_from(fields: dict[str, Any]) -> Curve:
     """A Curve from JSON, whose keys (the epochs) are strings."""
     accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-    return Curve(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0), fields.get("best_from", 1))
+    return Curve(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))

@@ -48,3 +48,5 @@ def test_bad_input_is_one_line(with_teacher, capsys):
     assert methods.main([*COMMAND, "--teacher", "nowhere.pth"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("benchmarks.methods: nowhere.pth") and error.count("\n") == 1
+    assert methods.main([*COMMAND, "--optimize_span", "back"]) == 2
+    assert "with --methods" in capsys.readouterr().err
