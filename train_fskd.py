@@ -17,7 +17,7 @@ import sys
 from grafting.recipes import PUBLISHED_SHOTS, RECIPES
 from models.architectures import TRAINABLE
 from utils import signals
-from utils.arguments import parser
+from utils.arguments import Parser, parser
 from utils.torchrun import prints_for_all
 
 # Threads that wait sleep instead of spinning: beside another job, a training step is then several times as fast, and
@@ -38,8 +38,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The parsed command line. A wrong argument ends the program with one line and exit status 2."""
+    return command_line("train_fskd.py", __doc__).parse_args(argv)
+
+
+def command_line(name: str, description: str) -> Parser:
+    """All flags, for the program of that name."""
     quiet = not prints_for_all()
-    return parser(__doc__, tuple(RECIPES), PUBLISHED_SHOTS, TRAINABLE, quiet).parse_args(argv)
+    return parser(name, description, tuple(RECIPES), PUBLISHED_SHOTS, TRAINABLE, quiet)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What makes the method fast: cached teacher features, fast test predictions, CUDA graphs.
+"""What makes the method fast: cached teacher features, matrix products, fast test predictions, CUDA graphs.
 
 Results are those of `grafting/` alone up to rounding.
 """

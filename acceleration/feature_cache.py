@@ -20,6 +20,7 @@ from data.datasets import LabelledImages
 from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
 from grafting.teacher import TEST_BATCH, FrozenTeacher, Step, Views
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG
+from utils import machine
 from utils.errors import BadInput
 from utils.progress import bar
 
@@ -31,8 +32,8 @@ class CachedTeacher(FrozenTeacher):
 
     subsets: the few-shot subsets (N, 3, 32, 32) uint8 that the run will use, in this order. budget: bytes that the
     cache of their views may take, in dtype; the test features are not counted. What is cached for a subset depends on
-    its size alone, so that no cell's numbers depend on which other cells run. settled: how many test predictions each
-    level of acceleration/fast_predictions.py has settled so far.
+    its size and the budget alone, so that no cell's numbers depend on which other cells run. settled: how many test
+    predictions each level of acceleration/fast_predictions.py has settled so far.
     """
 
     def __init__(
@@ -153,16 +154,19 @@ class FeatureCache:
         self.index_of = {image.tobytes(): index for index, image in enumerate(images)}
         self.filled: set[int] = set()
         shapes = output_shapes(teacher.network)
+        needed = bytes_cached(teacher.network, len(images), starts, dtype)
+        shortage = BadInput(
+            f"--memory: {needed / 1e9:.1f} GB for the cached teacher features are not available; give less"
+        )
+        if teacher.device.type == "cpu" and needed > machine.free_host_memory():  # Linux may promise more than that
+            raise shortage
         try:
             self.cached = {  # zeros, not empty: memory is taken when it is first written
                 start: torch.empty(len(images) * VIEWS, *shapes[start], dtype=dtype, device=teacher.device).zero_()
                 for start in (*starts, len(teacher.network))
             }
         except RuntimeError as error:
-            needed = bytes_cached(teacher.network, len(images), starts, dtype) / 1e9
-            raise BadInput(
-                f"--memory: {needed:.1f} GB for the cached teacher features are not available; give less"
-            ) from error
+            raise shortage from error
 
     def holds(self, images: np.ndarray) -> bool:
         """Whether there is room for the views of all these images."""

@@ -27,9 +27,9 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
     """The network, for maps (B, C, side, side) -> (B, classes), in evaluation mode.
 
     It may consist of 3x3 and 1x1 convolutions, ReLU, max-pools, flatten, linear layers and BatchNorm1d; side is 4, 2
-    or 1. Layers that require gradients are trained through the result: they share their weights with it. The weights
-    of all others, and of every layer under `torch.no_grad`, are copied and transformed once, here; linear layers of
-    these that follow one another become one.
+    or 1. Layers that require gradients share their weights with the result and are trained through it. All other
+    weights are copied here and transformed once; under `torch.no_grad` that is every layer. Copied linear layers that
+    follow one another become one.
     """
     layers: list[nn.Module] = [ToColumns()]
     for layer in network.modules():
@@ -85,7 +85,10 @@ class OnlyPixel(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Largest of 2x2 pixels: (4 n, C, B) -> (n, C, B). The gradient of equal ones is divided; behind ReLU only 0 is."""
+    """Largest of 2x2 pixels: (4 n, C, B) -> (n, C, B). Several largest pixels share the gradient.
+
+    Behind a ReLU these are in practice zeros, which pass no gradient on.
+    """
 
     def forward(self, columns: Tensor) -> Tensor:
         side = round(len(columns) ** 0.5)

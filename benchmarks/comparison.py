@@ -27,6 +27,7 @@ from experiments.setting import CELL_FIELDS, SHOTS_FIELDS, complete, require_com
 from grafting.method import GRAFTING
 from utils import files
 from utils.errors import BadInput
+from utils.markdown import markdown_table
 
 COLUMNS = {  # of Trial: heading, decimals
     "last": ("Test accuracy of the last epoch, %", 2),
@@ -155,7 +156,7 @@ def table(trials: Sequence[Trial], column: str, decimals: int) -> str:
     for method in methods_of(trials):
         values = [[getattr(trial, column) for trial in cells.get((method, n), [])] for n in shots]
         lines.append([method, *(mean_and_spread(of_cell, decimals) for of_cell in values)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines)
 
 
 def methods_of(trials: Sequence[Trial]) -> list[str]:

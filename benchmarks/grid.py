@@ -2,9 +2,9 @@
 
     python -m benchmarks.grid --dataset CIFAR10 --method kd --output_dir benchmarks/results/grids/CIFAR10/kd
 
-Takes the flags of train_fskd.py. Each entry has an output directory of its own, so an interrupted grid continues where
-it stopped. Writes grid.md. The entry with the highest last test accuracy is the one for METHODS. Since the last one
-decides, test accuracies are measured at a few epochs only.
+Takes the flags of train_fskd.py, but for those that say which cells. Each entry has an output directory of its own, so
+an interrupted grid continues where it stopped. Writes grid.md. The entry with the highest last test accuracy is the
+one for METHODS. Since the last one decides, test accuracies are measured at a few epochs only.
 """
 
 from __future__ import annotations
@@ -15,25 +15,32 @@ from dataclasses import asdict, replace
 
 from comparisons.methods import GRID
 from experiments import results
+from experiments.commands import require_sweep
 from experiments.job import Job, say
 from experiments.plan import Plan
 from experiments.sweep import Sweep
 from grafting.method import Method
-from train_fskd import arguments
+from train_fskd import command_line
 from utils import files
 from utils.errors import BadInput
+from utils.markdown import markdown_table
 
 N, TRIAL = 10, 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(sys.argv[1:] if argv is None else argv)
+    parser = command_line("benchmarks.grid", __doc__)
+    args = parser.parse_args(argv)
     try:
+        require_sweep(args)
+        for flag in ("nshot", "trials", "shard", "best_of"):
+            if getattr(args, flag) != parser.get_default(flag):
+                raise BadInput(f"--{flag}: leave it out; a grid is N = {N}, trial {TRIAL}, --best_of 1")
         if args.method not in GRID:
             raise BadInput(f"--method {args.method}: has no grid; choose from {', '.join(GRID)}")
         job = Job(args)
-        plans = {entry: plan_of(entry, job.plan()) for entry in GRID[args.method]}
-        prepared = None
+        plan, prepared = job.plan(), None
+        plans = {entry: plan_of(entry, plan) for entry in GRID[args.method]}
         for plan in plans.values():
             prepared = Sweep(plan, job.device).run(prepared)
         text = markdown(plans)
@@ -64,17 +71,19 @@ def label_of(entry: Method) -> str:
 
 
 def markdown(plans: dict[Method, Plan]) -> str:
-    """The table of the grid, and what is chosen."""
-    found = {entry: results.read(results.path_of(plan.output_dir, N, TRIAL)) for entry, plan in plans.items()}
+    """The table of the grid, and what is chosen. Another process may still be running an entry."""
+    paths = {entry: results.path_of(plan.output_dir, N, TRIAL) for entry, plan in plans.items()}
+    found = {
+        entry: results.read(path) if path.exists() else {"status": "not finished"} for entry, path in paths.items()
+    }
     done = {entry: result for entry, result in found.items() if result["status"] == "done"}
     names = list(asdict(next(iter(plans))))
     lines = [[*names, "last"], ["-:"] * (len(names) + 1)]
     for entry, result in found.items():
-        last = f"{result['last']:.2f}" if entry in done else "failed"
+        last = f"{result['last']:.2f}" if entry in done else result["status"]
         lines.append([*(f"{value:g}" for value in asdict(entry).values()), last])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     chosen = max(done, key=lambda entry: done[entry]["last"], default=None)
-    return f"{table}\n\nHighest last test accuracy at N = {N}, trial {TRIAL}: `{chosen}`\n"
+    return f"{markdown_table(lines)}\n\nHighest last test accuracy at N = {N}, trial {TRIAL}: `{chosen}`\n"
 
 
 if __name__ == "__main__":

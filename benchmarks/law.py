@@ -21,6 +21,7 @@ from benchmarks.teachers import MEASURED
 from experiments.expectation import Rule
 from models.vgg import FIRST_GRAFTED
 from utils import files
+from utils.markdown import markdown_table
 
 SHOTS = (1, 10)
 FITTED = "Shapes10"
@@ -132,7 +133,6 @@ def markdown(points: Sequence[Point]) -> str:
             measured = f"{-p.losses[n]:+.2f}" if n in p.losses else "-"
             line += [measured, f"{-rule.loss(p.shortfall):+.2f}"]
         lines.append(line)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     origins = len({point.origin for point in used})
     below = [f"Fitted on the {len(used)} rows of {FITTED}: {origins} trained teachers and rescaled copies of them.\n"]
     for n, rule in rules.items():
@@ -140,7 +140,7 @@ def markdown(points: Sequence[Point]) -> str:
             f"- N = {n}: {rule.per_point:.3f} points for each point of shortfall; residuals' standard deviation"
             f" {residual(rule, used, n):.2f}, root mean square error at teachers left out {rule.error:.2f} points"
         )
-    return f"{table}\n\n" + "\n".join(below) + "\n"
+    return f"{markdown_table(lines)}\n\n" + "\n".join(below) + "\n"
 
 
 if __name__ == "__main__":

@@ -5,36 +5,36 @@
 
 Takes the flags of train_fskd.py; --methods names some of the methods, by default all. Each has an output directory of
 its own in --output_dir, and all share one cache of teacher features. An interrupted run continues where it stopped;
-a second process beside the first takes other cells. FSKD draws nothing, so it has one trial.
+a second process beside the first takes other cells. A method that draws nothing has one trial.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks import comparison
 from comparisons.methods import METHODS
+from experiments.commands import require_sweep
 from experiments.job import Job
 from experiments.plan import Plan
 from experiments.sweep import Sweep
-from train_fskd import arguments
+from train_fskd import command_line
 from utils.errors import BadInput
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.methods", add_help=False)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    chosen, flags = parser.parse_known_args(argv)
-    args = arguments(flags)
+    parser = command_line("benchmarks.methods", __doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which methods")
+    args = parser.parse_args(argv)
     try:
-        if args.optimize_span != "front":
-            raise BadInput("--optimize_span: name grafting-straight or grafting-back with --methods")
+        require_sweep(args)
+        if (args.method, args.optimize_span) != ("grafting", "front"):
+            raise BadInput("--method and --optimize_span: name the methods and joins with --methods")
         job, prepared = Job(args), None
         plan = job.plan()
-        for name in chosen.methods:
+        for name in args.methods:
             prepared = Sweep(plan_of(name, plan), job.device).run(prepared)
     except BadInput as error:
         sys.stderr.write(f"benchmarks.methods: {error}\n")
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan_of(name: str, plan: Plan) -> Plan:
     """The plan for one method, in a folder of its own."""
-    cells = tuple(cell for cell in plan.cells if name != "fskd" or cell[1] == 0)
-    return replace(plan, method=METHODS[name], cells=cells, output_dir=plan.output_dir / name)
+    method = METHODS[name]
+    cells = tuple((shots, trial) for shots, trial in plan.cells if method.draws or trial == 0)
+    return replace(plan, method=method, cells=cells, output_dir=plan.output_dir / name)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m benchmarks.speed --dataset CIFAR10 --nshot 1 10
 
 Ours is `train_fskd.py` with its default flags, one cell per process, from starting Python to the table. The plain
-procedure (benchmarks/plain.py) is timed for a few epochs and one test evaluation per phase, and extrapolated to the
-schedule. Prints Markdown tables and writes JSON.
+procedure (benchmarks/plain.py) is timed for a few epochs and one test accuracy per phase, and extrapolated to the
+schedule: as released, with a test accuracy after every epoch of every phase, and with as many of them as ours. Prints
+Markdown tables and writes JSON.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ from data import fewshot
 from data.datasets import ImageDataset, open_dataset
 from data.views import IMAGE_SIZE, VIEWS
 from experiments import results
+from experiments.job import Job
 from grafting.distillation import Distillation, distance, draw_views, train
 from grafting.recipes import RECIPES, Phase, Recipe, batch_size
-from grafting.scions import scions
+from grafting.scions import of_span, scions
 from models import checkpoints
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen
+from models.vgg import BlockwiseVGG, frozen
+from train_fskd import arguments
 from utils import files, machine
+from utils.markdown import markdown_table
 
 TRAIN = Path(__file__).resolve().parent.parent / "train_fskd.py"
 Seconds = dict[str, float]
@@ -50,11 +54,11 @@ def main() -> None:
     parser.add_argument("--plain_epochs", type=int, default=3, help="timed training epochs per phase, plain procedure")
     parser.add_argument("--step_epochs", type=int, default=10, help="epochs of each phase in which steps are timed")
     parser.add_argument("--data_path", type=Path, default=Path("data/raw"))
-    parser.add_argument("--teacher", type=Path, help="default: ckpt/teacher/vgg16-blockwise-<dataset>.pth")
+    parser.add_argument("--teacher", type=Path, help="default: as train_fskd.py")
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    args.teacher = args.teacher or Path(f"ckpt/teacher/vgg16-blockwise-{args.dataset.lower()}.pth")
+    args.teacher = args.teacher or default_teacher(args.dataset, args.data_path)
 
     # first, while this process is small: the peak memory of a child process is at least its parent's size
     ours = {shots: measure_ours(args, shots) for shots in args.nshot}
@@ -70,16 +74,26 @@ def main() -> None:
                 "shots": shots,
                 "plain": plain[shots],
                 **ours[shots],
-                "ratio": sum(plain[shots].values()) / sum(ours[shots]["ours"].values()),
                 "operations": bench.operations(shots),
             }
             for shots in args.nshot
         ],
+        "test_accuracies": {phase.name: [test_accuracies(phase), phase.epochs] for phase in bench.recipe.phases},
+        "steps_shots": args.nshot[-1],
         "steps": bench.measure_steps(args.nshot[-1]),
         "product_flops_per_second": bench.measure_product(),
     }
     files.write_json(args.output / f"speed-{args.dataset}-{bench.device.type}-{report['date']}.json", report)
     sys.stdout.write(markdown(report) + "\n")
+
+
+def default_teacher(dataset: str, data_path: Path) -> Path:
+    return Job(arguments(["--dataset", dataset, "--data_path", str(data_path)])).teacher_file
+
+
+def test_accuracies(phase: Phase) -> int:
+    """How many of them train_fskd.py measures in the phase by default."""
+    return sum(phase.measures(epoch, None) for epoch in range(1, phase.epochs + 1))
 
 
 def measure_ours(args: argparse.Namespace, shots: int) -> dict[str, Any]:
@@ -95,7 +109,7 @@ def measure_ours(args: argparse.Namespace, shots: int) -> dict[str, Any]:
         if status:
             raise SystemExit(f"{TRAIN.name} {' '.join(command)} failed")
         result = results.read(results.path_of(Path(folder), shots, 0))
-    seconds = {"test features": result["teacher"]["seconds"], "store": result["seconds"]["features"]}
+    seconds = {"test features": result["teacher"]["seconds"], "teacher features": result["seconds"]["features"]}
     for phase, curve in result["phases"].items():
         seconds[f"{phase} training"] = curve["seconds"]["training"]
         seconds[f"{phase} test"] = curve["seconds"]["evaluation"]
@@ -125,11 +139,10 @@ class Bench:
     def scion(self, phase: Phase) -> nn.Sequential:
         """The phase's scion, fresh."""
         fresh = scions(self.architecture, self.dataset.classes, torch.Generator().manual_seed(0))
-        first, last = (start - FIRST_GRAFTED for start in phase.span)
-        return nn.Sequential(*fresh[first:last]).to(self.device)
+        return of_span(fresh, phase.span).to(self.device)
 
     def measure_plain(self, shots: int) -> Seconds:
-        """Seconds by part of a whole cell, extrapolated: median epoch and one test evaluation, times the epochs."""
+        """Seconds by part of a whole cell as released: median epoch and one test accuracy, times the epochs."""
         warnings.filterwarnings("ignore", "This DataLoader will create")  # as many workers as released
         procedure = PlainProcedure(self.teacher(), self.dataset, self.subset(shots), shots, self.device)
         seconds = {}
@@ -144,7 +157,7 @@ class Bench:
         return seconds
 
     def measure_steps(self, shots: int) -> dict[str, Seconds]:
-        """Median seconds of an epoch's steps by phase: ours, and scion, tail and Adam alone on prepared tensors."""
+        """Median seconds of an epoch's steps by phase: ours, and the network itself on prepared tensors."""
         network, images = frozen(self.teacher()).to(self.device, memory_format=torch.channels_last), self.subset(shots)
         memory = machine.memory_to_use(self.device)
         teacher = CachedTeacher(network, self.dataset.normalization, self.dataset.test(), [images], memory)
@@ -152,8 +165,8 @@ class Bench:
         order, view = (drawn.to(self.device) for drawn in draw_views(len(images), "speed"))
         found = {}
         for phase in self.recipe.phases:
-            run, plain = (Distillation(phase, self.scion(phase), shots) for _ in range(2))
-            step, network = run.step_for(teacher, views), plain.scion_and_tail(teacher)
+            run, bare = (Distillation(phase, self.scion(phase), shots) for _ in range(2))
+            step, graft = run.step_for(teacher, views), bare.scion_and_tail(teacher)
             batches = [
                 (views.features(phase.span[0], chosen, view_of), views.logits(chosen, view_of))
                 for chosen, view_of in zip(*(drawn.split(batch_size(shots)) for drawn in (order, view)), strict=True)
@@ -162,21 +175,17 @@ class Bench:
             def ours(step=step):
                 train(step, order, view, batch_size(shots))
 
-            def on_prepared_tensors(adam=plain.optimizer, network=network, batches=batches):
+            def on_prepared_tensors(adam=bare.optimizer, graft=graft, batches=batches):
                 for features, logits in batches:
                     adam.zero_grad()
-                    distance(network(features), logits).backward()
+                    distance(graft(features), logits).backward()
                     adam.step()
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
 
-            found[phase.name] = dict(zip(("ours", "bare"), self.in_turn(ours, on_prepared_tensors), strict=True))
+            seconds = in_turn([ours, on_prepared_tensors], self.args.step_epochs)
+            found[phase.name] = dict(zip(("ours", "bare"), seconds, strict=True))
         return found
-
-    def in_turn(self, *acts: Callable[[], None]) -> list[float]:
-        """Median seconds of each, run in turn, so that a busy moment affects all. The first round is not counted."""
-        rounds = [[timed(act) for act in acts] for _ in range(self.args.step_epochs + 1)]
-        return [statistics.median(taken) for taken in zip(*rounds[1:], strict=True)]
 
     def operations(self, shots: int) -> dict[str, float]:
         """Additions and multiplications of a cell's parts, as their layers define them."""
@@ -186,7 +195,7 @@ class Bench:
         features = {p: network[: p.span[0]](image) for p in phases}
         images, tests, last = shots * self.dataset.classes, len(self.dataset.test().labels), phases[-1]
         return {
-            "store": images * VIEWS * flops(network, image),
+            "teacher features": images * VIEWS * flops(network, image),
             "test features": tests * flops(network, image),
             "training": sum(p.epochs * images * flops(grafts[p], features[p], backward=True) for p in phases),
             f"{last.name} test": last.epochs * tests * flops(grafts[last], features[last]),
@@ -195,8 +204,18 @@ class Bench:
     def measure_product(self) -> float:
         """Operations per second of a large matrix product in float32."""
         factor = torch.randn(2048, 2048, device=self.device)
-        seconds = self.in_turn(lambda: (factor @ factor)[0, 0].item())
-        return 2 * 2048**3 / seconds[0]
+        (seconds,) = in_turn([lambda: (factor @ factor)[0, 0].item()], self.args.step_epochs)
+        return 2 * 2048**3 / seconds
+
+
+def in_turn(acts: list[Callable[[], None]], rounds: int, in_a_row: int = 1) -> list[float]:
+    """Median seconds of each act. In turn, so that a busy moment affects all; the first round does not count."""
+    taken: list[list[float]] = [[] for _ in acts]
+    for counted in (False, *[True] * rounds):
+        for act, seconds in zip(acts, taken, strict=True):
+            of_round = [timed(act) for _ in range(in_a_row)]
+            seconds += of_round if counted else []
+    return [statistics.median(seconds) for seconds in taken]
 
 
 def timed(act: Callable[[], None]) -> float:
@@ -215,11 +234,17 @@ def flops(network: nn.Module, features: Tensor, backward: bool = False) -> int:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown tables: cells, the parts of each and lower bounds of their time, training steps."""
+    """The report as Markdown tables: cells, the parts of each beside their operations, training steps."""
+    counts = report["test_accuracies"]
     parts = [
         f"{report['dataset']}, {report['machine']['device_type']}, {report['machine']['threads']} threads,"
-        f" torch {report['machine']['torch']}, {report['date']}; plain is extrapolated from a few epochs",
-        table("N | plain, s | ours, s | ratio | memory, GB", map(cell_line, report["cells"])),
+        f" torch {report['machine']['torch']}, {report['date']}; plain is extrapolated from a few epochs: as released,"
+        f" with {sum(released for _, released in counts.values())} test accuracies, and with"
+        f" {sum(ours for ours, _ in counts.values())}, as ours",
+        table(
+            "N | as released, s | as many test accuracies, s | ours, s | ratio to released | ratio | memory, GB",
+            (cell_line(cell, counts) for cell in report["cells"]),
+        ),
     ]
     for cell in report["cells"]:
         shots, plain, ours = cell["shots"], cell["plain"], cell["ours"]
@@ -227,30 +252,41 @@ def markdown(report: dict[str, Any]) -> str:
         for part, seconds in ours.items():
             plainly, ratio = (f"{plain[part]:,.1f}", f"{plain[part] / seconds:.1f}") if part in plain else ("-", "-")
             lines.append(f"{part} | {plainly} | {seconds:.1f} | {seconds / sum(ours.values()):.1%} | {ratio}")
-        parts.append(table(f"part, N = {shots} | plain, s | ours, s | of ours | ratio", lines))
+        parts.append(table(f"part, N = {shots} | as released, s | ours, s | of ours | ratio", lines))
         lines = []
         for what, operations in cell["operations"].items():
             taken = sum(seconds for part, seconds in ours.items() if part.endswith(what))
-            least = operations / report["product_flops_per_second"]
-            lines.append(f"{what} | {operations / 1e12:.1f} | {taken:.1f} | {least:.1f}")
-        parts.append(table(f"lower bound, N = {shots} | TFLOP | ours, s | at a matrix product's speed, s", lines))
+            by_products = operations / report["product_flops_per_second"]
+            lines.append(f"{what} | {operations / 1e12:.1f} | {taken:.1f} | {by_products:.1f}")
+        parts.append(
+            table(f"N = {shots} | TFLOP, as the layers define it | ours, s | as large products in float32, s", lines)
+        )
     steps = [
         f"{phase} | {1e3 * step['bare']:.1f} | {1e3 * step['ours']:.1f} | {step['ours'] / step['bare']:.2f}"
         for phase, step in report["steps"].items()
     ]
-    return "\n\n".join([*parts, table("an epoch's steps | prepared tensors, ms | ours, ms | ratio", steps)])
+    head = f"an epoch's steps, N = {report['steps_shots']} | the network on prepared tensors, ms | ours, ms | ratio"
+    return "\n\n".join([*parts, table(head, steps)])
 
 
-def cell_line(cell: dict[str, Any]) -> str:
-    plain, ours = sum(cell["plain"].values()), sum(cell["ours"].values())
+def cell_line(cell: dict[str, Any], counts: dict[str, list[int]]) -> str:
+    """counts: by phase, the test accuracies of a cell: ours, as released."""
+    released, ours = sum(cell["plain"].values()), sum(cell["ours"].values())
+    alike = sum(
+        cell["plain"][f"{phase} training"] + cell["plain"][f"{phase} test"] * count / count_released
+        for phase, (count, count_released) in counts.items()
+    )
     memory = (cell["peak_gpu_memory"] or cell["peak_memory"]) / 1e9
-    return f"{cell['shots']} | {plain:,.0f} | {ours:.1f} | {cell['ratio']:.1f} | {memory:.2f}"
+    return (
+        f"{cell['shots']} | {released:,.0f} | {alike:,.0f} | {ours:,.1f} | {released / ours:.1f} | {alike / ours:.1f}"
+        f" | {memory:.2f}"
+    )
 
 
 def table(head: str, lines: Iterable[str]) -> str:
-    """A Markdown table, numbers aligned to the right."""
-    rule = " | ".join([":-", *["-:"] * head.count("|")])
-    return "\n".join(f"| {line} |" for line in (head, rule, *lines))
+    """A Markdown table of lines like "a | 1 | 2", numbers aligned to the right."""
+    first, *others = head.split(" | ")
+    return markdown_table([[first, *others], [":-", *["-:"] * len(others)], *(line.split(" | ") for line in lines)])
 
 
 if __name__ == "__main__":

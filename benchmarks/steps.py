@@ -9,21 +9,19 @@ network itself and as matrix products, in turn. Prints a Markdown table of media
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
-from time import perf_counter
 
 import torch
 from torch import nn
 
 from acceleration.winograd import PRODUCTS_FROM, as_matrix_products
-from benchmarks.speed import table
+from benchmarks.speed import in_turn, table
 from data.views import IMAGE_SIZE
 from grafting.distillation import Distillation, distance
 from grafting.recipes import CIFAR100, Phase
-from grafting.scions import scions
-from models.vgg import ARCHITECTURES, FIRST_GRAFTED, BlockwiseVGG, frozen, initialize
+from grafting.scions import of_span, scions
+from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize
 
 CLASSES = 100
 ROUNDS = 4  # in which each of the two runs IN_A_ROW steps, so that its weights are in the processor's cache
@@ -39,7 +37,7 @@ def main() -> None:
     for batch in args.batch:
         for phase in (CIFAR100.phases[i] for i in (0, 1, 3, 4)):
             acts = [step(teacher, phase, batch, as_products) for as_products in (False, True)]
-            itself, products = in_turn(acts)
+            itself, products = in_turn(acts, ROUNDS, IN_A_ROW)
             lines.append(
                 f"{batch} | {phase.name} | {1e3 * itself:.1f} | {1e3 * products:.1f} | {itself / products:.2f}"
             )
@@ -49,9 +47,8 @@ def main() -> None:
 
 def step(teacher: BlockwiseVGG, phase: Phase, batch: int, as_products: bool) -> Callable[[], None]:
     """A training step on random features and logits."""
-    first, last = (start - FIRST_GRAFTED for start in phase.span)
-    fresh = scions(teacher.architecture, CLASSES, torch.Generator().manual_seed(0))[first:last]
-    distillation = Distillation(phase, nn.Sequential(*fresh), shots=10)
+    fresh = scions(teacher.architecture, CLASSES, torch.Generator().manual_seed(0))
+    distillation = Distillation(phase, of_span(fresh, phase.span), shots=10)
     network = nn.Sequential(distillation.scion, teacher[phase.span[1] :])
     side = IMAGE_SIZE >> phase.span[0]
     if as_products:
@@ -66,19 +63,6 @@ def step(teacher: BlockwiseVGG, phase: Phase, batch: int, as_products: bool) -> 
         distillation.optimizer.step()
 
     return act
-
-
-def in_turn(acts: list[Callable[[], None]]) -> list[float]:
-    """Median seconds of each. The first round is not counted."""
-    taken: list[list[float]] = [[] for _ in acts]
-    for counted in (False, *[True] * ROUNDS):
-        for act, seconds in zip(acts, taken, strict=True):
-            for _ in range(IN_A_ROW):
-                started = perf_counter()
-                act()
-                if counted:
-                    seconds.append(perf_counter() - started)
-    return [statistics.median(seconds) for seconds in taken]
 
 
 if __name__ == "__main__":

@@ -1,25 +1,23 @@
 """FitNets (Romero et al., ICLR 2015): hints on the outputs of blocks 3 and 4, then knowledge distillation.
 
 A hint trains the student up to a block, so that a regressor behind it, here a 1x1 convolution, gives the teacher's
-output of that block. The regressors are left out afterwards.
+output of that block. The regressors are left out afterwards. docs/comparisons.md lists the differences from the paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from comparisons.kd import kd_phase
-from comparisons.plain_student import fresh_student, write_student
+from comparisons.plain_student import PlainStudent, fresh_student
 from grafting.method import Distill, Networks
 from grafting.recipes import Phase, Recipe
 from grafting.scions import adapter
-from models.checkpoints import State
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, initialize, student_of
 
 
@@ -33,7 +31,7 @@ class Hint:
 
 
 @dataclass(frozen=True)
-class FitNets:
+class FitNets(PlainStudent):
     """lr_hint, lr: learning rates of the hints and of knowledge distillation, for every N.
 
     The hints take as many epochs as B0 and B1 of grafting, knowledge distillation the rest.
@@ -68,6 +66,3 @@ class FitNets:
         distill(hint3, nn.Sequential(block3, regressor3))
         distill(hint4, nn.Sequential(block3, block4, regressor4))
         distill(kd, nn.Sequential(block3, block4, head))
-
-    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
-        write_student(teacher, state, path)

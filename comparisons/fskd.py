@@ -7,18 +7,18 @@ the same filters have in the teacher. As the 1x1 convolution follows the other o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from comparisons.plain_student import own_blocks, write_student
+from comparisons.plain_student import PlainStudent, own_blocks
 from data.views import VIEWS
-from grafting.distillation import Curve, distance
+from grafting.distillation import Curve, NotFinite, distance
 from grafting.method import Distill, Networks
 from grafting.recipes import Phase, Recipe
 from grafting.teacher import FrozenTeacher, Views
@@ -29,10 +29,9 @@ BATCH = 324  # views at once
 
 
 @dataclass(frozen=True)
-class FSKD:
-    """Nothing is drawn: all trials of an N are alike."""
-
+class FSKD(PlainStudent):
     name: ClassVar[str] = "fskd"
+    draws: ClassVar[bool] = False
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """One pass over the layers counts as an epoch, without a learning rate."""
@@ -44,9 +43,6 @@ class FSKD:
     def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
         (phase,) = self.phases(recipe)
         distill(phase, nn.Sequential(*networks), LeastSquares)
-
-    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
-        write_student(teacher, state, path)
 
 
 def strongest(layer: nn.Conv2d, count: int) -> Tensor:
@@ -103,10 +99,12 @@ class LeastSquares:
         _purpose: tuple[int | str, ...],
         after_epoch: Callable[[LeastSquares], None],
     ) -> None:
-        """Solve layer by layer; then loss (that of Distillation, over all views) and test accuracy."""
+        """Solve layer by layer; then loss (that of Distillation, over all views) and accuracy. Raises NotFinite."""
         started = perf_counter()
         recover(self.scion, teacher, views)
         self.curve.losses.append(mean_distance(self.scion, views))
+        if not math.isfinite(self.curve.losses[0]):
+            raise NotFinite(self.phase.name, 1)
         solved = perf_counter()
         self.curve.accuracies[1] = teacher.accuracy(self.scion, self.phase.span[0])
         self.curve.seconds = {"training": solved - started, "evaluation": perf_counter() - solved}
@@ -154,7 +152,7 @@ def outputs(views: Views, ours: nn.Module, block: int, theirs: nn.Module) -> Ite
 
 
 def affine_map(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Weight (C', C) and bias (C',) of the map x -> y of least squared error; of several, the smallest.
+    """Weight (C', C) and bias (C',) in float64 of the map x -> y of least squared error; of several, the smallest.
 
     pairs: rows x (rows, C) and y (rows, C'). They are not kept: their products are summed, in float64.
     """
@@ -162,14 +160,17 @@ def affine_map(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     for x, y in pairs:
         x = nn.functional.pad(x.double(), (0, 1), value=1.0)  # the bias
         gram, cross = gram + x.T @ x, cross + x.T @ y.double()
-    solution = torch.linalg.lstsq(gram.cpu(), cross.cpu(), driver="gelsd").solution.to(x.device, torch.float32)
+    solution = torch.linalg.lstsq(gram.cpu(), cross.cpu(), driver="gelsd").solution.to(x.device)
     return solution[:-1].T, solution[-1]
 
 
 def absorb(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-    """Put a 1x1 convolution behind the layer into the layer: Q (W * x + b) + c = (Q W) * x + (Q b + c)."""
-    layer.weight.copy_(torch.einsum("oc,cihw->oihw", weight, layer.weight))
-    layer.bias.copy_(weight @ layer.bias + bias)
+    """Put a 1x1 convolution behind the layer into the layer: Q (W * x + b) + c = (Q W) * x + (Q b + c).
+
+    weight, bias: Q and c, in float64, so that the products are exact whatever the precision of the run.
+    """
+    layer.weight.copy_(torch.einsum("oc,cihw->oihw", weight, layer.weight.double()))
+    layer.bias.copy_(weight @ layer.bias.double() + bias)
 
 
 @torch.no_grad()

@@ -5,19 +5,16 @@ The student has no adapters. No label is used, so the loss is the first of the p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from comparisons.plain_student import fresh_student, write_student
-from grafting.method import Distill, Networks
+from comparisons.plain_student import PlainStudent, fresh_student
+from grafting.method import Networks
 from grafting.recipes import Phase, Recipe
-from models.checkpoints import State
 from models.vgg import BlockwiseVGG
 
 
@@ -39,7 +36,7 @@ class Softened:
 
 
 @dataclass(frozen=True)
-class KD:
+class KD(PlainStudent):
     """lr: learning rate, for every N."""
 
     name: ClassVar[str] = "kd"
@@ -51,13 +48,6 @@ class KD:
 
     def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
         return fresh_student(teacher, generator)
-
-    def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
-        (phase,) = self.phases(recipe)
-        distill(phase, nn.Sequential(*networks))
-
-    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
-        write_student(teacher, state, path)
 
 
 def kd_phase(recipe: Recipe, epochs: int, lr: float, temperature: float) -> Phase:

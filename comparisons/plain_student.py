@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from grafting.method import Method
 from models import checkpoints
 from models.checkpoints import State
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, initialize, student_of
@@ -25,9 +26,12 @@ def own_blocks(student: BlockwiseVGG) -> list[nn.Sequential]:
     return [student[block : block + 1] for block in range(FIRST_GRAFTED, len(student))]
 
 
-def write_student(teacher: BlockwiseVGG, state: State, path: Path) -> None:
-    """Write the whole student. state: of the sequence of its own blocks."""
-    student = BlockwiseVGG(student_of(teacher.architecture), teacher.classes)
-    student[:FIRST_GRAFTED].load_state_dict(teacher[:FIRST_GRAFTED].state_dict())
-    nn.Sequential(*own_blocks(student)).load_state_dict(state)
-    checkpoints.write_teacher(student, path)
+class PlainStudent(Method):
+    """A method whose student has no adapters."""
+
+    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
+        """Write the whole student. state: of the sequence of its own blocks."""
+        student = BlockwiseVGG(student_of(teacher.architecture), teacher.classes)
+        student[:FIRST_GRAFTED].load_state_dict(teacher[:FIRST_GRAFTED].state_dict())
+        nn.Sequential(*own_blocks(student)).load_state_dict(state)
+        checkpoints.write_teacher(student, path)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
 
-from grafting.method import Distill, Networks
+from grafting.method import Method, Networks
 from grafting.recipes import Phase, Recipe
 from grafting.scions import scions
 from models import checkpoints
@@ -19,7 +17,7 @@ from models.vgg import BlockwiseVGG
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Method):
     """lr_student, lr_adapter: learning rates, for every N."""
 
     name: ClassVar[str] = "whole"
@@ -37,10 +35,6 @@ class Whole:
 
     def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
         return scions(teacher.architecture, teacher.classes, generator)
-
-    def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
-        (phase,) = self.phases(recipe)
-        distill(phase, nn.Sequential(*networks))
 
     def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
         checkpoints.write_stage2(state, path)

@@ -16,6 +16,7 @@ from data.datasets import ImageDataset
 from data.views import IMAGE_SIZE
 from deployment.calibration import expected_calibration_error, logits_of, negative_log_likelihood
 from models.vgg import parameter_count
+from utils.markdown import markdown_table
 
 TEACHER = "teacher"  # its name beside others
 ROUNDS = {1: 50, 256: 7}  # timed calls by batch size, after one that is not counted
@@ -143,8 +144,7 @@ def markdown(figures: Sequence[Figures]) -> str:
         for row in figures
     ]
     rule = (":-", *["-:"] * (len(HEAD) - 1))
-    table = "\n".join("| " + " | ".join(line) + " |" for line in (HEAD, rule, *body))
-    return "\n".join([table, "", LEGEND, *map(lowest_classes, figures)])
+    return "\n".join([markdown_table((HEAD, rule, *body)), "", LEGEND, *map(lowest_classes, figures)])
 
 
 def lowest_classes(row: Figures, count: int = 3) -> str:

@@ -54,8 +54,8 @@ class FoldedStudent(nn.Module):
         self.linear = nn.Linear(widths[-1][-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, 32, 32) uint8, RGB -> logits (B, classes)."""
-        return self.linear(self.blocks((images.float() - self.mean) / self.std).flatten(1))
+        """images: (B, 3, 32, 32) uint8, RGB -> logits (B, classes), in the dtype of the weights."""
+        return self.linear(self.blocks((images.to(self.mean.dtype) - self.mean) / self.std).flatten(1))
 
     @torch.no_grad()
     def divide_logits(self, temperature: float) -> None:

@@ -63,7 +63,7 @@ class Student(nn.Module):
         if not images:
             return []
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        probabilities = self(torch.from_numpy(np.stack(images)).to(device)).softmax(1).cpu()
+        probabilities = self(torch.from_numpy(np.stack(images)).to(device)).float().softmax(1).cpu()
         return [
             [(self.class_names[index], of_picture[index].item()) for index in of_picture.argsort(descending=True)]
             for of_picture in probabilities

@@ -96,8 +96,11 @@ class Cell:
         records.write(path, record)
         self.written[kind] = str(path)
 
-    def distill(self, phase: Phase, scion: nn.Sequential, distillation: type[Distillation] = Distillation) -> None:
-        """Distil a scion over the phase's span, unless the checkpoint is from a later phase."""
+    def distill(self, phase: Phase, scion: nn.Sequential, distillation: Callable[..., Any] = Distillation) -> None:
+        """Distil a scion over the phase's span, unless the checkpoint is from a later phase.
+
+        distillation: a class with the attributes and the run() of Distillation.
+        """
         if self._restored and self._restored["phase"] != phase.name:
             return
         self.current = distillation(phase, scion, self.setting.shots)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from comparisons.plain_student import PlainStudent
 from data import fewshot
 from data.datasets import open_dataset
 from experiments import ranks, results, student_files
@@ -64,11 +65,23 @@ def how_to_continue(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
     """Run the command; raises BadInput. Only a sweep is shared by several processes."""
+    require_in_place(args)
+    job, command = Job(args, rank), command_of(args)
+    return command(job) if rank.is_leader or command is _sweep else 0
+
+
+def require_in_place(args: argparse.Namespace) -> None:
+    """Raise BadInput for a flag that belongs to another command."""
     for flag, name in ONLY_WITH.items():
         if getattr(args, flag) and not getattr(args, name):
             raise BadInput(f"--{flag}: only with --{name}")
-    job, command = Job(args, rank), command_of(args)
-    return command(job) if rank.is_leader or command is _sweep else 0
+
+
+def require_sweep(args: argparse.Namespace) -> None:
+    """Raise BadInput where the flags ask for anything but cells."""
+    require_in_place(args)
+    if command_of(args) is not _sweep:
+        raise BadInput('runs cells only; for what --help lists under "instead of the sweep", use train_fskd.py')
 
 
 def command_of(args: argparse.Namespace) -> Command:
@@ -113,7 +126,7 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
             f"students: {job.student_dir}",
             f"compare one with its teacher: {command} --evaluate {shlex.quote(students[-1])}",
         ]
-        if job.method.name.startswith("grafting"):
+        if not isinstance(job.method, PlainStudent):
             lines.append(f"use one: {command} --export {shlex.quote(students[-1])}")
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """Can a teacher be grafted? What simple classifiers read off each block's output, and how large that is.
 
 Stage 1 trains B0 with few steps (200 on CIFAR10), few images and from a fixed initialisation. So it comes close to the
-teacher only where the output of block 2 lies close to the means of its classes (one image per class then stands for
-all of them) and is not too small.
+teacher only where the output of block 2 lies close to the means of its classes: one image per class then stands for all
+of them. It also helps, if less, that this output is not too small.
 """
 
 from __future__ import annotations

@@ -138,7 +138,8 @@ class Job:
     def plan(self) -> Plan:
         """The cells of this rank first, then those of the others."""
         args = self.args
-        all_cells = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(args.trials)]
+        trials = args.trials if self.method.draws else 1
+        all_cells = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in range(trials)]
         shard_cells = all_cells[args.shard.index - 1 :: args.shard.count]
         rank_cells = shard_cells[self.rank.index :: self.rank.count]
         usual = machine.memory_to_use(self.device, self.rank.local_count, args.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from utils.errors import BadInput
 
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
 SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
-SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among")  # of the schedule
+SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among", "loss")  # of the schedule
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise BadInput if these cells do not belong in one table. settings: by the name of the cell.
 
     Cells of one N may differ in the trial only. Cells of different N may also differ in what depends on N: the
-    subset, the learning rates and the batch size.
+    subset, the batch size, and learning rates in proportion to N.
     """
     first_of_shots: dict[int, tuple[str, Mapping[str, Any]]] = {}
     first: tuple[str, Mapping[str, Any]] | None = None
@@ -93,8 +94,10 @@ def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
         setting = complete(saved)
         first = first or (name, setting)
         same_shots = first_of_shots.setdefault(setting["shots"], (name, setting))
-        for (other_name, other), compared in ((first, _across_shots), (same_shots, dict)):
-            if field := _first_difference(compared(setting), compared(other)):
+        for (other_name, other), compared in ((same_shots, dict), (first, _across_shots)):
+            field = _first_difference(compared(setting), compared(other))
+            if field or not _same_rates(setting, other):
+                field = field or "learning rates"
                 raise BadInput(
                     f"{name} differs from {other_name} in its {field.replace('_', ' ')};"
                     " keep them in different --output_dir"
@@ -105,6 +108,15 @@ def _first_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str | N
     """The name of a field that differs, besides those that say which cell it is."""
     fields_of_both = (name for name in {**one, **two} if name not in CELL_FIELDS)
     return next((name for name in fields_of_both if one.get(name) != two.get(name)), None)
+
+
+def _same_rates(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether the learning rates of each phase are equal, or in proportion to N."""
+    return all(
+        isclose(a[rate], b[rate]) or isclose(a[rate] * two["shots"], b[rate] * one["shots"])
+        for a, b in zip(one["schedule"], two["schedule"], strict=True)
+        for rate in ("lr_student", "lr_adapter")
+    )
 
 
 def _across_shots(setting: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,27 +51,33 @@ def _require_json_target(target: Path) -> None:
 
 
 def _networks_in(path: Path, job: Job) -> list[Candidate]:
-    """The teacher and what is in the file. An exported student is measured alone if its teacher is not there."""
+    """The teacher and what is in the file. What needs no teacher is measured alone if its teacher is not there."""
     if job.args.teacher and not job.teacher_file.exists():
         raise BadInput(f"--teacher {job.teacher_file}: no such file; name the teacher's file")
     if formats.is_exported(path):
         network, header = formats.read(path)
         _require_dataset(path, header.dataset, job)
         student = exported(path, network, header, job.dataset)
-        if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != header.teacher_sha256:
-            say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
-            return [student]
-        return [*candidates("teacher", None, job.teacher_file, job.frozen_teacher(), job.dataset), student]
+        return [*_teacher_of(path, header.teacher_sha256, job), student]
     _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
     if kind == "teacher":
-        teacher = checkpoints.teacher_from_state(state, path, job.dataset.classes)
-        teacher = frozen(teacher).to(job.device, memory_format=torch.channels_last)
+        network = frozen(checkpoints.teacher_from_state(state, path, job.dataset.classes))
         _check_record(path, records.deciding(job.dataset))
-    else:
-        teacher = job.frozen_teacher()
-        _check_record(path, records.deciding(job.dataset, files.sha256_of_file(job.teacher_file)))
+        found = candidates(kind, state, path, network.to(job.device, memory_format=torch.channels_last), job.dataset)
+        of_student = (records.of(path) or {}).get("teacher_sha256")  # students without adapters have a teacher's layout
+        return [*_teacher_of(path, of_student, job), *found] if of_student else found
+    teacher = job.frozen_teacher()
+    _check_record(path, records.deciding(job.dataset, files.sha256_of_file(job.teacher_file)))
     return candidates(kind, state, path, teacher, job.dataset)
+
+
+def _teacher_of(path: Path, sha256: str, job: Job) -> list[Candidate]:
+    """The command's teacher, if it is the one that the student in `path` was made with."""
+    if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != sha256:
+        say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
+        return []
+    return candidates("teacher", None, job.teacher_file, job.frozen_teacher(), job.dataset)
 
 
 def _recorded_dataset(path: Path) -> str | None:
@@ -105,7 +111,8 @@ def export(job: Job) -> int:
     _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
     if kind != "stage 2":
-        raise BadInput(f"--export {path}: is a {kind} file; name a student of stage 2 (...-graft-net-...)")
+        holds = "a whole network" if kind == "teacher" else f"scions of {kind}"
+        raise BadInput(f"--export {path}: holds {holds}; name a student of stage 2 (...-graft-net-...)")
     teacher, teacher_sha256 = job.frozen_teacher(), files.sha256_of_file(job.teacher_file)
     _check_record(path, records.deciding(job.dataset, teacher_sha256))
     shots, subset_seed = few_shot_of(path, job.subset_seed)

@@ -13,6 +13,7 @@ from experiments.setting import complete, require_comparable
 from grafting.method import GRAFTING
 from grafting.recipes import Recipe
 from utils.errors import BadInput
+from utils.markdown import markdown_table
 
 TEACHER_TOLERANCE = 0.1  # percent
 
@@ -123,9 +124,7 @@ def markdown(table: list[Row]) -> str:
     ]
     widths = [max(2, *(len(line[i]) for line in (HEADER, *body))) for i in range(len(HEADER))]  # "-:" is the shortest
     lines = [HEADER, tuple("-" * (width - 1) + ":" for width in widths), *body]
-    return "\n".join(
-        "| " + " | ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return markdown_table([f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)] for line in lines)
 
 
 def _with_spread(mean: float | None, spread: float | None) -> str:

@@ -36,6 +36,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from experiments.setting import complete
 from grafting.distillation import Curve
+from utils.markdown import markdown_table
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
@@ -118,9 +119,8 @@ def setting_text(setting: Mapping[str, Any]) -> str:
     schedule = setting["schedule"]
     columns = list(dict.fromkeys(name for step in schedule for name in step))
     lines = [columns, ["-"] * len(columns), *([_brief(step.get(name, "")) for name in columns] for step in schedule)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     rest = {name: value for name, value in setting.items() if name != "schedule"}
-    return table + "\n\n" + "\n".join(f"- {name}: {_brief(value)}" for name, value in rest.items())
+    return markdown_table(lines) + "\n\n" + "\n".join(f"- {name}: {_brief(value)}" for name, value in rest.items())
 
 
 def _brief(value: Any) -> str:

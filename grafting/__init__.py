@@ -1,1 +1,1 @@
-"""The method. Read recipes, scions, teacher, distillation, stage1 and stage2, in this order."""
+"""The method. Read recipes, scions, teacher, distillation, stage1, stage2 and method, in this order."""

@@ -24,8 +24,6 @@ from grafting.teacher import FrozenTeacher, Step, Views
 from models.checkpoints import on_cpu
 from utils.seeds import generator
 
-CURVE_POINTS = 5  # test accuracies in a phase where they decide nothing, however long the phase is
-
 
 class NotFinite(Exception):
     """The loss of an epoch is infinite or not a number."""
@@ -66,7 +64,7 @@ class Curve:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of highest test accuracy, the first one on ties."""
+        """The epoch of highest test accuracy from best_from on, the first one on ties."""
         candidates = [epoch for epoch in self.accuracies if epoch >= self.best_from]
         return max(candidates, key=lambda epoch: (self.accuracies[epoch], -epoch))
 
@@ -100,9 +98,9 @@ class Distillation:
     ) -> None:
         """Train up to the phase's last epoch, after the epochs that are done already.
 
-        batch: images per step. eval_every: epochs between test accuracies; by default a phase is measured CURVE_POINTS
-        times. Epochs among which the student is chosen are all measured. purpose: what the random draws depend
-        on beside phase and epoch (utils/seeds.py). after_epoch: called after every epoch. Raises NotFinite.
+        batch: images per step. eval_every: epochs between test accuracies (Phase.measures). purpose: what the random
+        draws depend on beside phase and epoch (utils/seeds.py). after_epoch: called after every epoch. Raises
+        NotFinite.
         """
         network, step = self.scion_and_tail(teacher), self.step_for(teacher, views)
         while self.curve.epoch < self.phase.epochs:
@@ -115,19 +113,13 @@ class Distillation:
                 raise NotFinite(self.phase.name, epoch)
             self.curve.losses.append(loss)
             self.curve.steps += math.ceil(len(views) / batch)
-            if self.measured(epoch, eval_every):
+            if self.phase.measures(epoch, eval_every):
                 started = perf_counter()
                 self.curve.accuracies[epoch] = teacher.accuracy(network, self.phase.span[0])
                 self.curve.seconds["evaluation"] += perf_counter() - started
                 if self.phase.selects(epoch) and self.curve.best_epoch == epoch:
                     self.best = on_cpu(self.scion)
             after_epoch(self)
-
-    def measured(self, epoch: int, eval_every: int | None) -> bool:
-        """Whether the test accuracy of the epoch is measured. That of the last one is."""
-        phase = self.phase
-        every = eval_every or math.ceil(phase.epochs / CURVE_POINTS)
-        return phase.selects(epoch) or epoch % every == 0 or epoch == phase.epochs
 
     def scion_and_tail(self, teacher: FrozenTeacher) -> nn.Sequential:
         """The scion and the teacher's blocks behind it: from the features in front of the scion to the logits."""

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,26 +22,36 @@ from models import checkpoints
 from models.checkpoints import State
 from models.vgg import BlockwiseVGG
 
-Distill = Callable[..., None]  # (phase, network): distil it; a third argument may do it otherwise than Distillation
+Distill = Callable[..., None]  # (phase, network[, class]): distil the phase; the class is used instead of Distillation
 Networks = list[nn.Sequential]
 
 
-class Method(Protocol):
-    """A way from a frozen teacher and few images to a student. Its fields hold what the recipe does not say."""
+class Method(ABC):
+    """A way from a frozen teacher and few images to a student. Its fields hold what the recipe does not say.
 
-    @property
-    def name(self) -> str:
-        """In result files and tables."""
+    name: in result files and tables. draws: whether random numbers are drawn; if not, all trials are alike.
+    """
 
+    name: ClassVar[str]
+    draws: ClassVar[bool] = True
+
+    @abstractmethod
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """The whole schedule. The last phase gives the student."""
 
+    @abstractmethod
     def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
         """What is trained, fresh: three networks for blocks 3, 4 and 5, and others that only training needs."""
 
     def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
-        """Distil the phases in their order. keep_stage1: keeps what stage 1 of grafting has made."""
+        """Distil the phases in their order. Here there is one, and it trains all networks at once.
 
+        keep_stage1: keeps what stage 1 of grafting has made.
+        """
+        (phase,) = self.phases(recipe)
+        distill(phase, nn.Sequential(*networks))
+
+    @abstractmethod
     def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
         """Write a student's file. state: of the network of the last phase."""
 
@@ -64,7 +75,7 @@ JOINS = {join.__name__: join for join in (front, straight, back)}
 
 
 @dataclass(frozen=True)
-class Grafting:
+class Grafting(Method):
     """The paper's method. optimize_span: the order in which stage 2 joins the scions, one of JOINS."""
 
     optimize_span: str = "front"

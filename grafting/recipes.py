@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # not loaded here: the command line is parsed without it
 
 BATCH_AT_TEN_SHOTS = 64
+CURVE_POINTS = 5  # test accuracies in a phase where they decide nothing, however long the phase is
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Phase:
     def selects(self, epoch: int) -> bool:
         """Whether the student may be that of this epoch."""
         return self.selects_among > 0 and epoch >= self.best_from
+
+    def measures(self, epoch: int, eval_every: int | None) -> bool:
+        """Whether the test accuracy of the epoch is measured. That of the last one is.
+
+        eval_every: epochs between test accuracies that decide nothing; None: CURVE_POINTS of them.
+        """
+        every = eval_every or ceil(self.epochs / CURVE_POINTS)
+        return self.selects(epoch) or epoch % every == 0 or epoch == self.epochs
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ def scions(teacher: Architecture, classes: int, generator: torch.Generator) -> l
     return [initialize(scion, generator) for scion in (b0, b1, b2)]
 
 
+def of_span(scions: list[nn.Sequential], span: tuple[int, int]) -> nn.Sequential:
+    """Those of [B0, B1, B2] that replace the teacher's blocks [i, j), as one scion."""
+    i, j = (block - FIRST_GRAFTED for block in span)
+    return nn.Sequential(*scions[i:j])
+
+
 def graft(teacher: nn.Module, scion: nn.Module, span: tuple[int, int], images: Tensor) -> Tensor:
     """The logits (B, classes) of images (B, 3, 32, 32), with `scion` instead of the teacher's blocks [i, j)."""
     i, j = span

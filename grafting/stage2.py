@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from grafting.recipes import Phase
-from models.vgg import FIRST_GRAFTED
+from grafting.scions import of_span
 
 
 def net_grafting(
@@ -20,5 +20,4 @@ def net_grafting(
     (grafting/method.py). scions: [B0, B1, B2], trained in place.
     """
     for phase in phases:
-        first, end = (start - FIRST_GRAFTED for start in phase.span)
-        distill(phase, nn.Sequential(*scions[first:end]))
+        distill(phase, of_span(scions, phase.span))

@@ -196,7 +196,7 @@ class TeacherTraining:
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
         sizes, seen = batch_sizes(len(order), self.recipe.batch), 0
         for chosen, views in zip(order.split(sizes), view.split(sizes), strict=True):
-            seen += max(len(chosen), self.recipe.batch)  # a short batch counts as a whole one
+            seen += len(chosen)
             rate = self.recipe.rate(epoch + seen / len(order))
             for group in self.optimizer.param_groups:
                 group["lr"] = max(rate, 0.0)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -418,7 +419,7 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
     ("arguments", "message"),
     [
         (["--export", STUDENT, "--teacher", "other.pth"], f"{STUDENT}: was made with another teacher"),
-        (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "is a teacher file; name a student of stage 2"),
+        (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "holds a whole network; name a student of stage 2"),
         (["--export", STUDENT, "--to", STUDENT], f"--to {STUDENT}: exists already and is no exported student"),
         (["--to", "x.pth"], "--to: only with --export"),
         (["--json", "x.json"], "--json: only with --evaluate"),
@@ -451,6 +452,25 @@ def test_a_file_of_another_data_set_is_refused_before_anything_is_fetched(with_t
     for arguments in (["--evaluate", "student.pth"], ["--evaluate", STUDENT], ["--export", STUDENT]):
         assert train_fskd.main(arguments) == 2
         assert "is of Tiny; add --dataset Tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["whole", "kd", "fskd"])
+def test_other_methods_say_how_to_use_their_students(with_teacher, capsys, method):
+    """Without adapters, a student has a teacher's layout; it is measured beside the teacher all the same."""
+    assert command("--method", method, "--nshot", "1", "--trials", "2") == 0
+    printed = capsys.readouterr().out
+    assert printed.count(": best ") == (1 if method == "fskd" else 2), "what draws nothing has one trial"
+    assert ("use one: " in printed) == (method == "whole")
+    compare = printed.partition("compare one with its teacher: python train_fskd.py ")[2].splitlines()[0]
+    assert train_fskd.main(shlex.split(compare)) == 0
+    names = list(accuracies(capsys.readouterr().out))
+    assert names[0] == "teacher" and len(names) == (3 if method == "whole" else 2)
+    if method == "kd":
+        Path("ckpt/teacher/vgg16-blockwise-folder.pth").unlink()
+        assert train_fskd.main(shlex.split(compare)) == 0
+        printed = capsys.readouterr().out
+        assert "measured alone" in printed
+        assert list(accuracies(printed)) == ["student without adapters"]
 
 
 def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_teacher, capsys):

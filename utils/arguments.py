@@ -105,15 +105,16 @@ def true_or_false(text: str) -> bool:
 
 
 def parser(
+    name: str,
     description: str,
     datasets: Sequence[str],
     shots: Sequence[int],
     architectures: Sequence[str],
     quiet: bool = False,
 ) -> Parser:
-    """The command line. The caller gives the choices that are data of the method."""
+    """The command line of the program of that name. The caller gives the choices that are data of the method."""
     made = Parser(
-        prog="train_fskd.py",
+        prog=name,
         description=description,
         epilog="Exit status: 0 done, 1 a cell failed or a picture could not be read, 2 bad input, 130 or 143"
         " interrupted.",

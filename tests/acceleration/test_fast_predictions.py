@@ -43,7 +43,7 @@ def test_predictions_are_the_networks_own(predict, monkeypatch, hardware):
 
 
 class Noisy(nn.Module):
-    """Stands for fast arithmetic whose logits are off by up to a size; `broken`: by nothing but NaN on some images."""
+    """Fast arithmetic with errors of up to `noise`; `broken`: also a NaN in one logit of some images."""
 
     def __init__(self, network, noise, broken=False):
         super().__init__()

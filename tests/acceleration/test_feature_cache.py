@@ -17,6 +17,7 @@ from grafting.distillation import distance
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
 from models.vgg import ARCHITECTURES, BlockwiseVGG
+from utils import machine
 from utils.errors import BadInput
 
 CACHED_STARTS = [STARTS, STARTS[:1]]
@@ -209,15 +210,26 @@ def test_memory_that_cannot_be_had_is_one_line(teacher, dataset, monkeypatch):
         FeatureCache(store, pictures(1), STARTS, torch.float32)
 
 
+def test_more_memory_than_is_free_is_not_taken(teacher, dataset, monkeypatch):
+    """Linux may promise it, and would end the process when it is written to."""
+    store = cached(teacher, dataset, pictures(1))
+    needed = bytes_cached(store.network, 1, STARTS)
+    monkeypatch.setattr(machine, "free_host_memory", lambda: needed - 1)
+    with pytest.raises(BadInput, match="for the cached teacher features are not available; give less"):
+        FeatureCache(store, pictures(1), STARTS, torch.float32)
+    monkeypatch.setattr(machine, "free_host_memory", lambda: needed)
+    FeatureCache(store, pictures(1), STARTS, torch.float32)
+
+
 def test_what_is_not_cached_is_said(teacher, dataset):
-    """vgg16 and the 5000 images of CIFAR100 at N = 50, as 8, 24 and 64 GB would hold them."""
+    """vgg16 and the 5000 images of CIFAR100 at N = 50, in three quarters of 8, 24 and 64 GB."""
     network = BlockwiseVGG(ARCHITECTURES["vgg16"], 100)
 
     def said(gigabytes):
         holder = CachedTeacher(network, dataset.normalization, dataset.test(), [], int(gigabytes * 1e9))
         return holder.not_cached(5000)
 
-    nothing, first, everything = said(6), said(17), said(48)
+    nothing, first, everything = said(6), said(18), said(48)
     assert nothing == (
         "teacher features do not fit into --memory and are computed from the images at every step;"
         " --memory 13.6 would hold those in front of block 3, --memory 21.9 would hold all"

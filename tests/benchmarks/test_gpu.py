@@ -10,7 +10,8 @@ from conftest import ROOT
 from benchmarks import gpu
 
 PARTS = (
-    "tests, exit status 0",
+    gpu.TESTS_STATUS,
+    "tests: ",
     "a cell",
     "per view",
     "peak GPU memory",
@@ -25,12 +26,23 @@ def test_every_part_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "START_METHOD", "fork")  # no time for loading torch in each process
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--reduced", "--device", "cpu", "--output", str(tmp_path)])
     gpu.dataset_of(gpu.REDUCED, "Shapes10")  # drawn once, for all processes
-    gpu.main()
+    assert gpu.main() == 0
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     for part in PARTS:
-        assert [value >= 0 for what, value, _ in rows if part in what], part
+        values = [value for what, value, _ in rows if part in what]
+        assert values and min(values) >= 0, part
     *_, last = capsys.readouterr().out.strip().splitlines()
     assert last.startswith("| vgg11-small, recipe quick")
+
+
+def test_a_failed_test_is_noticed(tmp_path, monkeypatch, capsys):
+    for part in ("cells", "processes", "teachers"):
+        monkeypatch.setattr(gpu, part, lambda *_: [])
+    (tmp_path / "test_broken.py").write_text("def test():\n    assert False\n")
+    monkeypatch.setattr(gpu, "REDUCED", gpu.replace(gpu.REDUCED, tests=(str(tmp_path / "test_broken.py"),)))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--reduced", "--output", str(tmp_path)])
+    assert gpu.main() == 1
+    assert "1 failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])

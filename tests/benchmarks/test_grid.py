@@ -1,6 +1,7 @@
 """A grid: one cell for each entry, continued where it stopped."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,6 @@ from data.datasets import LabelledImages
 from experiments import job, results
 from experiments.sweep import Sweep
 from grafting import recipes
-from grafting.distillation import CURVE_POINTS
 from models import checkpoints
 
 ENTRIES = (Whole(1e-4, 1e-3), Whole(2e-3, 2e-3))
@@ -52,7 +52,7 @@ def test_a_grid_has_a_row_for_each_entry_and_names_the_best(at_home, capsys, mon
     best = max(zip(found, ENTRIES, strict=True), key=lambda pair: pair[0]["last"])[1]
     assert rows[-1].endswith(f"`{best}`") and rows[-1] in printed
     epochs = sum(phase.epochs for phase in recipes.RECIPES["Folder"].phases)
-    every = -(-epochs // CURVE_POINTS)
+    every = -(-epochs // recipes.CURVE_POINTS)
     assert [int(epoch) for epoch in found[0]["phases"]["whole"]["accuracies"]] == [
         epoch for epoch in range(1, epochs + 1) if epoch % every == 0 or epoch == epochs
     ], "test accuracies that the choice does not need"
@@ -67,6 +67,20 @@ def test_a_method_without_a_grid_is_one_line(at_home, capsys):
     assert "--method fskd: has no grid; choose from whole, kd, fitnets" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--nshot", "5"], ["--trials", "2"], ["--best_of", "3"], ["--shard", "1/2"]])
+def test_flags_that_a_grid_does_not_take_are_refused(at_home, capsys, flags):
+    assert grid.main([*COMMAND, *flags]) == 2
+    assert f"benchmarks.grid: {flags[0]}: leave it out; a grid is N = 10" in capsys.readouterr().err
+
+
+def test_an_entry_that_another_process_is_running(at_home, capsys, monkeypatch):
+    assert grid.main(COMMAND) == 0
+    results.path_of(at_home / "grid" / grid.label_of(ENTRIES[1]), 10, 0).unlink()
+    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: "another process is running it")
+    assert grid.main(COMMAND) == 0
+    assert "| 0.002 | 0.002 | not finished |" in (at_home / "grid/grid.md").read_text()
+
+
 def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
     """Not the highest best one, and no failed cell."""
     outcomes = iter(
@@ -76,8 +90,9 @@ def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
             {"status": "failed"},
         ]
     )
-    monkeypatch.setattr(results, "read", lambda path: next(outcomes))
     plan = job.Job(train_fskd.arguments(COMMAND)).plan()
+    monkeypatch.setattr(results, "read", lambda path: next(outcomes))
+    monkeypatch.setattr(Path, "exists", lambda path: True)
     text = grid.markdown(dict.fromkeys((*ENTRIES, Whole(1.0, 1.0)), plan))
     assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed |" in text
 

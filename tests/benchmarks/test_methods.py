@@ -48,5 +48,15 @@ def test_bad_input_is_one_line(with_teacher, capsys):
     assert methods.main([*COMMAND, "--teacher", "nowhere.pth"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("benchmarks.methods: nowhere.pth") and error.count("\n") == 1
-    assert methods.main([*COMMAND, "--optimize_span", "back"]) == 2
-    assert "with --methods" in capsys.readouterr().err
+    for flag in ("--optimize_span", "back"), ("--method", "kd"):
+        assert methods.main([*COMMAND, *flag]) == 2
+        assert "with --methods" in capsys.readouterr().err
+    assert methods.main([*COMMAND, "--table"]) == 2
+    assert "benchmarks.methods: runs cells only" in capsys.readouterr().err
+
+
+def test_help_lists_the_methods(capsys):
+    with pytest.raises(SystemExit):
+        methods.main(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: benchmarks.methods ") and "--methods {grafting,grafting-straight," in shown

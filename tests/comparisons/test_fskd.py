@@ -4,14 +4,16 @@ import copy
 
 import pytest
 import torch
-from small import pictures
+from small import pictures, short_recipe
 from torch import nn
 
 from comparisons import fskd
 from comparisons.plain_student import own_blocks
 from data.views import VIEWS
+from grafting.distillation import NotFinite
 from grafting.teacher import FrozenTeacher
 from models.vgg import FIRST_GRAFTED
+from utils.precision import arithmetic
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_absorbing_a_1x1_convolution_is_exact_also_at_the_border():
     maps = torch.randn(2, 3, 4, 4, generator=random)
     expected = behind(layer(maps))
     with torch.no_grad():
-        fskd.absorb(layer, behind.weight[:, :, 0, 0], behind.bias)
+        fskd.absorb(layer, behind.weight[:, :, 0, 0].double(), behind.bias.double())
     assert torch.allclose(layer(maps), expected, atol=1e-5)
 
 
@@ -64,7 +66,7 @@ def test_least_squares_finds_an_affine_map_from_batches():
     random = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=random) for size in ((40, 3), (2, 3), (2,)))
     found = fskd.affine_map(zip(x.split(7), (x @ weight.T + bias).split(7), strict=True))
-    assert torch.allclose(found[0], weight, atol=1e-5) and torch.allclose(found[1], bias, atol=1e-5)
+    assert torch.allclose(found[0].float(), weight, atol=1e-5) and torch.allclose(found[1].float(), bias, atol=1e-5)
 
 
 def test_of_several_solutions_the_smallest_is_taken():
@@ -92,6 +94,28 @@ def test_each_layer_is_solved_against_the_teachers_outputs(teacher, frozen):
     kept = fskd.strongest(wide[position], narrow[position].out_channels)
     pairs = fskd.outputs(views, narrow[: position + 1], block, wide[: position + 1])
     weight, bias = fskd.affine_map((x, y[:, kept]) for x, y in pairs)
-    assert torch.allclose(weight, torch.eye(len(weight)), atol=1e-3) and torch.allclose(
-        bias, torch.zeros(len(bias)), atol=1e-3
+    assert torch.allclose(weight.float(), torch.eye(len(weight)), atol=1e-3) and torch.allclose(
+        bias.float(), torch.zeros(len(bias)), atol=1e-3
     )
+
+
+def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():
+    """Autocast would round them to bfloat16."""
+    random = torch.Generator().manual_seed(0)
+    layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(50, 4, generator=random)
+    expected, target = copy.deepcopy(layer), torch.randn(50, 4, generator=random)
+    with torch.no_grad():
+        fskd.absorb(expected, *fskd.affine_map([(x, target)]))
+        with arithmetic("bfloat16", torch.device("cpu")):
+            fskd.absorb(layer, *fskd.affine_map([(x, target)]))
+    assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.bias, expected.bias)
+
+
+def test_a_loss_that_is_not_finite_is_no_result(teacher, frozen):
+    broken = fskd.LeastSquares(
+        fskd.FSKD().phases(short_recipe())[0], nn.Sequential(*own_blocks(fskd.pruned(teacher))), 1
+    )
+    views = frozen.few_shot(pictures(1))
+    views.logits = lambda image, view: torch.full((len(image), teacher.classes), torch.nan)
+    with pytest.raises(NotFinite):
+        broken.run(frozen, views, 1, None, (), lambda current: None)

@@ -7,7 +7,7 @@ from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from comparisons.methods import METHODS
-from comparisons.plain_student import fresh_student, write_student
+from comparisons.plain_student import fresh_student
 from data.views import IDENTITY
 from deployment.comparison import compare
 from deployment.networks import candidates
@@ -19,7 +19,7 @@ from models.vgg import student_of
 
 def test_a_file_holds_the_teachers_blocks_and_the_students_own(teacher, tmp_path):
     blocks = nn.Sequential(*fresh_student(teacher, torch.Generator().manual_seed(0)))
-    write_student(teacher, checkpoints.on_cpu(blocks), tmp_path / "student.pth")
+    METHODS["kd"].write(teacher, checkpoints.on_cpu(blocks), tmp_path / "student.pth")
     student = checkpoints.read_teacher(tmp_path / "student.pth", CLASSES)
     assert student.architecture == student_of(teacher.architecture)
     images = torch.randn(4, 3, 32, 32)

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from small import CLASSES, TINY, pictures, small_dataset, small_teacher
 from torch import nn
@@ -190,6 +191,18 @@ def test_predictions_of_pictures(exported, tmp_path):
     assert student.predict([]) == []
     with pytest.raises(BadInput, match=r"missing\.png"):
         student.predict([tmp_path / "missing.png"])
+
+
+def test_other_dtypes_of_the_weights(exported):
+    """As on a GPU: student.half(), student.bfloat16()."""
+    images = torch.from_numpy(pictures(20))
+    expected = load(exported(".pth"))(images)
+    for dtype, tolerance in ((torch.float64, 1e-4), (torch.bfloat16, 0.05)):
+        student = load(exported(".pth")).to(dtype)
+        logits = student(images)
+        assert logits.dtype == dtype
+        assert (logits - expected).abs().max() < tolerance * expected.abs().max(), dtype
+        assert sum(chance for _, chance in student.predict([ROOT / "docs/star.jpg"])[0]) == pytest.approx(1, abs=1e-5)
 
 
 def test_normalisation_is_inside(source, tmp_path):

@@ -49,11 +49,26 @@ def test_cells_of_one_n_have_one_subset_and_one_schedule():
 
 
 def test_cells_of_different_n_have_the_same_phases_and_epochs():
-    faster = [SCHEDULE[0] | {"lr_student": 2.5e-4, "batch": 64}]
+    faster = [SCHEDULE[0] | {"lr_student": 2.5e-4, "lr_adapter": 2.5e-3, "batch": 64}]
     assert len(tables.rows([cell(1, 0, 80.0, 79.0), cell(10, 0, 90.0, 90.0, schedule=faster)], FOLDER)) == 2
     shorter = [faster[0] | {"epochs": 5}]
     with pytest.raises(BadInput, match="10-shot trial 0 differs from 1-shot trial 0 in its schedule"):
         tables.rows([cell(1, 0, 80.0, 79.0), cell(10, 0, 90.0, 90.0, schedule=shorter)], FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"lr_student": 1e-4}, "learning rates"),  # neither equal nor ten times as large
+        ({"lr_adapter": 2.5e-5}, "learning rates"),
+        ({"loss": {"name": "Softened", "temperature": 4.0}}, "schedule"),
+    ],
+)
+def test_cells_of_different_n_have_one_loss_and_learning_rates_in_proportion(changed, field):
+    """As when a method's numbers were changed between two commands."""
+    other = cell(10, 0, 90.0, 90.0, schedule=[SCHEDULE[0] | changed])
+    with pytest.raises(BadInput, match=f"10-shot trial 0 differs from 1-shot trial 0 in its {field};"):
+        tables.rows([cell(1, 0, 80.0, 79.0), other], FOLDER)
 
 
 def test_a_teacher_has_one_accuracy():

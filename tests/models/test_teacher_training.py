@@ -191,7 +191,7 @@ def test_what_is_measured_is_told_after_every_epoch_also_what_was_before_an_inte
     train(tell)
     assert [len(epochs) for epochs in told] == [1, 2, 2, 3] and told[1] == told[2] == told[3][:2]
     assert told[3] == json.loads((tmp_path / "t.json").read_text())["epochs"]
-    assert told[3][0]["learning_rate"] == recipe.rate(128 / 12)  # a batch of 128 counts whole, of 12 images
+    assert told[3][0]["learning_rate"] == recipe.rate(1)
 
 
 def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
@@ -229,7 +229,8 @@ def test_a_last_batch_of_one_image_is_trained_on(dataset, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("images", "progress"), [(8, [0.5, 1, 1.5, 2]), (9, [4 / 9, 1, 13 / 9, 2]), (10, [0.4, 0.8, 1.2, 1.4, 1.8, 2.2])]
+    ("images", "progress"),
+    [(8, [0.5, 1, 1.5, 2]), (9, [4 / 9, 1, 13 / 9, 2]), (10, [0.4, 0.8, 1, 1.4, 1.8, 2]), (3, [1, 2])],
 )
 def test_learning_rates_follow_the_images_seen(dataset, tmp_path, monkeypatch, images, progress):
     recipe = replace(CIFAR10.teachers["published"], epochs=2, batch=4)
