@@ -86,7 +86,7 @@ Row = tuple[str, float, str]  # what, value, unit
 
 def tests(size: Size, _device: str | None, _folder: Path) -> list[Row]:
     """Those of the code that differs on a GPU. They take one if there is one."""
-    command = [sys.executable, "-m", "pytest", "-q", *(str(ROOT / "tests" / name) for name in size.tests)]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *(str(ROOT / "tests" / name) for name in size.tests)]
     started = perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 from conftest import ROOT
+from small import pixel, pixels
 
 from benchmarks import gpu
+from experiments import figure, pictures
 
 PARTS = (
     gpu.TESTS_STATUS,
@@ -24,6 +26,8 @@ PARTS = (
 
 def test_every_part_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "START_METHOD", "fork")  # no time for loading torch in each process
+    monkeypatch.setattr(figure, "draw", pixel)
+    monkeypatch.setattr(pictures, "confusion_picture", pixels)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--reduced", "--device", "cpu", "--output", str(tmp_path)])
     gpu.dataset_of(gpu.REDUCED, "Shapes10")  # drawn once, for all processes
     assert gpu.main() == 0
@@ -35,14 +39,14 @@ def test_every_part_is_measured(tmp_path, monkeypatch, capsys):
     assert last.startswith("| vgg11-small, recipe quick")
 
 
-def test_a_failed_test_is_noticed(tmp_path, monkeypatch, capsys):
+def test_failed_tests_are_said_and_end_with_status_1(tmp_path, monkeypatch, capsys):
     for part in ("cells", "processes", "teachers"):
         monkeypatch.setattr(gpu, part, lambda *_: [])
-    (tmp_path / "test_broken.py").write_text("def test():\n    assert False\n")
-    monkeypatch.setattr(gpu, "REDUCED", gpu.replace(gpu.REDUCED, tests=(str(tmp_path / "test_broken.py"),)))
+    done = subprocess.CompletedProcess([], 1, "", "a warning\npython: No module named pytest\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--reduced", "--output", str(tmp_path)])
     assert gpu.main() == 1
-    assert "1 failed" in capsys.readouterr().out
+    assert "tests: python: No module named pytest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
