@@ -27,7 +27,7 @@ from experiments.setting import CELL_FIELDS, SHOTS_FIELDS, complete, require_com
 from grafting.method import GRAFTING
 from utils import files
 from utils.errors import BadInput
-from utils.markdown import markdown_table
+from utils.text import markdown_table
 
 COLUMNS = {  # of Trial: heading, decimals
     "last": ("Test accuracy of the last epoch, %", 2),

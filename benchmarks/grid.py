@@ -23,7 +23,7 @@ from grafting.method import Method
 from train_fskd import command_line
 from utils import files
 from utils.errors import BadInput
-from utils.markdown import markdown_table
+from utils.text import markdown_table
 
 N, TRIAL = 10, 0
 

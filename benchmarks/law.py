@@ -21,7 +21,7 @@ from benchmarks.teachers import MEASURED
 from experiments.expectation import Rule
 from models.vgg import FIRST_GRAFTED
 from utils import files
-from utils.markdown import markdown_table
+from utils.text import markdown_table
 
 SHOTS = (1, 10)
 FITTED = "Shapes10"

@@ -41,7 +41,7 @@ from models import checkpoints
 from models.vgg import BlockwiseVGG, frozen
 from train_fskd import arguments
 from utils import files, machine
-from utils.markdown import markdown_table
+from utils.text import markdown_table
 
 TRAIN = Path(__file__).resolve().parent.parent / "train_fskd.py"
 Seconds = dict[str, float]

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.utils import download_and_extract_archive
 
 from data import shapes
 from data.pictures import class_folders, find_pictures, mean_and_std, read_picture
 from data.views import IMAGE_SIZE, Normalization
 from utils.errors import BadInput
+from utils.text import in_one_line
 
 NAMES = ("CIFAR10", "CIFAR100", "Shapes10", "Folder")
 
@@ -58,8 +60,13 @@ class ImageDataset:
 
 
 def dataset_name(name: str, data_path: Path) -> str:
-    """The data set's name in files and results. For Folder, the directory's name is added: "Folder-my_pictures"."""
+    """The data set's name in files and results. For Folder, the directory's name is added: "Folder-my_pictures".
+
+    Raises BadInput for a directory whose name is not valid text.
+    """
     directory = Path(os.path.realpath(data_path)).name if name == "Folder" else ""  # empty for the root directory
+    if directory != in_one_line(directory):  # TensorBoard and file names need it
+        raise BadInput(f"--data_path {in_one_line(directory)}: the folder's name is not valid text; rename it")
     return f"{name}-{directory}" if directory else name
 
 
@@ -103,8 +110,9 @@ def _official(official: type, root: Path, train: bool) -> torchvision_datasets.C
         try:
             return official(root, train=train)
         except RuntimeError:  # raised for a file that is missing or whose md5 differs
-            return official(root, train=train, download=True)
-    except (OSError, RuntimeError, EOFError, urllib.error.URLError) as error:
+            download_and_extract_archive(official.url, root, filename=official.filename, md5=official.tgz_md5)
+            return official(root, train=train)
+    except (OSError, RuntimeError, EOFError, HTTPException) as error:
         folder = root / official.base_folder
         state = "its md5 differs from the official one" if folder.exists() else "missing"
         raise BadInput(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import threading
 import warnings
 import zlib
 from contextlib import nullcontext
@@ -54,6 +55,9 @@ def _refuse(error: OSError) -> NoReturn:
     raise BadInput(f"{error.filename}: cannot be read ({error.strerror}); make it readable or remove it") from error
 
 
+one_at_a_time = threading.Lock()  # filters for warnings are shared by all threads
+
+
 def read_picture(path: Path) -> np.ndarray:
     """The picture in a file as (3, 32, 32) uint8, RGB; raises BadInput as `from_picture`."""
     return from_picture(path, path)
@@ -68,11 +72,13 @@ def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
     picture, for one with more pixels than Pillow allows, and for pixels whose range is unknown (floating point, 32
     bits).
     """
-    with warnings.catch_warnings():
+    with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, without the file's name
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
+                if 0 in picture.size:
+                    raise ValueError("no pixels")
                 upright = _rgb(ImageOps.exif_transpose(picture), name)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"

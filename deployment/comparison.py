@@ -16,7 +16,7 @@ from data.datasets import ImageDataset
 from data.views import IMAGE_SIZE
 from deployment.calibration import expected_calibration_error, logits_of, negative_log_likelihood
 from models.vgg import parameter_count
-from utils.markdown import markdown_table
+from utils.text import in_one_line, markdown_table
 
 TEACHER = "teacher"  # its name beside others
 ROUNDS = {1: 50, 256: 7}  # timed calls by batch size, after one that is not counted
@@ -149,4 +149,6 @@ def markdown(figures: Sequence[Figures]) -> str:
 
 def lowest_classes(row: Figures, count: int = 3) -> str:
     lowest = sorted(row.by_class.items(), key=lambda item: item[1])[:count]
-    return f"{row.name}: lowest classes " + ", ".join(f"{name} {accuracy:.1f}%" for name, accuracy in lowest)
+    return f"{row.name}: lowest classes " + ", ".join(
+        f"{in_one_line(name)} {accuracy:.1f}%" for name, accuracy in lowest
+    )

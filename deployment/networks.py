@@ -67,14 +67,22 @@ def candidates(kind: str, state: Any, path: Path, teacher: BlockwiseVGG, dataset
     return found
 
 
-def exported(path: Path, network: Network, header: Header, dataset: ImageDataset) -> Candidate:
-    """An exported student, as formats.read() gives it. Raises BadInput if its classes are not the data set's."""
+def exported(path: Path, network: Network, header: Header, dataset: ImageDataset, device: torch.device) -> Candidate:
+    """An exported student, as formats.read() gives it: a module on the device, other formats on the CPU, as they say.
+
+    Raises BadInput if its classes are not the data set's.
+    """
     if header.class_names != dataset.class_names():
         raise BadInput(
             f"{path}: has the {len(header.class_names)} classes of {header.dataset}, not the {dataset.classes} of"
             f" {dataset.name}; name its --dataset"
         )
-    return Candidate("student, exported", network, header.empty_network(), torch.device("cpu"), path.stat().st_size)
+    name, cpu = "student, exported", torch.device("cpu")
+    if isinstance(network, nn.Module):
+        network = network.to(device)
+    elif device != cpu:
+        name, device = f"{name}, on the CPU", cpu
+    return Candidate(name, network, header.empty_network(), device, path.stat().st_size)
 
 
 def of_module(name: str, network: nn.Module, dataset: ImageDataset, path: Path | None = None) -> Candidate:

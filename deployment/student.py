@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from data.pictures import from_picture
 from data.views import IMAGE_SIZE
 from deployment import formats
+from deployment.calibration import logits_of
 from deployment.formats import Header, Network
 
 Prediction = list[tuple[str, float]]  # (class name, probability) of all classes, the most probable first
@@ -50,7 +51,6 @@ class Student(nn.Module):
             )
         return self.network(images)
 
-    @torch.no_grad()
     def predict(self, pictures: Iterable[str | os.PathLike[str] | Image.Image]) -> list[Prediction]:
         """The classes of pictures of any size, each a file or a Pillow image.
 
@@ -63,7 +63,7 @@ class Student(nn.Module):
         if not images:
             return []
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        probabilities = self(torch.from_numpy(np.stack(images)).to(device)).float().softmax(1).cpu()
+        probabilities = logits_of(self, torch.from_numpy(np.stack(images)), device).softmax(1)
         return [
             [(self.class_names[index], of_picture[index].item()) for index in of_picture.argsort(descending=True)]
             for of_picture in probabilities

@@ -165,6 +165,13 @@ class Cell:
             self.after_epoch(name, curve)
 
 
+def setting_in(checkpoint: Path) -> dict[str, Any]:
+    """The setting of the cell that made the checkpoint. Raises BadInput for a damaged one."""
+    saved = files.read_tensors(checkpoint, CHECKPOINT)
+    with files.reading(checkpoint, CHECKPOINT):
+        return dict(json.loads(saved["setting"]))
+
+
 def restore_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
     """Load Adam's moments, but not its learning rates. Raises ValueError if they belong to other parameters."""
     state = {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}

@@ -25,7 +25,6 @@ from utils.precision import arithmetic
 from utils.signals import Terminated
 
 Command = Callable[[Job], int]  # to the exit status
-ONLY_WITH = {"teacher_from": "train_teacher", "to": "export", "json": "evaluate"}  # flags of one command
 
 
 def status(args: argparse.Namespace) -> int:
@@ -42,7 +41,11 @@ def status(args: argparse.Namespace) -> int:
     except OSError as error:
         return stop(2, f"{error.filename or 'the output'}: {error.strerror or error}")
     except torch.cuda.OutOfMemoryError:
-        return stop(2, "the GPU's memory is full; give less to --memory, or take --device cpu")
+        return stop(2, "the GPU's memory is full; take --device cpu, or in a sweep give less to --memory")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's, on the CPU
+            raise
+        return stop(2, "the memory is full; run less beside it, or in a sweep give less to --memory")
     except KeyboardInterrupt:
         return stop(130, f"interrupted; {how_to_continue(args)}")
     except Terminated:
@@ -65,21 +68,12 @@ def how_to_continue(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
     """Run the command; raises BadInput. Only a sweep is shared by several processes."""
-    require_in_place(args)
     job, command = Job(args, rank), command_of(args)
     return command(job) if rank.is_leader or command is _sweep else 0
 
 
-def require_in_place(args: argparse.Namespace) -> None:
-    """Raise BadInput for a flag that belongs to another command."""
-    for flag, name in ONLY_WITH.items():
-        if getattr(args, flag) and not getattr(args, name):
-            raise BadInput(f"--{flag}: only with --{name}")
-
-
 def require_sweep(args: argparse.Namespace) -> None:
     """Raise BadInput where the flags ask for anything but cells."""
-    require_in_place(args)
     if command_of(args) is not _sweep:
         raise BadInput('runs cells only; for what --help lists under "instead of the sweep", use train_fskd.py')
 
@@ -107,6 +101,10 @@ def _sweep(job: Job) -> int:
     job.rank.wait()
     if not job.rank.is_leader:
         return 0
+    if not results.paths(job.output_dir):
+        where = "other processes run the cells" if plan.cells else f"there is no cell in --shard {job.args.shard}"
+        say(f"{job.output_dir}: no results yet; {where}")
+        return 0
     of_cells = summarize(plan)
     say(afterwards(job, of_cells))
     return 1 if any(result["status"] == "failed" for result in of_cells) else 0
@@ -121,13 +119,14 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
     ]
     students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
     if students:
-        command = shlex.join(["python", "train_fskd.py", *job.inputs()])
+        command, student = ["python", "train_fskd.py"], students[-1]
         lines += [
             f"students: {job.student_dir}",
-            f"compare one with its teacher: {command} --evaluate {shlex.quote(students[-1])}",
+            f"compare one with its teacher: {shlex.join([*command, *job.inputs(), '--evaluate', student])}",
         ]
         if not isinstance(job.method, PlainStudent):
-            lines.append(f"use one: {command} --export {shlex.quote(students[-1])}")
+            inputs = job.inputs("data_path", "teacher", "teacher_architecture")
+            lines.append(f"use one: {shlex.join([*command, *inputs, '--export', student])}")
     return "\n".join(lines)
 
 

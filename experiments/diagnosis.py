@@ -160,7 +160,7 @@ class Ridge:
         targets = functional.one_hot(labels, classes).double()
         self.offset = targets.mean(0)
         gram = centred @ centred.T
-        unit = gram.diagonal().mean()
+        unit = gram.diagonal().mean().clamp_min(1e-30)  # features that are all alike still have an inverse
         _, self.weight = min(
             (self._solve(gram, targets - self.offset, penalty * unit) for penalty in PENALTIES),
             key=lambda fit: fit[0],
@@ -180,8 +180,8 @@ class Ridge:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp(entropy) of the normalised singular values of the centred features (N, D)."""
+    """exp(entropy) of the normalised singular values of the centred features (N, D); 1 where all are alike."""
     centred = (features - features.mean(0)).double()
     singular = torch.linalg.eigvalsh(centred @ centred.T).clamp_min(0).sqrt()
-    share = singular / singular.sum()
+    share = singular / singular.sum().clamp_min(1e-30)
     return torch.special.entr(share).sum().exp().item()

@@ -1,6 +1,6 @@
 """The figure: test accuracy over N, ours and the paper's, made from result files only.
 
-    python -m experiments.figure benchmarks/results/CIFAR10 benchmarks/results/CIFAR100-balanced --to accuracy.svg
+    python -m experiments.figure benchmarks/results/CIFAR10 benchmarks/results/CIFAR100 --to accuracy.svg
 
 A panel for each folder of results. Points are means over trials, error bars sample standard deviations (none for one
 trial). The paper's students have another teacher than ours, so both teachers are drawn.

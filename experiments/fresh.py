@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from utils import files
@@ -37,18 +37,23 @@ class Fresh:
     def remove_outdated(self, lock: Callable[[int], AbstractContextManager]) -> None:
         """Remove the results and checkpoints from before the first of these commands.
 
-        lock: returns the lock of the cell with that index.
+        lock: returns the lock of the cell with that index, or raises BadInput if it cannot be had; then nothing is
+        removed.
         """
+        with ExitStack() as locks:
+            for index in range(len(self.cell_files)):
+                locks.enter_context(lock(index))
+            self._remove_outdated()
+
+    def _remove_outdated(self) -> None:
         if not self.continues():
             existing = [file for pair in self.cell_files for file in pair if file.exists()]
             outdated = {self._name(file): files.sha256_of_file(file) for file in existing}
             files.write_json(self.path, {"settings": self.settings, "outdated": outdated})
         outdated = files.read_json(self.path, KIND)["outdated"]
-        for index, pair in enumerate(self.cell_files):
-            with lock(index):
-                for file in pair:
-                    if file.exists() and files.sha256_of_file(file) == outdated.get(self._name(file)):
-                        file.unlink()
+        for file in (file for pair in self.cell_files for file in pair):
+            if file.exists() and files.sha256_of_file(file) == outdated.get(self._name(file)):
+                file.unlink()
 
     def end(self) -> None:
         """Remove the list once every cell has a result: the next `--fresh` then runs them all again."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
+import filelock
 import torch
 from tqdm import tqdm
 
@@ -20,7 +22,7 @@ from models import checkpoints, records, teacher_training
 from models.download import fetch_teacher
 from models.teacher_recipe import stretched
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen
-from utils import machine
+from utils import files, machine
 from utils.arguments import DATA_PATH, PRECISIONS
 from utils.errors import BadInput
 
@@ -95,8 +97,8 @@ class Job:
         """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
         is_default = self.args.teacher is None and self.args.teacher_architecture is None
         if is_default and self.recipe.trains_own_teacher:
-            say(f"{self.teacher_file}: missing, so it is trained first, once")
-            self.train_teacher("quick")
+            say(f"{self.teacher_file}: missing, so it is trained first, once, or awaited from a process that trains it")
+            self.train_teacher("quick", only_if_missing=True)
         elif is_default and self.recipe.published:
             say(f"{self.teacher_file}: missing; fetching the authors'")
             fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
@@ -109,30 +111,40 @@ class Job:
             )
             raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
 
-    def train_teacher(self, recipe_name: str | None) -> None:
-        """Train a teacher by the recipe of that name; by default the published one, or "further" from a teacher."""
+    def train_teacher(self, recipe_name: str | None, only_if_missing: bool = False) -> None:
+        """Train a teacher by the recipe of that name; by default the published one, or "further" from a teacher.
+
+        Raises BadInput if another process is training it; with only_if_missing, waits for that one instead.
+        """
         source = self.args.teacher_from
         if source and recipe_name:
             raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
+        if source and self.args.teacher_architecture:
+            raise BadInput("--teacher_architecture: the file of --teacher_from has its own; leave it out")
         if self.args.teacher_epochs == 0 and not source:
             raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
         recipe_name = "further" if source else recipe_name or "published"
         recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
+        files.require_writable(self.teacher_file.parent)
+        lock = filelock.FileLock(self.teacher_file.with_name(f".{self.teacher_file.stem}.lock"))
         curves = TeacherCurves(self.output_dir, self.teacher_file.stem)
         try:
-            accuracy = teacher_training.train_teacher(
-                self.dataset,
-                source or ARCHITECTURES[self.architecture],
-                recipe,
-                self.args.seed,
-                self.device,
-                self.teacher_file,
-                say,
-                self.args.fresh,
-                curves,
-            )
-        finally:
-            curves.close()
+            with lock.acquire(timeout=-1 if only_if_missing else 0), closing(curves):
+                if only_if_missing and self.teacher_file.exists():
+                    return
+                accuracy = teacher_training.train_teacher(
+                    self.dataset,
+                    source or ARCHITECTURES[self.architecture],
+                    recipe,
+                    self.args.seed,
+                    self.device,
+                    self.teacher_file,
+                    say,
+                    self.args.fresh,
+                    curves,
+                )
+        except filelock.Timeout:
+            raise BadInput(f"{self.teacher_file}: another process is training it") from None
         say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
 
     def plan(self) -> Plan:

@@ -57,8 +57,9 @@ def figures(curve: Curve) -> dict[str, Any]:
 
 
 def _phase_content(curve: Curve) -> dict[str, Any]:
-    measured = figures(curve) if curve.epoch in curve.accuracies else {}
-    return {**measured, **asdict(curve)}
+    """A curve, with its figures unless it broke off before they were measured."""
+    is_whole = curve.epoch in curve.accuracies and any(epoch >= curve.best_from for epoch in curve.accuracies)
+    return {**(figures(curve) if is_whole else {}), **asdict(curve)}
 
 
 def read(path: Path) -> Result:

@@ -21,6 +21,7 @@ from models.vgg import frozen
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic
+from utils.text import in_one_line
 
 
 def evaluate(job: Job) -> int:
@@ -57,7 +58,7 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
     if formats.is_exported(path):
         network, header = formats.read(path)
         _require_dataset(path, header.dataset, job)
-        student = exported(path, network, header, job.dataset)
+        student = exported(path, network, header, job.dataset, job.device)
         return [*_teacher_of(path, header.teacher_sha256, job), student]
     _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
@@ -91,7 +92,11 @@ def _require_dataset(path: Path, dataset: str | None, job: Job) -> None:
 
     Pictures in folders may be of any data set.
     """
-    if dataset != job.name and dataset in RECIPES and job.args.dataset != "Folder":
+    if dataset is None or dataset == job.name or job.args.dataset == "Folder":
+        return
+    if dataset.startswith("Folder"):
+        raise BadInput(f"{path}: is of {dataset}; add --dataset Folder and the --data_path of its pictures")
+    if dataset in RECIPES:
         raise BadInput(f"{path}: is of {dataset}; add --dataset {dataset}")
 
 
@@ -116,11 +121,18 @@ def export(job: Job) -> int:
     teacher, teacher_sha256 = job.frozen_teacher(), files.sha256_of_file(job.teacher_file)
     _check_record(path, records.deciding(job.dataset, teacher_sha256))
     shots, subset_seed = few_shot_of(path, job.subset_seed)
+    few_shot = fewshot.subset(job.dataset, shots, subset_seed, job.args.data_path)
+    recorded = (records.of(path) or {}).get("setting", {}).get("subset_sha256")
+    if recorded and recorded != files.sha256(few_shot.tobytes()):
+        raise BadInput(
+            f"--export {path}: was made from other few-shot images than those in {job.args.data_path}; name the folder"
+            " of its own with --data_path"
+        )
     source = exporting.Source(
         teacher=teacher,
         scions=student_in(state, path, teacher),
         dataset=job.dataset,
-        few_shot=fewshot.subset(job.dataset, shots, subset_seed, job.args.data_path),
+        few_shot=few_shot,
         teacher_sha256=teacher_sha256,
         student_sha256=files.sha256_of_file(path),
     )
@@ -143,10 +155,6 @@ def predict(job: Job) -> int:
             unreadable += 1
             stop(1, str(error))
         else:
-            say(f"{_printable(picture)}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in prediction[:3]))
+            classes = (f"{in_one_line(name)} {100 * p:.1f}%" for name, p in prediction[:3])
+            say(f"{in_one_line(picture)}: {', '.join(classes)}")
     return 1 if unreadable else 0
-
-
-def _printable(path: Path) -> str:
-    """A file's name in one line, whatever its name holds."""
-    return "".join(character if character.isprintable() else "?" for character in str(path))

@@ -19,7 +19,7 @@ from acceleration.feature_cache import CachedTeacher
 from data.fewshot import subset
 from data.views import VIEWS
 from experiments import pictures, results, students
-from experiments.cell import Cell
+from experiments.cell import Cell, setting_in
 from experiments.fresh import Fresh
 from experiments.plan import CellKey, Plan
 from experiments.setting import Setting, require_comparable
@@ -61,9 +61,12 @@ class Sweep:
                 self._require_free_students(plan.cells)
             self.fresh.remove_outdated(self._lock_or_refuse)
         self.left = [cell for cell in plan.cells if not self._is_done(cell)]
+        for cell in set(plan.cells) - set(self.left):
+            self._checkpoint(cell).unlink(missing_ok=True)  # of a cell that was killed just after its last write
         self._require_comparable()
-        if not plan.fresh:
-            self._require_free_students(self.left)
+        self._require_free_students(self.left)
+        for cell in self.left:
+            self._require_own_checkpoint(cell)
 
     def _require_comparable(self, except_for: Sequence[CellKey] = ()) -> None:
         """Raise BadInput now if the table at the end could not be made. except_for: cells that will be run again."""
@@ -72,6 +75,15 @@ class Sweep:
         first_of_shots = {shots: (shots, trial) for shots, trial in reversed(self.plan.cells)}
         ours = {f"{shots}-shot of this command": self._setting(cell).content for shots, cell in first_of_shots.items()}
         require_comparable({**{results.name_of(result): result["setting"] for result in there}, **ours})
+
+    def _require_own_checkpoint(self, cell: CellKey) -> None:
+        """Raise BadInput for a checkpoint that is damaged or of other settings."""
+        try:
+            if self._checkpoint(cell).exists():
+                self._setting(cell).require_same(setting_in(self._checkpoint(cell)), self._checkpoint(cell))
+        except BadInput:
+            if self._checkpoint(cell).exists():  # if not, another process has just finished the cell
+                raise
 
     def _require_free_students(self, cells: Sequence[CellKey]) -> None:
         """Raise BadInput where these cells would overwrite students of another run."""
@@ -121,7 +133,13 @@ class Sweep:
         for shots, images in self.subsets.items():
             if missing := teacher.not_cached(len(images)):
                 plan.report(f"N = {shots}: {missing}")
-        return teacher, {"file": str(plan.teacher_file), "accuracy": accuracy, "seconds": perf_counter() - started}
+        seconds, count = perf_counter() - started, len(teacher.test_labels)
+        return teacher, {
+            "file": str(plan.teacher_file),
+            "accuracy": accuracy,
+            "test_images": count,
+            "seconds": seconds,
+        }
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
         self._write_few_shot_images()
@@ -154,6 +172,7 @@ class Sweep:
 
     def _run_cell(self, key: CellKey, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
         """Run one cell and write its result. Returns the message for the user."""
+        self._require_free_students([key])  # again: another run may have written some meanwhile
         plan, setting = self.plan, self._setting(key)
         result_file, checkpoint, written = self._result_file(key), self._checkpoint(key), self._student_files(key)
         for path in (result_file, checkpoint, *written.values(), *map(records.path_of, written.values())):

@@ -36,7 +36,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from experiments.setting import complete
 from grafting.distillation import Curve
-from utils.markdown import markdown_table
+from utils.text import markdown_table
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent

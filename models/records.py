@@ -44,6 +44,12 @@ def announce(network_file: Path, content: dict[str, Any]) -> None:
     files.write_json(path_of(network_file), {"sha256": None, **content})
 
 
+def is_announced(network_file: Path) -> bool:
+    """Whether the network's file was about to be written, or just written, when its process ended."""
+    path = path_of(network_file)
+    return path.exists() and files.read_json(path, KIND).get("sha256", "") is None
+
+
 def write(network_file: Path, content: dict[str, Any]) -> None:
     """Write the record of a network's file. It names the sha256 of that file."""
     files.write_json(path_of(network_file), {"sha256": files.sha256_of_file(network_file), **content})

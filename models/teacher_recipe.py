@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 class TeacherRecipe:
     """SGD for a teacher. The learning rate depends on progress, so a recipe fits any number of epochs.
 
-    falls: drops of the learning rate, (progress in [0, 1), factor): from that progress on it is multiplied by the
+    falls: drops of the learning rate, (progress in [0, 1), factor): after that progress it is multiplied by the
     factor. one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: number
     of epochs over which the rate first rises linearly. batchnorm: BatchNorm after every convolution, folded at the
     end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head, prototype_head:
@@ -41,7 +41,7 @@ class TeacherRecipe:
             return self.lr * min(progress / 0.2, (1 - progress) / 0.8)
         rate = self.lr * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.lr
         for progress_at_drop, factor in self.falls:
-            if int(epoch) >= round(progress_at_drop * self.epochs):
+            if epoch > round(progress_at_drop * self.epochs, 6):
                 rate *= factor
         return rate
 

@@ -64,7 +64,7 @@ def train_teacher(
     continues after its last finished epoch. fresh: replace the teacher at `path`; without it, raises BadInput if there
     is one. after_epoch: called after every epoch with what was measured in each epoch so far.
     """
-    if path.exists() and not fresh:
+    if path.exists() and not fresh and not records.is_announced(path):
         raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
     if path.suffix != ".pth" or path.is_dir():
         raise BadInput(f"--teacher {path}: the name of a teacher's file ends in .pth; choose such a name")
@@ -75,18 +75,17 @@ def train_teacher(
     training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report, after_epoch)
     teacher = training.run()
     accuracy = training.test_accuracy(teacher)
+    record = {
+        "test_accuracy": accuracy,
+        **json.loads(training.setting),
+        "epochs": training.history,
+        "balanced_by": training.balanced_by,
+        "bfloat16": machine.has_fast_bfloat16(device),
+        "machine": machine.description(device),
+    }
+    records.announce(path, record)  # first: after an interruption, the same command goes on from here
     checkpoints.write_teacher(teacher, path)
-    records.write(
-        path,
-        {
-            "test_accuracy": accuracy,
-            **json.loads(training.setting),
-            **records.deciding(dataset),
-            "epochs": training.history,
-            "balanced_by": training.balanced_by,
-            "machine": machine.description(device),
-        },
-    )
+    records.write(path, record)
     resume_file.unlink(missing_ok=True)
     return accuracy
 
@@ -136,6 +135,8 @@ class TeacherTraining:
                 "widths": network.architecture.widths,
                 "teacher_from_sha256": files.sha256_of_file(start) if isinstance(start, Path) else None,
                 "recipe": asdict(recipe),
+                "train_sha256": dataset.train().sha256(),
+                **records.deciding(dataset),
             }
         )
 
@@ -165,6 +166,7 @@ class TeacherTraining:
             for epoch in range(done, self.recipe.epochs):
                 figures = self._train(epoch, images, labels, steps_done)
                 if not math.isfinite(figures["loss"]):
+                    self.resume_file.unlink(missing_ok=True)  # it would refuse another seed
                     raise BadInput(f"--train_teacher: the loss is not finite in epoch {epoch + 1}; try another --seed")
                 with self._autocast():
                     figures["test_accuracy"] = self.test_accuracy(self.model.network)

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,9 @@ from small import CLASSES, TINY, small_teacher
 
 import train_fskd
 from comparisons.methods import METHODS
+from data.datasets import LabelledImages
 from data.views import Normalization
-from experiments import expectation, job
+from experiments import commands, expectation, job
 from experiments.ranks import Rank
 from grafting import recipes
 from grafting.method import JOINS
@@ -32,10 +34,15 @@ from models import checkpoints
 from models.vgg import BlockwiseVGG
 from utils.arguments import JOINS as JOIN_CHOICES
 from utils.arguments import METHODS as METHOD_CHOICES
+from utils.arguments import READS
 
 
 def command(*arguments):
-    return train_fskd.main(["--dataset", "Folder", *arguments])
+    """The exit status."""
+    try:
+        return train_fskd.main(["--dataset", "Folder", *arguments])
+    except SystemExit as stopped:  # by the parser of the command line
+        return stopped.code
 
 
 def accuracies(printed):
@@ -224,6 +231,7 @@ def test_a_teacher_is_made_graftable(with_teacher, capsys):
     [
         (["--teacher_from", "a.pth", "--teacher_recipe", "quick"], "--teacher_recipe: --teacher_from has a recipe"),
         (["--teacher_epochs", "0"], "--teacher_epochs 0: only with --teacher_from"),
+        (["--teacher_from", "a.pth", "--teacher_architecture", "vgg11"], "--teacher_architecture: the file of"),
         (["--teacher_from", "missing.pth", "--teacher", "b.pth"], "missing.pth: no such file"),
         (["--teacher_from", "b.pth", "--teacher", "b.pth"], "--teacher_from b.pth: --teacher is the same file"),
     ],
@@ -231,12 +239,35 @@ def test_a_teacher_is_made_graftable(with_teacher, capsys):
 def test_wrong_ways_to_train_a_teacher_are_one_line(at_home, capsys, arguments, line):
     assert command("--train_teacher", *arguments) == 2
     assert line in (error := capsys.readouterr().err) and error.count("\n") == 1
-    assert not list(at_home.iterdir())
+    assert [path.suffix for path in at_home.iterdir()] in ([], [".lock"])
 
 
-def test_teacher_from_without_training_is_refused(with_teacher, capsys):
-    assert command("--nshot", "1", "--teacher_from", "a.pth") == 2
-    assert "--teacher_from: only with --train_teacher" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--nshot", "1", "--teacher_from", "a.pth"], "--teacher_from: only with --train_teacher"),
+        (["--teacher_recipe", "quick"], "--teacher_recipe: only with --train_teacher"),
+        (["--teacher_epochs", "0"], "--teacher_epochs: only with --train_teacher"),
+        (["--train_teacher", "--precision", "float32"], "--precision: not with --train_teacher"),
+        (["--train_teacher", "--nshot", "1"], "--nshot: not with --train_teacher"),
+        (["--table", "--seed", "1"], "--seed: not with --table"),
+        (["--diagnose", "--method", "kd"], "--method: not with --diagnose"),
+        (["--evaluate", "a.pth", "--fresh"], "--fresh: not with --evaluate"),
+        (["--predict", "a.pth", "b.jpg", "--device", "cpu"], "--device: not with --predict"),
+        (["--build_dataset", "--nshot", "1"], "--nshot: not with --build_dataset"),
+        (["--teacher", "a.pth", "--teacher_architecture", "vgg11"], "--teacher_architecture: not with --teacher"),
+        (["--to", "x.pth"], "--to: only with --export"),
+        (["--json", "x.json"], "--json: only with --evaluate"),
+    ],
+)
+def test_flags_that_a_command_would_ignore_are_refused(at_home, capsys, arguments, line):
+    assert command(*arguments) == 2
+    assert line in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_every_flag_is_read_by_a_command():
+    known = {flag for flags in READS.values() for flag in flags}
+    assert known | {"dataset", "data_path", *READS} - {""} == set(vars(train_fskd.arguments([])))
 
 
 def test_build_dataset(official_files, capsys):
@@ -323,7 +354,7 @@ def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeyp
     """A mistyped --teacher is neither trained nor fetched, and no other architecture takes the name."""
     got = []
     monkeypatch.setattr(job, "fetch_teacher", lambda *_: got.append("fetched"))
-    monkeypatch.setattr(job.Job, "train_teacher", lambda *_: got.append("trained"))
+    monkeypatch.setattr(job.Job, "train_teacher", lambda *_, **__: got.append("trained"))
     for kind in ({"trains_own_teacher": True}, {"published": {1: (90.74, 0.49)}}):
         monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, **kind))
         for arguments in (["--teacher", "typo.pth"], ["--teacher_architecture", "vgg11"]):
@@ -421,8 +452,6 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
         (["--export", STUDENT, "--teacher", "other.pth"], f"{STUDENT}: was made with another teacher"),
         (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "holds a whole network; name a student of stage 2"),
         (["--export", STUDENT, "--to", STUDENT], f"--to {STUDENT}: exists already and is no exported student"),
-        (["--to", "x.pth"], "--to: only with --export"),
-        (["--json", "x.json"], "--json: only with --evaluate"),
         (["--json", STUDENT, "--evaluate", STUDENT], f"--json {STUDENT}: exists already and is no file of --json"),
         (
             ["--json", str(Path(STUDENT).with_suffix(".json")), "--evaluate", STUDENT],
@@ -526,9 +555,9 @@ def test_fresh_holds_for_all_ranks_and_only_the_leader_prepares_it(with_teacher)
     assert [(plan.fresh, plan.is_leader) for plan in plans] == [(True, True), (True, False)]
 
 
-@pytest.mark.parametrize("extra", [[], ["--table"]])
+@pytest.mark.parametrize("extra", [["--nshot", "1"], ["--table"]])
 def test_a_directory_name_that_is_too_long_is_one_line(with_teacher, capsys, extra):
-    assert command("--nshot", "1", "--output_dir", "x" * 300, *extra) == 2
+    assert command("--output_dir", "x" * 300, *extra) == 2
     assert "File name too long" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
@@ -593,3 +622,63 @@ def test_shapes10_from_end_to_end(tmp_path):
         command = [sys.executable, str(ROOT / "train_fskd.py"), *arguments]
         printed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert "star.jpg: star " in printed
+
+
+def test_a_share_without_cells_is_no_error(with_teacher, capsys):
+    assert command("--nshot", "1", "--trials", "1", "--shard", "2/2") == 0
+    assert "no results yet; there is no cell in --shard 2/2" in capsys.readouterr().out
+
+
+def test_cells_that_all_run_elsewhere_are_no_error(with_teacher, capsys):
+    lock = with_teacher / "runs/Folder/results/1-shot/trial-0.lock"
+    lock.parent.mkdir(parents=True)
+    with filelock.FileLock(lock):
+        assert command("--nshot", "1", "--trials", "1") == 0
+    printed = capsys.readouterr().out
+    assert "another process is running it" in printed and "no results yet; other processes run the cells" in printed
+
+
+def test_a_teacher_is_trained_by_one_process(at_home, monkeypatch, recipe, capsys):
+    """Another one that needs the same teacher waits for it; one that trains it explicitly is refused."""
+    monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, trains_own_teacher=True))
+    monkeypatch.setattr(job.teacher_training, "train_teacher", lambda *_: pytest.fail("trained twice"))
+    (at_home / "ckpt/teacher").mkdir(parents=True)
+    with filelock.FileLock(at_home / "ckpt/teacher/.vgg16-blockwise-folder.lock"):
+        assert command("--train_teacher") == 2
+        assert "another process is training it" in capsys.readouterr().err
+
+    def trained_meanwhile(_):
+        checkpoints.write_teacher(small_teacher(), at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
+
+    monkeypatch.setattr(job.files, "require_writable", trained_meanwhile)
+    assert job.Job(train_fskd.arguments(["--dataset", "Folder"])).teacher().classes == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_full_memory_is_one_line(with_teacher, monkeypatch, capsys, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(commands.Sweep, "run", full)
+    assert command("--nshot", "1") == 2
+    assert "the memory is full" in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_a_student_is_exported_only_with_its_own_few_shot_images(with_teacher, dataset, monkeypatch, capsys):
+    """Calibration uses them. The pictures of a folder may have changed since."""
+    assert command("--nshot", "1", "--trials", "1") == 0
+    train = LabelledImages(dataset.train().images[::-1].copy(), dataset.train().labels[::-1].copy())
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: replace(dataset, train=lambda: train))
+    capsys.readouterr()
+    assert command("--export", STUDENT) == 2
+    assert "was made from other few-shot images" in capsys.readouterr().err
+
+
+def test_a_student_of_a_folder_without_its_dataset_is_refused(with_teacher, monkeypatch, capsys):
+    """As with --dataset forgotten, whose default would be fetched."""
+    assert command("--nshot", "1", "--trials", "1") == 0
+    record = Path(STUDENT).with_suffix(".json")
+    record.write_text(record.read_text().replace('"dataset": "Tiny"', '"dataset": "Folder-pets"'))
+    capsys.readouterr()
+    assert train_fskd.main(["--evaluate", STUDENT]) == 2
+    assert "is of Folder-pets; add --dataset Folder and the --data_path" in capsys.readouterr().err

@@ -14,10 +14,41 @@ PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
 
+# The flags that each command reads, besides --dataset and --data_path; "" is a sweep.
+READS = {
+    "": (
+        "method", "optimize_span", "nshot", "trials", "seed", "subset_seed", "eval_every", "best_of", "device",
+        "precision", "memory", "shard", "fresh", "teacher", "teacher_architecture", "output_dir", "student_dir",
+    ),
+    "build_dataset": ("subset_seed",),
+    "train_teacher": (
+        "seed", "device", "fresh", "teacher", "output_dir", "teacher_recipe", "teacher_from", "teacher_epochs",
+        "teacher_architecture",
+    ),
+    "diagnose": ("nshot", "subset_seed", "device", "precision", "teacher", "teacher_architecture"),
+    "evaluate": ("device", "precision", "teacher", "teacher_architecture", "json"),
+    "export": ("subset_seed", "device", "fresh", "teacher", "teacher_architecture", "to"),
+    "predict": (),
+    "table": ("method", "optimize_span", "output_dir"),
+}  # fmt: skip
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, or nothing if `quiet`."""
+    """argparse whose errors are one line, or nothing if `quiet`, and which refuses flags that would be ignored."""
 
     quiet = False
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        found = super().parse_args(args, namespace)
+        command = next((name for name in READS if name and getattr(found, name)), "")
+        for flag in dict.fromkeys(flag for flags in READS.values() for flag in flags):
+            if flag not in READS[command] and getattr(found, flag) != self.get_default(flag):
+                readers = [name for name, flags in READS.items() if flag in flags]
+                where = f"only with --{readers[0]}" if len(readers) == 1 else f"not with --{command}"
+                self.error(f"--{flag}: {where}")
+        if found.teacher and found.teacher_architecture and command != "train_teacher":
+            self.error("--teacher_architecture: not with --teacher, whose file has its own")
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, None if self.quiet else f"{self.prog}: {message}; see --help\n")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import os
 import pickle
 import re
 import secrets
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +40,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
@@ -45,6 +48,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _flush(directory: Path) -> None:
+    """Have the names in a directory survive a power cut, where the system can."""
+    with suppress(OSError, AttributeError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -121,8 +134,8 @@ def require_checksums(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():
                 raise ValueError("its checksums differ")
-    except zipfile.BadZipFile as error:
-        raise ValueError("it is incomplete") from error
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        raise ValueError("it is incomplete, or its bytes have changed") from error
 
 
 def read_tensors(path: Path, kind: str) -> Any:

@@ -23,7 +23,8 @@ def device_named(name: str | None, local_rank: int = 0) -> torch.device:
     """The device of that name; without one, a GPU if there is one, else the CPU.
 
     Where the name gives no number, the ranks of a machine are spread over its GPUs. A GPU becomes the current one,
-    which streams and graphs refer to. Raises BadInput for a device that is not there or does not compute.
+    which streams and graphs refer to. Raises BadInput for a device that is not there or does not compute in float64,
+    which folding, balancing and FSKD need.
     """
     gpus = torch.cuda.device_count()
     if name in SPREAD and gpus:
@@ -31,8 +32,8 @@ def device_named(name: str | None, local_rank: int = 0) -> torch.device:
     name = "cpu" if name is None else name
     try:
         device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
+        torch.ones(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         raise BadInput(f"--device {name}: {str(error).splitlines()[0][:120]}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,4 +1,5 @@
 import shutil
+from http.client import IncompleteRead
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image
 from small import pictures
 from torchvision import datasets as torchvision_datasets
 
-from data import shapes
+from data import datasets, shapes
 from data.datasets import LabelledImages, dataset_name, open_dataset
 from data.pictures import find_pictures, read_picture
 from utils.errors import BadInput
@@ -57,6 +58,29 @@ def test_missing_files_are_fetched_and_checked(official_files, tmp_path):
 def test_a_damaged_file_is_fetched_again(official_files):
     (official_files / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
     assert open_dataset("CIFAR10", official_files).test().images.shape == (20, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_missing_class_names_are_fetched(official_files, name):
+    """torchvision's check of whether anything is missing does not look at this file."""
+    official = getattr(torchvision_datasets, name)
+    (official_files / official.base_folder / official.meta["filename"]).unlink()
+    assert open_dataset(name, official_files).class_names()[:3] == ("0", "1", "2")
+
+
+def test_a_connection_that_breaks_off_is_one_line(official_files, monkeypatch):
+    def broken(*_, **__):
+        raise IncompleteRead(b"", 100)
+
+    (official_files / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
+    monkeypatch.setattr(datasets, "download_and_extract_archive", broken)
+    with pytest.raises(BadInput, match="cannot be downloaded"):
+        open_dataset("CIFAR10", official_files).test()
+
+
+def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path):
+    with pytest.raises(BadInput, match="the folder's name is not valid text"):
+        dataset_name("Folder", tmp_path / "caf\udce9")
 
 
 def test_files_that_cannot_be_downloaded_are_one_line(official_files, monkeypatch):

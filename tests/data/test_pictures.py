@@ -1,6 +1,8 @@
 import os
 import random
 import tracemalloc
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from small import pictures
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional
 
-from data.pictures import class_folders, find_pictures, mean_and_std, read_picture
+from data.pictures import class_folders, find_pictures, from_picture, mean_and_std, read_picture
 from utils.errors import BadInput
 
 ORIENTATION = 0x0112  # of EXIF
@@ -212,3 +214,15 @@ def test_mean_and_std_make_no_copy_of_the_images():
         assert tracemalloc.get_traced_memory()[1] < images.nbytes * 0.75
     finally:
         tracemalloc.stop()
+
+
+def test_a_picture_without_pixels_is_one_line():
+    with pytest.raises(BadInput, match="a crop: cannot be read as a picture"):
+        from_picture(Image.new("RGB", (4, 4)).crop((0, 0, 0, 4)), "a crop")
+
+
+def test_threads_leave_the_filters_for_warnings_as_they_were():
+    before, picture = list(warnings.filters), Image.new("RGB", (64, 64))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: from_picture(picture, "a picture"), range(400)))
+    assert warnings.filters == before

@@ -167,7 +167,6 @@ def test_a_header_that_does_not_fit_the_weights_is_refused(exported, tmp_path):
     content = torch.load(exported(".pth"), weights_only=True)
     header = json.loads(content[formats.KEY])
     for changed in (
-        {"class_names": ["a\n", "b", "c"]},
         {"image_size": 64},
         {"class_names": ["a"]},
         {"widths": [[4], [4]]},
@@ -191,6 +190,22 @@ def test_predictions_of_pictures(exported, tmp_path):
     assert student.predict([]) == []
     with pytest.raises(BadInput, match=r"missing\.png"):
         student.predict([tmp_path / "missing.png"])
+
+
+def test_many_pictures_go_through_in_parts(exported, monkeypatch):
+    """So that memory does not grow with their number."""
+    student, sizes = load(exported(".pth")), []
+    student.register_forward_pre_hook(lambda module, images: sizes.append(len(images[0])))
+    picture = Image.fromarray(pictures(1)[0].transpose(1, 2, 0))
+    assert len(student.predict([picture] * 600)) == 600 and max(sizes) <= 250
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt2"])
+def test_classes_may_have_any_name(source, tmp_path, ending):
+    """A no-break space, an emoji of several characters, a byte that is no text, a line break."""
+    names = ("caf\u00e9\u00a0noir", "\U0001f469\u200d\U0001f33e", "\udce9\n")
+    export(replace(source, dataset=replace(source.dataset, class_names=lambda: names)), tmp_path / f"x{ending}")
+    assert load(tmp_path / f"x{ending}").class_names == names
 
 
 def test_other_dtypes_of_the_weights(exported):

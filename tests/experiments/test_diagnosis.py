@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,3 +56,14 @@ def test_the_text_says_what_to_expect(found):
     steps = 17 * 420  # an epoch of 100 images in batches of 6
     assert text.count("\n|") == 6 and f"its RMS is {block.rms:.2f}." in text
     assert text.endswith("\n".join(describe(diagnosis.teacher, block.one_shot, block.rms, steps, inputs, file)))
+
+
+def test_a_block_that_gives_the_same_for_all_images(teacher, dataset):
+    """As in a training that has collapsed: guesses, but no fault."""
+    teacher = copy.deepcopy(teacher)
+    for layer in teacher.features[2]:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data.zero_(), layer.bias.data.zero_()
+    found = diagnose(FrozenTeacher(teacher, dataset.normalization, dataset.test()), pictures(CLASSES, 7))
+    assert found.blocks[2].rms == 0 and found.blocks[2].rank == 1.0
+    assert 0 <= found.blocks[2].probe <= 100

@@ -15,7 +15,7 @@ from utils import files
 
 pytestmark = pytest.mark.usefixtures("real_pictures")
 PANEL = Panel("A (1 trial)", tables.rows(CELLS, RECIPE), {1: (90.74, 0.49), 9: (92.88, 0.05)}, 92.83)
-FOLDERS = [ROOT / "benchmarks/results" / name for name in ("CIFAR10", "CIFAR100-balanced")]
+FOLDERS = [ROOT / "benchmarks/results" / name for name in ("CIFAR10", "CIFAR100")]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from experiments import results
 from experiments.plan import Plan
 from experiments.sweep import Sweep, summarize
 from experiments.tensorboard import rewrite_cell
+from grafting import distillation
 from grafting.distillation import Distillation, NotFinite
 from models import checkpoints
 from utils import files
@@ -201,11 +202,55 @@ def test_an_interrupted_fresh_continues_from_its_own_checkpoint_only(plan):
     checkpoint = begun.output_dir / "results/1-shot/trial-0.checkpoint.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("from before")
-    Sweep(replace(begun, fresh=True), CPU)
+    sweep = Sweep(replace(begun, fresh=True), CPU)
     assert not checkpoint.exists()
-    checkpoint.write_text("from this --fresh")
+    files.write_tensors(checkpoint, {"setting": json.dumps(sweep._setting((1, 0)).content)})
     Sweep(replace(begun, fresh=True), CPU)
-    assert checkpoint.read_text() == "from this --fresh"
+    assert checkpoint.exists()
+
+
+def test_a_refused_fresh_has_removed_nothing(plan):
+    run(plan())
+    before = moments(plan())
+    lock = filelock.FileLock(plan().output_dir / "results/2-shot/trial-1.lock")
+    with lock, pytest.raises(BadInput, match="another process is running the cell"):
+        Sweep(plan(fresh=True), CPU)
+    assert moments(plan()) == before
+
+
+@pytest.mark.parametrize("content", [None, {"setting": json.dumps({"dataset": "another"})}])
+def test_a_checkpoint_that_cannot_be_continued_is_refused_before_any_work(plan, content):
+    """Damaged, or of other settings."""
+    checkpoint = plan().output_dir / "results/2-shot/trial-1.checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    files.write_tensors(checkpoint, content) if content else checkpoint.write_text("damaged")
+    with pytest.raises(BadInput, match=r"trial-1.checkpoint.pt: (made with another dataset|not a cell's checkpoint)"):
+        Sweep(plan(), CPU)
+
+
+def test_the_checkpoint_of_a_finished_cell_is_removed(plan):
+    """As after a power cut just behind the cell's last write."""
+    run(plan())
+    checkpoint = plan().output_dir / "results/1-shot/trial-0.checkpoint.pt"
+    checkpoint.write_text("of the finished cell")
+    run(plan())
+    assert not checkpoint.exists()
+
+
+def test_an_interrupted_fresh_does_not_replace_students_elsewhere(plan):
+    run(plan())
+    run_cut(plan(fresh=True), after=1)
+    run(plan("other", seed=1))
+    with pytest.raises(BadInput, match="is a student of another run"):
+        Sweep(plan(fresh=True, student_dir=plan("other").student_dir), CPU)
+
+
+def test_students_that_another_run_has_written_meanwhile_are_not_replaced(plan):
+    shared = plan().student_dir
+    late = Sweep(plan("late", seed=1, student_dir=shared), CPU)
+    run(plan())
+    with pytest.raises(BadInput, match="is a student of another run"):
+        late.run()
 
 
 def test_fresh_is_prepared_by_the_leader_only(plan):
@@ -305,6 +350,19 @@ def test_a_failed_cell_is_recorded_and_the_others_are_run(plan, monkeypatch):
     assert (failed["status"], failed["phase"], failed["epoch"]) == ("failed", "L2", 2)
     assert [result(plan(), *cell)["status"] for cell in ((1, 0), (2, 0), (2, 1))] == ["done"] * 3
     assert "1 (1 failed)" in plan.lines[-1]
+
+
+def test_a_loss_that_is_not_finite_before_the_best_may_be_chosen_is_a_failed_cell(plan, recipe, monkeypatch):
+    """With --best_of 1 the phase has test accuracies then, but none among which the best is chosen."""
+    train, epochs = distillation.train, []
+
+    def diverging(*arguments):
+        epochs.append(1)
+        return float("nan") if len(epochs) == sum(phase.epochs for phase in recipe.phases) - 1 else train(*arguments)
+
+    monkeypatch.setattr(distillation, "train", diverging)
+    assert run(plan(recipe=recipe.best_of(1), cells=((1, 0),), eval_every=1)) == 1
+    assert result(plan(), 1, 0)["epoch"] == 3 and "best" not in result(plan(), 1, 0)["phases"]["L3"]
 
 
 def test_a_cell_that_another_process_runs_is_skipped(plan):

@@ -86,3 +86,15 @@ def test_remarks_name_missing_and_mixed_results():
     assert tables.remarks(mixed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
     resumed = [mixed[0] | {"earlier_processes": [{"machine": machines[1]}]}]
     assert tables.remarks(resumed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
+
+
+def test_machines_may_disagree_about_three_images():
+    """A small test set on a GPU and on a CPU."""
+    cells = [
+        cell(1, trial, 80.0, 79.0) | {"teacher": {"accuracy": a, "test_images": 200}}
+        for trial, a in ((0, 92.5), (1, 91.5))
+    ]
+    assert len(tables.rows(cells, FOLDER)) == 1
+    cells[1]["teacher"]["accuracy"] = 90.5
+    with pytest.raises(BadInput, match="computes differently"):
+        tables.rows(cells, FOLDER)

@@ -10,7 +10,7 @@ from small import CLASSES, TINY, pictures, weights
 
 from data.datasets import LabelledImages
 from grafting.recipes import CIFAR10, CIFAR100
-from models import checkpoints, teacher_training
+from models import checkpoints, records, teacher_training
 from models.teacher_recipe import TeacherRecipe, stretched
 from models.teacher_training import TeacherTraining, batch_sizes
 from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
@@ -109,15 +109,19 @@ def test_a_teacher_is_trained_further(dataset, tmp_path, teacher):
     [
         (CIFAR10.teachers["published"], 0.5, 0.05),
         (CIFAR10.teachers["published"], 29.9, 0.05),
-        (CIFAR10.teachers["published"], 30, 0.025),
+        (CIFAR10.teachers["published"], 30, 0.05),  # the last step of epoch 30
+        (CIFAR10.teachers["published"], 30.01, 0.025),
         (CIFAR10.teachers["published"], 299, 0.05 / 512),
-        (stretched(CIFAR10.teachers["published"], 10), 1, 0.025),
+        (stretched(CIFAR10.teachers["published"], 10), 1.01, 0.025),
+        (stretched(CIFAR10.teachers["published"], 2), 0.1, 0.05),
+        (stretched(CIFAR10.teachers["published"], 2), 0.3, 0.025),
         (CIFAR100.teachers["published"], 0.5, 0.005),
         (CIFAR100.teachers["published"], 59.9, 0.01),
-        (CIFAR100.teachers["published"], 60, 0.002),
-        (CIFAR100.teachers["published"], 120, 0.0004),
-        (CIFAR100.teachers["published"], 179.9, 0.0004),
-        (CIFAR100.teachers["published"], 180, 0.00008),
+        (CIFAR100.teachers["published"], 60, 0.01),
+        (CIFAR100.teachers["published"], 60.01, 0.002),
+        (CIFAR100.teachers["published"], 120.01, 0.0004),
+        (CIFAR100.teachers["published"], 180, 0.0004),
+        (CIFAR100.teachers["published"], 180.01, 0.00008),
         (stretched(CIFAR10.teachers["quick"], 10), 2, CIFAR10.teachers["quick"].lr),
         (stretched(CIFAR10.teachers["quick"], 10), 6, CIFAR10.teachers["quick"].lr / 2),
         (stretched(CIFAR10.teachers["quick"], 10), 10, 0),
@@ -160,6 +164,38 @@ def test_an_interrupted_training_ends_with_the_same_bits(dataset, tmp_path, kind
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "cut.json", "cut.pth", "undisturbed.json", "undisturbed.pth",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", ["write_teacher", "announce"])
+def test_an_interruption_at_the_end_loses_nothing(dataset, tmp_path, monkeypatch, write):
+    """Just behind the teacher's file, or behind the announcement of its record."""
+    recipe, path = replace(CIFAR10.teachers["quick"], epochs=2), tmp_path / "t.pth"
+    module = checkpoints if write == "write_teacher" else records
+    original = getattr(module, write)
+
+    def cut(*arguments):
+        original(*arguments)
+        raise PowerCut
+
+    monkeypatch.setattr(module, write, cut)
+    with pytest.raises(PowerCut):
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
+    monkeypatch.setattr(module, write, original)
+    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
+    assert records.of(path)["recipe"]["epochs"] == 2 and not (tmp_path / "t.resume.pt").exists()
+    with pytest.raises(BadInput, match="a teacher exists already"):
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
+
+
+def test_a_training_is_not_continued_on_other_images(dataset, tmp_path):
+    """As when pictures of a folder have changed."""
+    recipe, resume_file = replace(CIFAR10.teachers["quick"], epochs=1), tmp_path / "t.resume.pt"
+    TeacherTraining(dataset, TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
+    train = dataset.train()
+    others = LabelledImages(train.images, train.labels[::-1].copy())
+    for changed in ({"train": lambda: others}, {"class_names": lambda: ("b", "a", "c")}):
+        with pytest.raises(BadInput, match="with other settings"):
+            TeacherTraining(replace(dataset, **changed), TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
 
 
 def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):

@@ -98,3 +98,15 @@ def test_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(b"abc") == files.sha256_of_file(tmp_path / "f") == known
+
+
+def test_a_changed_bit_in_the_names_of_a_zip_file_is_a_value_error(tmp_path):
+    """The kind of compression: what follows is no compressed text."""
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.zeros(3)}, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02") + 10
+    content[place] ^= 8
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="damaged"):
+        files.read_tensors(path, "a file of tensors")

@@ -1,11 +1,12 @@
 import os
+import platform
 
 import pytest
 import torch
 
 from utils import machine
 from utils.errors import BadInput
-from utils.machine import cpu_flags, device_named, free_host_memory, has_fast_bfloat16, memory_to_use
+from utils.machine import cpu_flags, cpu_name, device_named, free_host_memory, has_fast_bfloat16, memory_to_use
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -121,7 +122,7 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 1000))
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(torch, "ones", lambda *size, device: ones(*size))
+    monkeypatch.setattr(torch, "ones", lambda *size, dtype, device: ones(*size))
     return current
 
 
@@ -152,6 +153,17 @@ def test_a_device_that_does_not_compute_is_one_line(name):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_device_without_float64_is_one_line(monkeypatch):
+    """As Apple's mps."""
+
+    def single_precision_only(*_, dtype, device):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    monkeypatch.setattr(torch, "ones", single_precision_only)
+    with pytest.raises(BadInput, match=r"^--device cpu: Cannot convert"):
+        device_named("cpu")
+
+
 CPUINFO = "processor\t: 0\nvendor_id\t: GenuineIntel\nvmx flags\t: vnmi\nflags\t\t: fpu vme avx512f {} amx_tile\n\n"
 
 
@@ -165,3 +177,9 @@ def test_flags_of_the_processor(tmp_path, monkeypatch):
         monkeypatch.setattr(machine, "cpu_flags", lambda folder=folder: cpu_flags(tmp_path / folder))
         assert has_fast_bfloat16(CPU) == (folder == "with")
     assert not has_fast_bfloat16(torch.device("meta"))
+
+
+def test_the_name_of_the_processor(tmp_path):
+    (tmp_path / "cpuinfo").write_text("model name\t: A CPU\n" + CPUINFO.format("avx512_bf16") + "model name\t: B\n")
+    assert cpu_name(tmp_path) == "A CPU avx512_bf16 avx512f"
+    assert cpu_name(tmp_path / "elsewhere") == (platform.processor() or platform.machine())
