@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from acceleration.cuda_graphs import GraphedStep
 from acceleration.fast_predictions import fast_predictions
-from acceleration.winograd import LargeBatchProducts
+from acceleration.winograd import as_matrix_products
 from data.datasets import LabelledImages
 from data.views import IMAGE_SIZE, VIEWS, Normalization, crop, pad
 from grafting.teacher import TEST_BATCH, FrozenTeacher, Step, Views
@@ -215,9 +215,9 @@ class CachedViews(Views):
         return self.teacher.network[nearest:start](features)
 
     def fast_network(self, network: nn.Module, start: int) -> nn.Module:
-        """The same network; on the CPU, for float32 features, as matrix products where the batch is large enough."""
+        """The same network; on the CPU, for float32 features, as matrix products."""
         if self.teacher.device.type == "cpu" and self.cache.dtype == torch.float32:
-            return LargeBatchProducts(network, output_shapes(self.teacher.network)[start][-1])
+            return as_matrix_products(network, output_shapes(self.teacher.network)[start][-1])
         return network
 
     def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:

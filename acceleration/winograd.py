@@ -3,15 +3,18 @@
 Winograd's algorithm computes a 3x3 convolution with fewer multiplications than its definition: y = A ((G k) * (B x)),
 with constant matrices A, G, B over the pixels and * element by element. With the sum over input channels, each element
 of G k becomes a matrix product over channels, for all images at once. The result is the network's up to rounding.
-Feature maps are laid out as (pixels, channels, B), which gives every product and every gradient contiguous operands.
+Feature maps are laid out as (pixels, B, channels), which gives every product and every gradient contiguous operands.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-PRODUCTS_FROM = 16  # images; where both take the same time (python -m benchmarks.steps, docs/speed.md)
+# images from which on transforming the kernels of a layer in training takes less time than the multiplications that it
+# saves (python -m benchmarks.steps, docs/speed.md)
+WINOGRAD_FROM = 32
 # (A, 24 G, B) for y[i] = k[0] x[i-1] + k[1] x[i] + k[2] x[i+1] on n pixels with zero padding
 ALGORITHMS = {
     4: (  # F(4, 3) of the paper, without the columns of B that would multiply the padding
@@ -31,7 +34,7 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
     weights are copied here and transformed once; under `torch.no_grad` that is every layer. Copied linear layers that
     follow one another become one.
     """
-    layers: list[nn.Module] = [ToColumns()]
+    layers: list[nn.Module] = [ToRows()]
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
             layers.append(Convolution(layer, side))
@@ -48,59 +51,44 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
     return nn.Sequential(*layers, OnlyPixel())
 
 
-class LargeBatchProducts(nn.Module):
-    """A network in training, as matrix products in batches of PRODUCTS_FROM images or more and as it is in others.
-
-    Below that, transforming the kernels takes longer than the multiplications that it saves. The choice depends on the
-    batch's size alone, so that a resumed run computes the same numbers.
-    """
-
-    def __init__(self, network: nn.Module, side: int):
-        super().__init__()
-        self.network = network
-        self.products = as_matrix_products(network, side)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """maps: (B, C, side, side) -> (B, classes)."""
-        return self.products(maps) if len(maps) >= PRODUCTS_FROM else self.network(maps)
-
-
 def is_trained(layer: nn.Module) -> bool:
     """Whether gradients of its weight are computed now."""
     return torch.is_grad_enabled() and layer.weight.requires_grad
 
 
-class ToColumns(nn.Module):
-    """(B, C, H, W) -> (H * W, C, B)."""
+class ToRows(nn.Module):
+    """(B, C, H, W) -> (H * W, B, C)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        return maps.permute(2, 3, 1, 0).flatten(0, 1)
+        return maps.permute(2, 3, 0, 1).flatten(0, 1)
 
 
 class OnlyPixel(nn.Module):
-    """(1, C, B) -> (B, C)."""
+    """(1, B, C) -> (B, C)."""
 
-    def forward(self, columns: Tensor) -> Tensor:
-        return columns.squeeze(0).T
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.squeeze(0)
 
 
 class MaxPool(nn.Module):
-    """Largest of 2x2 pixels: (4 n, C, B) -> (n, C, B). Several largest pixels share the gradient.
+    """Largest of 2x2 pixels: (4 n, B, C) -> (n, B, C). Several largest pixels share the gradient.
 
     Behind a ReLU these are in practice zeros, which pass no gradient on.
     """
 
-    def forward(self, columns: Tensor) -> Tensor:
-        side = round(len(columns) ** 0.5)
-        upper, lower = columns.unflatten(0, (side // 2, 2, side)).unbind(1)
+    def forward(self, rows: Tensor) -> Tensor:
+        side = round(len(rows) ** 0.5)
+        upper, lower = rows.unflatten(0, (side // 2, 2, side)).unbind(1)
         left, right = torch.maximum(upper, lower).unflatten(1, (side // 2, 2)).unbind(2)
         return torch.maximum(left, right).flatten(0, 1)
 
 
 class Convolution(nn.Module):
-    """A 3x3 convolution with zero padding: (side * side, C, B) -> (side * side, C', B).
+    """A 3x3 convolution with zero padding: (side * side, B, C) -> (side * side, B, C').
 
-    The kernels of a layer in training are transformed at every forward pass, those of others once.
+    A layer in training transforms its kernels at every forward pass; in batches below WINOGRAD_FROM it is one product
+    over the neighbours of each pixel instead. The choice depends on the batch's size alone, so that a resumed run
+    computes the same numbers. The kernels of other layers are transformed once.
     """
 
     def __init__(self, layer: nn.Conv2d, side: int):
@@ -111,47 +99,56 @@ class Convolution(nn.Module):
         self.register_buffer("of_kernels", torch.kron(g / 24, g / 24))
         self.layer = layer if is_trained(layer) else None
         if self.layer is None:
-            self.register_buffer("kernels", self.transformed(layer.weight.detach()).contiguous())
-            self.register_buffer("bias", layer.bias.detach()[:, None])
+            self.register_buffer("kernels", self.transformed(layer.weight.detach()))
+            self.register_buffer("bias", layer.bias.detach())
+        else:
+            self.register_buffer("neighbours", neighbours(side).to(layer.weight.device))
 
     def transformed(self, weight: Tensor) -> Tensor:
-        """(C', C, 3, 3) -> (pixels of the transform, C', C)."""
-        by_output = weight.permute(0, 2, 3, 1).flatten(1, 2)  # (C', 9, C)
-        return (self.of_kernels @ by_output).permute(1, 0, 2)
+        """(C', C, 3, 3) -> (pixels of the transform, C, C')."""
+        return across_pixels(self.of_kernels, weight.permute(2, 3, 1, 0).flatten(0, 1))
 
-    def forward(self, columns: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
         if self.layer is None:
             kernels, bias = self.kernels, self.bias
+        elif rows.shape[1] < WINOGRAD_FROM:
+            return self.over_neighbours(rows)
         else:
-            kernels, bias = self.transformed(self.layer.weight), self.layer.bias[:, None]
-        return across_pixels(self.out_of, kernels @ across_pixels(self.into, columns)).add_(bias)
+            kernels, bias = self.transformed(self.layer.weight), self.layer.bias
+        return across_pixels(self.out_of, across_pixels(self.into, rows) @ kernels).add_(bias)
+
+    def over_neighbours(self, rows: Tensor) -> Tensor:
+        """The convolution as it is defined."""
+        padded = functional.pad(rows, (0, 0, 0, 0, 0, 1))  # a last pixel of zeros
+        gathered = padded.index_select(0, self.neighbours.flatten()).unflatten(0, self.neighbours.shape)
+        return functional.linear(gathered.permute(0, 2, 3, 1).flatten(2), self.layer.weight.flatten(1), self.layer.bias)
 
 
 class TrainedAffine(nn.Module):
-    """A 1x1 convolution or linear layer in training: (pixels, C, B) -> (pixels, C', B)."""
+    """A 1x1 convolution or linear layer in training: (pixels, B, C) -> (pixels, B, C')."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear):
         super().__init__()
         self.layer = layer
 
-    def forward(self, columns: Tensor) -> Tensor:
-        return self.layer.weight.flatten(1) @ columns + self.layer.bias[:, None]
+    def forward(self, rows: Tensor) -> Tensor:
+        return functional.linear(rows, self.layer.weight.flatten(1), self.layer.bias)
 
 
 class Affine(nn.Module):
-    """The same affine map for every pixel: (pixels, C, B) -> (pixels, C', B)."""
+    """The same affine map for every pixel: (pixels, B, C) -> (pixels, B, C')."""
 
     def __init__(self, weight: Tensor, bias: Tensor):
         super().__init__()
         self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias[:, None])
+        self.register_buffer("bias", bias)
 
-    def forward(self, columns: Tensor) -> Tensor:
-        return self.weight @ columns + self.bias
+    def forward(self, rows: Tensor) -> Tensor:
+        return functional.linear(rows, self.weight, self.bias)
 
     def then(self, after: Affine) -> Affine:
         """This layer and then `after`, as one layer."""
-        return Affine(after.weight @ self.weight, after(self.bias)[:, 0])
+        return Affine(after.weight @ self.weight, after(self.bias))
 
 
 def weight_and_bias(layer: nn.Conv2d | nn.Linear | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -163,6 +160,13 @@ def weight_and_bias(layer: nn.Conv2d | nn.Linear | nn.BatchNorm1d) -> tuple[Tens
     return weight.flatten(1), bias
 
 
-def across_pixels(matrix: Tensor, columns: Tensor) -> Tensor:
-    """(n, m) applied to (m, C, B) -> (n, C, B)."""
-    return (matrix @ columns.flatten(1)).unflatten(1, columns.shape[1:])
+def across_pixels(matrix: Tensor, rows: Tensor) -> Tensor:
+    """(n, m) applied to (m, B, C) -> (n, B, C)."""
+    return (matrix @ rows.flatten(1)).unflatten(1, rows.shape[1:])
+
+
+def neighbours(side: int) -> Tensor:
+    """The indices (side * side, 9) of the 3x3 pixels around each pixel; side * side stands for the padding."""
+    pixels = torch.arange(side * side).view(side, side)
+    padded = functional.pad(pixels, (1, 1, 1, 1), value=side * side)
+    return padded.unfold(0, 3, 1).unfold(1, 3, 1).flatten(2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""From which batch size on a training step is faster as matrix products (acceleration/winograd.py), on this machine.
+"""Training steps as matrix products (acceleration/winograd.py) beside the network itself, on this machine.
 
     python -m benchmarks.steps --batch 6 12 19 32 64 128
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from acceleration.winograd import PRODUCTS_FROM, as_matrix_products
+from acceleration.winograd import WINOGRAD_FROM, as_matrix_products
 from benchmarks.speed import in_turn, table
 from data.views import IMAGE_SIZE
 from grafting.distillation import Distillation, distance
@@ -41,7 +41,7 @@ def main() -> None:
             lines.append(
                 f"{batch} | {phase.name} | {1e3 * itself:.1f} | {1e3 * products:.1f} | {itself / products:.2f}"
             )
-    head = f"images (products from {PRODUCTS_FROM} on) | graft | network, ms | products, ms | ratio"
+    head = f"images (Winograd from {WINOGRAD_FROM} on) | graft | network, ms | products, ms | ratio"
     sys.stdout.write(table(head, lines) + "\n")
 
 

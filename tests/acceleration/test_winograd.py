@@ -6,9 +6,8 @@ from torch.nn import functional
 
 from acceleration.winograd import (
     ALGORITHMS,
-    PRODUCTS_FROM,
+    WINOGRAD_FROM,
     Convolution,
-    LargeBatchProducts,
     MaxPool,
     as_matrix_products,
 )
@@ -27,18 +26,19 @@ def test_the_algorithms_are_convolutions_exactly(side):
 
 
 @pytest.mark.parametrize("side", ALGORITHMS)
-def test_convolution(side):
+@pytest.mark.parametrize("batch", [WINOGRAD_FROM - 1, WINOGRAD_FROM])
+def test_convolution(side, batch):
     torch.manual_seed(0)
     layer = nn.Conv2d(5, 7, 3, padding=1)
-    maps = torch.randn(4, 5, side, side)
-    found = Convolution(layer, side)(maps.permute(2, 3, 1, 0).flatten(0, 1))
-    assert torch.allclose(found.unflatten(0, (side, side)).permute(3, 2, 0, 1), layer(maps), atol=1e-5)
+    maps = torch.randn(batch, 5, side, side)
+    found = Convolution(layer, side)(maps.permute(2, 3, 0, 1).flatten(0, 1))
+    assert torch.allclose(found.unflatten(0, (side, side)).permute(2, 3, 0, 1), layer(maps), atol=1e-5)
 
 
 def test_max_pool():
     maps = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = MaxPool()(maps.permute(2, 3, 1, 0).flatten(0, 1))
-    assert torch.equal(found.unflatten(0, (2, 2)).permute(3, 2, 0, 1), functional.max_pool2d(maps, 2))
+    found = MaxPool()(maps.permute(2, 3, 0, 1).flatten(0, 1))
+    assert torch.equal(found.unflatten(0, (2, 2)).permute(2, 3, 0, 1), functional.max_pool2d(maps, 2))
 
 
 @pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 5), (3, 6)])
@@ -56,23 +56,27 @@ def test_every_graft(span):
 
 
 @pytest.mark.parametrize("span", [(3, 4), (4, 5), (5, 6), (3, 5), (3, 6)])
-@pytest.mark.parametrize("batch", [PRODUCTS_FROM - 1, PRODUCTS_FROM])
+@pytest.mark.parametrize("batch", [WINOGRAD_FROM - 1, WINOGRAD_FROM])
 def test_gradients(span, batch, monkeypatch):
-    """Of the scion's parameters, as those of the network itself; small batches are computed by the network itself."""
+    """Of the scion's parameters, as those of the network itself; in small batches without Winograd's algorithm."""
     teacher = small_teacher()
     scion = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0))[span[0] - 3 : span[1] - 3])
     network = nn.Sequential(scion, teacher[span[1] :])
     features = teacher[: span[0]](torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    fast = LargeBatchProducts(network, features.shape[-1])
-    products = []
-    fast.products.register_forward_hook(lambda *_: products.append(True))
+    transforms = []
+    monkeypatch.setattr(
+        Convolution, "transformed", lambda *given, plain=Convolution.transformed: transforms.append(1) or plain(*given)
+    )
+    fast = as_matrix_products(network, features.shape[-1])
+    once = len(transforms)
     found, expected = (
         torch.autograd.grad(trained(features).square().sum(), tuple(scion.parameters())) for trained in (fast, network)
     )
     for gradient, reference in zip(found, expected, strict=True):
         assert gradient.shape == reference.shape
         assert torch.allclose(gradient, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
-    assert len(products) == (batch >= PRODUCTS_FROM)
+    trained = sum(layer.kernel_size == (3, 3) for layer in scion.modules() if isinstance(layer, nn.Conv2d))
+    assert len(transforms) - once == (trained if batch >= WINOGRAD_FROM else 0)
 
 
 def test_training_through_products_changes_the_network():
@@ -88,7 +92,7 @@ def test_training_through_products_changes_the_network():
 @pytest.mark.parametrize("name", ["vgg11", "vgg19"])
 def test_other_depths(name):
     network = frozen(initialize(BlockwiseVGG(ARCHITECTURES[name], 10), torch.Generator().manual_seed(0)))[3:]
-    features = torch.rand(PRODUCTS_FROM, 256, 4, 4, generator=torch.Generator().manual_seed(1))
+    features = torch.rand(WINOGRAD_FROM, 256, 4, 4, generator=torch.Generator().manual_seed(1))
     expected = network(features)
     found = as_matrix_products(network, 4)(features)
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
@@ -99,4 +103,4 @@ def test_linear_layers_become_one():
     with torch.no_grad():
         names = [type(layer).__name__ for layer in as_matrix_products(scion, 4)]
     block3, between, block4 = ["Convolution", "ReLU"] * 2, ["Affine"], ["Convolution", "ReLU"]
-    assert names == ["ToColumns", *block3, "MaxPool", *between, *block4, "MaxPool", "Affine", "OnlyPixel"]
+    assert names == ["ToRows", *block3, "MaxPool", *between, *block4, "MaxPool", "Affine", "OnlyPixel"]
