@@ -18,7 +18,7 @@ from experiments import results
 from experiments.commands import require_sweep
 from experiments.job import Job, say
 from experiments.plan import Plan
-from experiments.sweep import Sweep
+from experiments.sweep import any_failed, results_of, run
 from grafting.method import Method
 from train_fskd import command_line
 from utils import files
@@ -39,17 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.method not in GRID:
             raise BadInput(f"--method {args.method}: has no grid; choose from {', '.join(GRID)}")
         job = Job(args)
-        plan, prepared = job.plan(), None
+        plan = job.plan()
         plans = {entry: plan_of(entry, plan) for entry in GRID[args.method]}
-        for plan in plans.values():
-            prepared = Sweep(plan, job.device).run(prepared)
+        run(plans.values(), job.device)
+        failed = any(any_failed(results_of(plan)) for plan in plans.values())
         text = markdown(plans)
         files.write_text(job.output_dir / "grid.md", text)
     except BadInput as error:
         sys.stderr.write(f"benchmarks.grid: {error}\n")
         return 2
     say(text)
-    return 0
+    return int(failed)
 
 
 def plan_of(entry: Method, plan: Plan) -> Plan:

@@ -21,6 +21,7 @@ from benchmarks.teachers import MEASURED
 from experiments.expectation import Rule
 from models.vgg import FIRST_GRAFTED
 from utils import files
+from utils.errors import BadInput
 from utils.text import markdown_table
 
 SHOTS = (1, 10)
@@ -50,9 +51,15 @@ class Point:
 
 
 def main() -> int:
-    points = read(MEASURED)
-    text = markdown(points)
-    files.write_text(MEASURED / "law.md", text)
+    try:
+        points = read(MEASURED)
+        if not fitted(points):
+            raise BadInput(f"{MEASURED}: no results of {FITTED}; run benchmarks.teachers in the repository first")
+        text = markdown(points)
+        files.write_text(MEASURED / "law.md", text)
+    except BadInput as error:
+        sys.stderr.write(f"benchmarks.law: {error}\n")
+        return 2
     sys.stdout.write(text)
     return 0
 
@@ -82,8 +89,8 @@ def read(folder: Path) -> list[Point]:
 
 
 def fitted(points: Sequence[Point]) -> list[Point]:
-    """The points of the fit."""
-    return [point for point in points if point.dataset == FITTED]
+    """The points of the fit: those with a result for each of SHOTS."""
+    return [point for point in points if point.dataset == FITTED and set(SHOTS) <= set(point.losses)]
 
 
 def fit(points: Sequence[Point], shots: int) -> Rule:

@@ -19,7 +19,7 @@ from comparisons.methods import METHODS
 from experiments.commands import require_sweep
 from experiments.job import Job
 from experiments.plan import Plan
-from experiments.sweep import Sweep
+from experiments.sweep import any_failed, results_of, run
 from train_fskd import command_line
 from utils.errors import BadInput
 
@@ -32,14 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_sweep(args)
         if (args.method, args.optimize_span) != ("grafting", "front"):
             raise BadInput("--method and --optimize_span: name the methods and joins with --methods")
-        job, prepared = Job(args), None
+        job = Job(args)
         plan = job.plan()
-        for name in args.methods:
-            prepared = Sweep(plan_of(name, plan), job.device).run(prepared)
+        plans = [plan_of(name, plan) for name in args.methods]
+        run(plans, job.device)
+        failed = any(any_failed(results_of(plan)) for plan in plans)
     except BadInput as error:
         sys.stderr.write(f"benchmarks.methods: {error}\n")
         return 2
-    return comparison.main([str(job.output_dir)])
+    return comparison.main([str(job.output_dir)]) or int(failed)
 
 
 def plan_of(name: str, plan: Plan) -> Plan:

@@ -58,10 +58,10 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    args.teacher = args.teacher or default_teacher(args.dataset, args.data_path)
 
     # first, while this process is small: the peak memory of a child process is at least its parent's size
     ours = {shots: measure_ours(args, shots) for shots in args.nshot}
+    args.teacher = args.teacher or default_teacher(args.dataset, args.data_path)  # the cells have got it
     bench = Bench(args)
     plain = {shots: bench.measure_plain(shots) for shots in args.nshot}
     report = {

@@ -18,6 +18,7 @@ from typing import Any
 
 from data import fewshot
 from experiments import results
+from experiments.commands import require_sweep
 from experiments.diagnosis import diagnose
 from experiments.job import Job, say
 from experiments.sweep import Sweep
@@ -70,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv:
-            job = Job(arguments(argv))
+            args = arguments(argv)
+            require_sweep(args)
+            if (args.method, args.optimize_span) != ("grafting", "front"):
+                raise BadInput("--method and --optimize_span: leave them out; the cells are those of grafting")
+            job = Job(args)
             measure(job, job.output_dir.name, {})
         else:
             for member in FAMILY:
@@ -122,7 +127,7 @@ def measure(job: Job, name: str, made: dict[str, Any]) -> None:
         "dataset": job.name,
         "teacher": {"accuracy": found.teacher, "sha256": files.sha256_of_file(job.teacher_file), **made},
         "blocks": [asdict(block) for block in found.blocks],
-        "cells": [compact(result) for result in results.read_all(job.output_dir)],
+        "cells": [compact(result) for result in results.read_all(job.output_dir) if result["status"] == "done"],
         "machine": machine.description(job.device),
     }
     files.write_json(MEASURED / f"{name}.json", content)

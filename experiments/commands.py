@@ -16,7 +16,7 @@ from experiments.diagnosis import diagnose
 from experiments.job import Job, say, stop
 from experiments.ranks import SINGLE_PROCESS, Rank
 from experiments.summary import rebuild
-from experiments.sweep import Sweep, summarize
+from experiments.sweep import Sweep, any_failed, summarize
 from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
 from utils import files, signals
@@ -98,6 +98,7 @@ def _sweep(job: Job) -> int:
         plan = job.plan()
         sweep = Sweep(plan, job.device)
     sweep.run()
+    sweep.fresh.end()
     job.rank.wait()
     if not job.rank.is_leader:
         return 0
@@ -107,7 +108,7 @@ def _sweep(job: Job) -> int:
         return 0
     of_cells = summarize(plan)
     say(afterwards(job, of_cells))
-    return 1 if any(result["status"] == "failed" for result in of_cells) else 0
+    return int(any_failed(of_cells))
 
 
 def afterwards(job: Job, of_cells: list[results.Result]) -> str:

@@ -69,13 +69,14 @@ def _advice(loss: float, rms: float, inputs: Sequence[str], teacher_file: Path) 
             f"{expected}, which is poor: at block 2, one image of a class does not stand for the others. This makes the"
             " teacher graftable, in a few epochs on the labelled training images:"
         )
-        command += ["--teacher", str(teacher_file.with_stem(f"{teacher_file.stem}-graftable"))]
+        command += ["--teacher", str(teacher_file.with_name(f"{teacher_file.stem}-graftable.pth"))]
     elif 0 < rms < SMALL:
         advice = (
             f"{expected}, if the size of block 2's output is not too small: its RMS is {rms:.2g}. This brings it near"
             f" {TARGET_RMS:g}; it costs nothing and the teacher's logits stay the same:"
         )
-        command += ["--teacher_epochs", "0", "--teacher", str(teacher_file.with_stem(f"{teacher_file.stem}-balanced"))]
+        balanced = teacher_file.with_name(f"{teacher_file.stem}-balanced.pth")
+        command += ["--teacher_epochs", "0", "--teacher", str(balanced)]
     else:
         return [f"{expected}: this teacher can be grafted as it is."]
     return [advice, f"  {shlex.join(command)}"]

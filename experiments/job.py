@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import shlex
 import sys
 from contextlib import closing
 from functools import cached_property
@@ -103,18 +105,16 @@ class Job:
             say(f"{self.teacher_file}: missing; fetching the authors'")
             fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
         else:
-            existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{self.name.lower()}.pth")))
-            choose = (
-                f"name one with --teacher: {', '.join(existing)}"
-                if existing
-                else f"train one: --dataset {self.args.dataset} --train_teacher"
-            )
+            existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{glob.escape(self.name.lower())}.pth")))
+            train = shlex.join([*self.inputs("data_path", "teacher_architecture"), "--train_teacher"])
+            choose = f"name one with --teacher: {', '.join(existing)}" if existing else f"train one: {train}"
             raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
 
     def train_teacher(self, recipe_name: str | None, only_if_missing: bool = False) -> None:
         """Train a teacher by the recipe of that name; by default the published one, or "further" from a teacher.
 
-        Raises BadInput if another process is training it; with only_if_missing, waits for that one instead.
+        Raises BadInput if another process is training it. only_if_missing: waits for that one instead, and trains with
+        seed 0, because --seed is that of the cells.
         """
         source = self.args.teacher_from
         if source and recipe_name:
@@ -125,7 +125,8 @@ class Job:
             raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
         recipe_name = "further" if source else recipe_name or "published"
         recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
-        files.require_writable(self.teacher_file.parent)
+        for directory in (self.teacher_file.parent, self.output_dir):
+            files.require_writable(directory)
         lock = filelock.FileLock(self.teacher_file.with_name(f".{self.teacher_file.stem}.lock"))
         curves = TeacherCurves(self.output_dir, self.teacher_file.stem)
         try:
@@ -136,7 +137,7 @@ class Job:
                     self.dataset,
                     source or ARCHITECTURES[self.architecture],
                     recipe,
-                    self.args.seed,
+                    0 if only_if_missing else self.args.seed,
                     self.device,
                     self.teacher_file,
                     say,

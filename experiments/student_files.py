@@ -11,8 +11,8 @@ import torch
 from data import fewshot
 from deployment import export as exporting
 from deployment import formats
-from deployment.comparison import Candidate, compare, markdown
-from deployment.networks import candidates, exported, few_shot_of, student_in
+from deployment.comparison import TEACHER, Candidate, compare, markdown
+from deployment.networks import candidates, exported, few_shot_of, of_module, student_in
 from deployment.student import load
 from experiments.job import Job, say, stop
 from grafting.recipes import RECIPES
@@ -78,7 +78,7 @@ def _teacher_of(path: Path, sha256: str, job: Job) -> list[Candidate]:
     if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != sha256:
         say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
         return []
-    return candidates("teacher", None, job.teacher_file, job.frozen_teacher(), job.dataset)
+    return [of_module(TEACHER, job.frozen_teacher(), job.dataset, job.teacher_file)]
 
 
 def _recorded_dataset(path: Path) -> str | None:

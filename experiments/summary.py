@@ -44,7 +44,11 @@ def rebuild(output_dir: Path) -> tuple[list[Row], str]:
     for result in results.read_all(output_dir):
         path = results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"])
         with files.reading(path, results.KIND):  # its curves
-            tensorboard.rewrite_cell(output_dir, result)
+            try:
+                tensorboard.rewrite_cell(output_dir, result)
+            except OSError as error:
+                where = tensorboard.root(output_dir)
+                raise BadInput(f"{where}: cannot be written ({error.strerror or error}); free space") from error
     return written
 
 

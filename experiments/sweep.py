@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -116,8 +116,6 @@ class Sweep:
             with arithmetic(self.plan.precision, self.device):
                 prepared = prepared or self._prepare_teacher()
                 self._run_cells(*prepared)
-        if all(self._is_done(cell) for cell in self.plan.cells):
-            self.fresh.end()
         return prepared
 
     def _prepare_teacher(self) -> PreparedTeacher:
@@ -281,12 +279,30 @@ class Sweep:
         )
 
 
+def run(plans: Iterable[Plan], device: torch.device) -> None:
+    """Run the cells of all plans, which have the same teacher, subsets and precision. Raises BadInput before any."""
+    sweeps, prepared = [Sweep(plan, device) for plan in plans], None
+    for sweep in sweeps:
+        prepared = sweep.run(prepared)
+    for sweep in sweeps:
+        sweep.fresh.end()
+
+
 def summarize(plan: Plan) -> list[results.Result]:
     """Write and report the table of all results. Returns those of the plan's cells, by N and trial."""
     _, text = write_summary(plan.output_dir)
     plan.report(text)
+    return results_of(plan)
+
+
+def results_of(plan: Plan) -> list[results.Result]:
+    """Those of the plan's cells that there are, by N and trial."""
     paths = (results.path_of(plan.output_dir, *cell) for cell in sorted(plan.cells))
     return [results.read(path) for path in paths if path.exists()]
+
+
+def any_failed(found: Iterable[results.Result]) -> bool:
+    return any(result["status"] == "failed" for result in found)
 
 
 def summarize_so_far(plan: Plan) -> None:

@@ -5,7 +5,8 @@
     pictures                   few-shot images of each N, confusion matrices of each cell
     teacher/<name>             the training of a teacher
 
-Only the pictures need more than the result files. Event files are never changed: what is written again replaces them.
+The pictures and the training of a teacher need more than the result files. Event files are never changed: what is
+written again replaces them.
 
 Smoothing. Scalars draws smoothed lines, by default with a weight of 0.6; of points over N, the one at N = 10 would
 show the accuracy of smaller N. So a value that is measured rarely fills the steps around it: the smoothed line has

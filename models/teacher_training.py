@@ -62,7 +62,8 @@ def train_teacher(
     start: the architecture of a new network, or the file of a teacher to continue with, which is left as it is.
     Returns its test accuracy in percent, measured in float32 on the network as written. An interrupted training
     continues after its last finished epoch. fresh: replace the teacher at `path`; without it, raises BadInput if there
-    is one. after_epoch: called after every epoch with what was measured in each epoch so far.
+    is one. after_epoch: called after every epoch with what was measured in each epoch so far. No other process may be
+    training it.
     """
     if path.exists() and not fresh and not records.is_announced(path):
         raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
@@ -72,6 +73,8 @@ def train_teacher(
     if isinstance(start, Path) and start.resolve() == path.resolve():
         raise BadInput(f"--teacher_from {start}: --teacher is the same file; name another one for the new teacher")
     resume_file = path.with_suffix(".resume.pt")
+    for written in (path, records.path_of(path), resume_file):
+        files.remove_leftovers(written)
     training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report, after_epoch)
     teacher = training.run()
     accuracy = training.test_accuracy(teacher)

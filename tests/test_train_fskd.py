@@ -239,7 +239,7 @@ def test_a_teacher_is_made_graftable(with_teacher, capsys):
 def test_wrong_ways_to_train_a_teacher_are_one_line(at_home, capsys, arguments, line):
     assert command("--train_teacher", *arguments) == 2
     assert line in (error := capsys.readouterr().err) and error.count("\n") == 1
-    assert [path.suffix for path in at_home.iterdir()] in ([], [".lock"])
+    assert [path.suffix for path in at_home.rglob("*") if path.is_file()] in ([], [".lock"])
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,8 @@ def test_wrong_ways_to_train_a_teacher_are_one_line(at_home, capsys, arguments, 
         (["--teacher", "a.pth", "--teacher_architecture", "vgg11"], "--teacher_architecture: not with --teacher"),
         (["--to", "x.pth"], "--to: only with --export"),
         (["--json", "x.json"], "--json: only with --evaluate"),
+        (["--table", "--trials", "3"], "--trials: not with --table"),
+        (["--train_teacher", "--memory", "2"], "--memory: not with --train_teacher"),
     ],
 )
 def test_flags_that_a_command_would_ignore_are_refused(at_home, capsys, arguments, line):
@@ -327,6 +329,7 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--table"], "runs/Folder/results: no results found"),
         ([], "ckpt/teacher/vgg16-blockwise-folder.pth: no such teacher; train one: --dataset Folder --train_teacher"),
+        (["--teacher_architecture", "vgg11"], "one: --dataset Folder --teacher_architecture vgg11 --train_teacher"),
         (["--teacher", "missing.pth"], "missing.pth: no such teacher"),
         (["--teacher", "."], ".: is a directory; expected a checkpoint"),
         (["--teacher", "empty.pth"], "empty.pth: not a checkpoint, or damaged"),
@@ -336,6 +339,7 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
         (["--evaluate", "array.pkl"], "array.pkl: "),
         (["--teacher", "good.pth", "--nshot", "5", *HERE], "--nshot 5: class 0 has only 4 training images"),
         (["--teacher", "good.pth", "--nshot", "1", "--output_dir", "empty.pth"], "cannot be written"),
+        (["--train_teacher", "--teacher", "new.pth", "--output_dir", "empty.pth"], "empty.pth: cannot be written"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, arguments, line):

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         for flag in dict.fromkeys(flag for flags in READS.values() for flag in flags):
             if flag not in READS[command] and getattr(found, flag) != self.get_default(flag):
                 readers = [name for name, flags in READS.items() if flag in flags]
-                where = f"only with --{readers[0]}" if len(readers) == 1 else f"not with --{command}"
+                where = f"only with --{readers[0]}" if len(readers) == 1 and readers[0] else f"not with --{command}"
                 self.error(f"--{flag}: {where}")
         if found.teacher and found.teacher_architecture and command != "train_teacher":
             self.error("--teacher_architecture: not with --teacher, whose file has its own")

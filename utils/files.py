@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -62,7 +63,7 @@ def _flush(directory: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed writes of `path`. No process may be writing it."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

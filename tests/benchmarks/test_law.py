@@ -1,5 +1,7 @@
 """The rule of --diagnose: recomputed from the committed files, and what was measured beside it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -67,3 +69,14 @@ def test_what_is_said_of_other_data_sets_is_measured():
     steps = RECIPES["CIFAR100"].steps(1, 100)
     assert f"{steps:,} steps" in expectation.WITH_MORE_STEPS
     assert {RECIPES[name].steps(1, 10) for name in ("CIFAR10", "Shapes10")} == {expectation.RULE_STEPS}
+
+
+def test_without_measured_teachers_there_is_no_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(law, "MEASURED", tmp_path)
+    assert law.main() == 2
+    assert "no results of Shapes10" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_teacher_measured_at_one_n_only_is_not_fitted():
+    points = [point("a", 1.0, 2.0, 0.5), replace(point("b", 2.0, 2.0, 0.5), losses={1: 0.5, 10: 0.1})]
+    assert law.fitted(points) == points[1:]

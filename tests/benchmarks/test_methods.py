@@ -44,6 +44,40 @@ def test_some_methods(with_teacher):
     assert results.read_all(folder / "grafting")[0]["setting"]["method"] == GRAFTING.name
 
 
+def test_an_interrupted_fresh_runs_no_method_twice(with_teacher, monkeypatch):
+    command = [*COMMAND, "--nshot", "1", "--trials", "1", "--methods", "grafting", "fskd"]
+    assert methods.main(command) == 0
+    run_cell, run = Sweep._run_cell, []
+
+    def cut_in_the_second(sweep, *cell):
+        run.append(sweep.plan.method.name)
+        if run == ["grafting", "fskd"]:
+            raise KeyboardInterrupt
+        return run_cell(sweep, *cell)
+
+    monkeypatch.setattr(Sweep, "_run_cell", cut_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        methods.main([*command, "--fresh"])
+    assert methods.main([*command, "--fresh"]) == 0
+    assert run == ["grafting", "fskd", "fskd"]
+    assert methods.main([*command, "--fresh"]) == 0
+    assert run[3:] == ["grafting", "fskd"]
+
+
+def test_a_method_that_cannot_be_run_is_found_before_any_cell(with_teacher, monkeypatch, capsys):
+    command = [*COMMAND, "--nshot", "1", "--trials", "1"]
+    assert methods.main([*command, "--methods", "fskd", "--seed", "1"]) == 0
+    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: pytest.fail("a cell was run"))
+    capsys.readouterr()
+    assert methods.main([*command, "--methods", "grafting", "fskd"]) == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_a_failed_cell_is_exit_status_1(with_teacher, monkeypatch):
+    monkeypatch.setattr("grafting.distillation.train", lambda *_: float("nan"))
+    assert methods.main([*COMMAND, "--nshot", "1", "--trials", "1", "--methods", "whole", "fskd"]) == 1
+
+
 def test_bad_input_is_one_line(with_teacher, capsys):
     assert methods.main([*COMMAND, "--teacher", "nowhere.pth"]) == 2
     error = capsys.readouterr().err

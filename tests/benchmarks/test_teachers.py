@@ -48,6 +48,13 @@ def test_a_family_is_measured_once(at_home, monkeypatch):
     assert teachers.main([]) == 0
 
 
+@pytest.mark.parametrize("flags", [["--diagnose"], ["--method", "kd"], ["--optimize_span", "back"]])
+def test_what_it_would_ignore_is_refused(at_home, monkeypatch, capsys, flags):
+    monkeypatch.setattr(teachers, "measure", lambda *_: pytest.fail("measured"))
+    assert teachers.main(["--dataset", "Shapes10", *flags]) == 2
+    assert capsys.readouterr().err.startswith("benchmarks.teachers: ")
+
+
 def test_a_teacher_that_is_missing_is_one_line(at_home, capsys):
     assert teachers.main(["--dataset", "Shapes10", "--teacher", "none.pth", "--output_dir", "mine"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks.teachers: none.pth: no such teacher")

@@ -19,8 +19,8 @@ def rules(monkeypatch):
     monkeypatch.setattr(expectation, "RULES", {1: Rule(0.5, 4.0), 10: Rule(0.1, 0.75)})
 
 
-def described(one_shot, rms):
-    return describe(90.0, one_shot, rms, 840, INPUTS, FILE)
+def described(one_shot, rms, file=FILE):
+    return describe(90.0, one_shot, rms, 840, INPUTS, file)
 
 
 def command_in(lines):
@@ -47,6 +47,12 @@ def test_a_teacher_with_a_small_output_is_only_balanced():
     args = command_in(lines)
     assert (args.teacher_epochs, args.teacher_from, args.teacher) == (0, FILE, Path("ckpt/mine-balanced.pth"))
     assert "1.0 points below the teacher at N = 1, if" in lines[-2] and "its RMS is 0.25" in lines[-2]
+
+
+@pytest.mark.parametrize(("one_shot", "name"), [(88.0, "mine-balanced.pth"), (70.0, "mine-graftable.pth")])
+def test_the_new_teacher_has_a_name_that_training_takes(one_shot, name):
+    """A teacher is read from a file of any name, and written to .pth only."""
+    assert command_in(described(one_shot, 0.25, Path("ckpt/mine.pt"))).teacher == Path("ckpt") / name
 
 
 @pytest.mark.parametrize("rms", [2.0, 2.0**-6])

@@ -96,6 +96,17 @@ def test_what_the_results_hold_can_be_rebuilt(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_full_disk_is_not_taken_for_a_damaged_result(tmp_path, monkeypatch):
+    write_results(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(summary.tensorboard, "rewrite_cell", full)
+    with pytest.raises(BadInput, match=r"tensorboard: cannot be written \(No space left on device\)"):
+        summary.rebuild(tmp_path)
+
+
 def test_a_result_with_damaged_curves_is_named(tmp_path):
     write_results(tmp_path)
     path = results.path_of(tmp_path, 10, 0)

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages
 from experiments import pictures as pictures_of_cells
-from experiments import results
+from experiments import results, sweep
 from experiments.plan import Plan
 from experiments.sweep import Sweep, summarize
 from experiments.tensorboard import rewrite_cell
@@ -42,7 +42,7 @@ def plan(teacher, dataset, recipe, tmp_path):
 
 
 def run(plan):
-    Sweep(plan, CPU).run()
+    sweep.run([plan], CPU)
     return sum(result["status"] == "failed" for result in summarize(plan))
 
 

@@ -327,3 +327,12 @@ def test_an_interrupted_fresh_training_is_resumed(dataset, tmp_path):
     assert path.read_bytes() == b"a teacher"
     teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lines.append, fresh=True)
     assert "resuming after epoch 1" in lines[0] and path.read_bytes() != b"a teacher"
+
+
+def test_what_killed_writes_have_left_is_removed(dataset, tmp_path):
+    """Also where the name of a teacher's file is a pattern of file names."""
+    path, recipe = tmp_path / "pets [v2].pth", replace(CIFAR10.teachers["published"], epochs=1)
+    for name in (path.name, "pets [v2].json", "pets [v2].resume.pt"):
+        (tmp_path / f".{name}.0123abcd.tmp").write_text("torn")
+    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pets [v2].json", "pets [v2].pth"]
