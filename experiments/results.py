@@ -82,6 +82,8 @@ def read(path: Path) -> Result:
             _require_percent(result["best"], "best")
             _require_percent(result["last"], "last")
             _require(result["best"] >= result["last"], "best")
+            epochs, among = (setting["schedule"][-1].get(name) for name in ("epochs", "selects_among"))
+            _require(not among or epochs - among < result["best_epoch"] <= epochs, "best epoch")
     expected_path = path_of(path.parents[2], setting["shots"], setting["trial"])
     if path != expected_path:
         original = expected_path.relative_to(path.parents[1])

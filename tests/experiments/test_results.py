@@ -7,7 +7,8 @@ from utils import files
 from utils.errors import BadInput
 
 SETTING = {"dataset": "D", "shots": 1, "trial": 0, "schedule": [{"phase": "B0", "span": [3, 4], "epochs": 9}]}
-SOUND = {"status": "done", "best": 90.0, "last": 89, "setting": SETTING, "teacher": {"accuracy": 92.3}}
+SELECTS = {**SETTING, "schedule": [{**SETTING["schedule"][0], "selects_among": 3}]}
+SOUND = {"status": "done", "best": 90.0, "best_epoch": 7, "last": 89, "setting": SETTING, "teacher": {"accuracy": 92.3}}
 
 
 def write(output_dir, content, shots=1, trial=0):
@@ -17,6 +18,10 @@ def write(output_dir, content, shots=1, trial=0):
 
 
 def test_only_results_are_read(tmp_path):
+    write(tmp_path, SOUND)
+    assert results.read_all(tmp_path) == [SOUND]
+    write(tmp_path, {**SOUND, "setting": SELECTS})
+    assert results.read_all(tmp_path) == [{**SOUND, "setting": SELECTS}]
     write(tmp_path, SOUND)
     for name in ("trial-0.json.tmp", "trial-x.json", ".trial-0.json.ab.tmp", "trial-0.checkpoint.pt"):
         (tmp_path / "results/1-shot" / name).write_text("not a result")
@@ -39,6 +44,8 @@ def test_only_results_are_read(tmp_path):
         ({"earlier_processes": ["x"]}, "get"),
         ({"earlier_processes": [{"machine": None}]}, "machine"),
         ({"best": 10.0, "last": 90.0}, "best"),
+        ({"setting": SELECTS, "best_epoch": 6}, "best epoch"),
+        ({"setting": SELECTS, "best_epoch": 10}, "best epoch"),
         ({"setting": {**SETTING, "shots": 10**30}}, "shots"),
         ({"setting": {**SETTING, "trial": "0"}}, "trial"),
         ({"setting": {**SETTING, "shots": 1.0}}, "shots"),
