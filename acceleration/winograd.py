@@ -99,14 +99,15 @@ class Convolution(nn.Module):
         self.register_buffer("of_kernels", torch.kron(g / 24, g / 24))
         self.layer = layer if is_trained(layer) else None
         if self.layer is None:
-            self.register_buffer("kernels", self.transformed(layer.weight.detach()))
+            self.register_buffer("kernels", self.transformed(layer.weight.detach()).contiguous())
             self.register_buffer("bias", layer.bias.detach())
         else:
             self.register_buffer("neighbours", neighbours(side).to(layer.weight.device))
 
     def transformed(self, weight: Tensor) -> Tensor:
         """(C', C, 3, 3) -> (pixels of the transform, C, C')."""
-        return across_pixels(self.of_kernels, weight.permute(2, 3, 1, 0).flatten(0, 1))
+        by_input = weight.permute(1, 2, 3, 0).flatten(1, 2)  # (C, 9, C')
+        return (self.of_kernels @ by_input).permute(1, 0, 2)
 
     def forward(self, rows: Tensor) -> Tensor:
         if self.layer is None:

@@ -17,7 +17,8 @@ def cell(method, shots, trial, last, **setting):
     fields = {"dataset": "D", "teacher_sha256": "t", "subset_sha256": f"of {shots}", "method": method}
     fields["schedule"] = [{"phase": "last", "span": [3, 6], "epochs": 100, "lr_student": 1e-4, "lr_adapter": 1e-4}]
     return {
-        "status": "done", "best": last + 1, "best_epoch": 100, "last": last, "phases": phases, "teacher": {"accuracy": 92.3},
+        "status": "done", "best": last + 1, "best_epoch": 100, "last": last, "phases": phases,
+        "teacher": {"accuracy": 92.3},
         "stage1_joined": {"accuracy": 30.0, "seconds": 1.0} if grafting else None,
         "setting": {**fields, "shots": shots, "trial": trial, **setting},
     }  # fmt: skip
