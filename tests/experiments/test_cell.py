@@ -9,6 +9,7 @@ from small import pictures, small_cell, weights
 from acceleration.feature_cache import CachedTeacher
 from experiments import cell as cell_module
 from experiments import students
+from grafting import distillation
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from utils import files
@@ -38,10 +39,13 @@ def outcome(cell):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_cell_gives_the_same_bits(make, threads):
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    one, two = make("one"), make("two")
-    one.run(), two.run()
-    torch.set_num_threads(1)
+    try:
+        one, two = make("one"), make("two")
+        one.run(), two.run()
+    finally:
+        torch.set_num_threads(before)
     assert outcome(one) == outcome(two)
 
 
@@ -52,6 +56,17 @@ def test_seed_trial_and_shots_give_other_draws(make):
         cell.run()
         losses.append(tuple(cell.curves["B0"].losses))
     assert len(set(losses)) == 4
+
+
+@pytest.mark.parametrize("changed", [{"trial": 1}, {"seed": 1}])
+def test_every_epoch_of_every_cell_has_its_own_order_and_views(make, monkeypatch, changed):
+    """Not only other initial weights."""
+    drawn, draw = [], distillation.draw_views
+    monkeypatch.setattr(distillation, "draw_views", lambda *purpose: drawn.append(draw(*purpose)) or drawn[-1])
+    make("one").run(), make("two", **changed).run()
+    orders, views = ([tuple(draws.tolist()) for draws in kind] for kind in zip(*drawn, strict=True))
+    assert len(set(views)) == len(views) == 2 * 13
+    assert all(one != two for one, two in zip(orders[:13], orders[13:], strict=True))
 
 
 def test_other_cells_before_it_change_nothing(make):
