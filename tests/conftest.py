@@ -16,14 +16,13 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from committed import ROOT
 from small import pixel, pixels, short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
 from experiments import figure, job, pictures
 from grafting import recipes
 from models import checkpoints
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
