@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,14 +16,13 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from committed import ROOT
 from small import pixel, pixels, short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
 from experiments import figure, job, pictures
 from grafting import recipes
 from models import checkpoints
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,10 +33,15 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """Ctrl-C as in the foreground: tests that a shell starts in the background inherit an ignored SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C as in the foreground: tests that a shell starts in the background inherit an ignored SIGINT.
+
+    Afterwards both signals that the command line handles are handled as before.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +90,14 @@ def with_teacher(at_home, teacher):
 
 
 @pytest.fixture
-def server(tmp_path):
+def without_proxy(monkeypatch):
+    """Servers on this machine are reached directly, whatever proxy the environment names."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+
+@pytest.fixture
+def server(tmp_path, without_proxy):
     """The address of a web server on this machine that serves tmp_path."""
     handler = partial(QuietHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
@@ -138,11 +149,30 @@ def official_files(tmp_path, monkeypatch, server):
 
 
 @pytest.fixture(scope="session")
-def real_data(tmp_path_factory) -> Path:
-    """The official files, if available: in data/raw, or beside the repository."""
-    if (ROOT / "data/raw/cifar-10-batches-py/test_batch").exists():
-        return ROOT / "data/raw"
-    return unpacked("data", tmp_path_factory.mktemp("raw"))
+def real_data(tmp_path_factory):
+    """A function that gives the folder with a data set's official files: data/raw, or one beside the repository.
+
+    It skips the test if they are in neither; nothing is downloaded.
+    """
+
+    @cache
+    def beside() -> Path:
+        return unpacked("data", tmp_path_factory.mktemp("raw"))
+
+    def folder_of(name: str) -> Path:
+        official = getattr(torchvision_datasets, name)
+        names = [name for name, _ in (*official.train_list, *official.test_list)] + [official.meta["filename"]]
+
+        def is_in(folder: Path) -> bool:
+            return all((folder / official.base_folder / name).exists() for name in names)
+
+        if is_in(ROOT / "data/raw"):
+            return ROOT / "data/raw"
+        if not is_in(beside()):
+            pytest.skip(f"the files of {name} are not available")
+        return beside()
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")

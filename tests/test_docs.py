@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from committed import as_committed, tracked
 from conftest import ROOT
 from markdown_it import MarkdownIt
 
@@ -21,17 +21,9 @@ from models.vgg import ARCHITECTURES, BlockwiseVGG, parameter_count
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 CIFAR = ("CIFAR10", "CIFAR100")
 CITATION = re.compile(r"docs/method\.md, sections? (\d+(?:(?:, | and | to )\d+)*)")
-METHODS = sorted(ROOT.glob("benchmarks/results/methods/*/methods.md"))
-RESULTS = sorted(path.parent for path in ROOT.glob("benchmarks/results/*/table.md"))
+METHODS = tracked("benchmarks/results/methods/*/methods.md")
+RESULTS = [path.parent for path in tracked("benchmarks/results/*/table.md")]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *(folder / "table.md" for folder in RESULTS)]
-
-
-def tracked(*patterns: str) -> list[Path]:
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    command = ["git", "ls-files", "-z", *patterns]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [ROOT / name for name in names.split("\0") if name]
 
 
 def rendered_tables(text: str) -> list[tuple[int, int, int]]:
@@ -90,13 +82,14 @@ def test_tables_of_results(cells):
 
 def test_tables_of_the_benchmark():
     assert_tables(speed.table("part", ["1", "2"]), 1)
-    for report in ROOT.glob("benchmarks/results/speed-*.json"):
+    for report in tracked("benchmarks/results/speed-*.json"):
         content = json.loads(report.read_text())
         assert_tables(speed.markdown(content), 2 + 2 * len(content["cells"]))
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
-def test_the_tables_of_results_are_made_from_the_files_beside_them(folder):
+def test_the_tables_of_results_are_made_from_the_files_beside_them(folder, tmp_path):
+    folder = as_committed(folder, tmp_path)
     found = results.read_all(folder)
     table = tables.rows(found, recipe_of(found[0]["setting"]["dataset"]))
     assert (folder / "table.md").read_text() == tables.markdown(table) + "\n"
@@ -104,9 +97,10 @@ def test_the_tables_of_results_are_made_from_the_files_beside_them(folder):
 
 
 @pytest.mark.parametrize("file", METHODS, ids=lambda file: file.parent.name)
-def test_the_tables_of_methods_are_in_the_docs(file):
+def test_the_tables_of_methods_are_in_the_docs(file, tmp_path):
     """`tests/benchmarks/test_comparison.py` makes them from result files."""
-    page, tables = (ROOT / "docs/comparisons.md").read_text(), written_tables(text := file.read_text())
+    text = (as_committed(file.parent, tmp_path) / file.name).read_text()
+    page, tables = (ROOT / "docs/comparisons.md").read_text(), written_tables(text)
     assert len(tables) >= 3
     for start, end, _ in tables:
         assert "\n".join(text.split("\n")[start:end]) in page
@@ -129,12 +123,14 @@ def test_files_that_are_named_exist():
 
 
 def test_citations_lead_to_a_section():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: which files are the repository's is not known")
     tokens = MARKDOWN.parse((ROOT / "docs/method.md").read_text())
     heads = [text for opening, text in pairwise(tokens) if (opening.type, opening.tag) == ("heading_open", "h2")]
     sections = [int(head.content.partition(". ")[0]) for head in heads]
     assert sections == list(range(1, 10))
     count = 0
-    for path in tracked("*.py", "*.md"):
+    for path in tracked("**/*.py", "**/*.md"):
         text = " ".join(path.read_text().split())
         assert not re.search(r"\bMETHOD(:|\.md|'s)", text), path
         cited = [int(number) for group in CITATION.findall(text) for number in re.findall(r"\d+", group)]

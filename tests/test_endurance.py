@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 import pytest
 import torch
@@ -21,16 +21,24 @@ from experiments.sweep import Sweep, summarize
 from models import checkpoints
 
 CELLS = ((1, 0), (1, 1), (2, 0), (2, 1))
+SECONDS = 300.0  # after which a process that has not ended is taken to hang
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["torch.utils.tensorboard", "torchvision.utils", "filelock", "tqdm", "pytest"])
 
 
 def sweep(folder: str) -> None:
-    """Run four cells of 90 epochs each, saving after every epoch."""
+    """Run four cells of 90 epochs each, saving after every epoch. Each start of a cell is a line in started.txt."""
     torch.set_num_threads(1)
     cell.CHECKPOINT_SECONDS = -1.0
     figure.draw, pictures.confusion_picture = pixel, pixels
-    root = Path(folder)
+    root, run = Path(folder), cell.Cell.run
+
+    def noted(self):
+        with (root / "started.txt").open("a") as file:
+            file.write(f"{self.setting.shots} {self.setting.trial}\n")
+        run(self)
+
+    cell.Cell.run = noted
     recipe = short_recipe((25, 15, 15), (15, 20))
     plan = Plan(
         small_dataset(), recipe, small_teacher(), root.parent / "teacher.pth", CELLS, 0, 6, "tf32", 2,
@@ -51,13 +59,17 @@ def numbers(output_dir: Path, students: Path):
 
 
 def run_in(folder: Path):
-    process = processes.Process(target=sweep, args=(str(folder),))
+    process = processes.Process(target=sweep, args=(str(folder),), daemon=True)
     process.start()
     return process
 
 
 def finish(process) -> int:
-    process.join(120)
+    """The exit status. A process that hangs is killed, and the test fails."""
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("a run does not end")
     return process.exitcode
 
 
@@ -83,10 +95,10 @@ def test_power_cuts_at_random_moments_change_nothing(folders):
     """SIGKILL up to 0.2 s after a run's first save, again and again until a run gets through."""
     moments = random.Random(0)
     cut, struck_at = folders / "cut", []
-    while True:
-        before = latest_save(cut)
+    for _ in range(len(CELLS) * 90):  # a run that is cut has done at least an epoch
+        before, started = latest_save(cut), monotonic()
         process = run_in(cut)
-        while process.is_alive() and latest_save(cut) == before:
+        while process.is_alive() and latest_save(cut) == before and monotonic() - started < SECONDS:
             sleep(0.01)
         process.join(moments.uniform(0, 0.2))
         process.kill()
@@ -94,7 +106,9 @@ def test_power_cuts_at_random_moments_change_nothing(folders):
         assert status in (0, -9), "the sweep fell over"
         if status == 0:
             break
+        assert latest_save(cut) > before, "a run saves nothing"
         struck_at.append(len(list(cut.glob("results/*/trial-*.json"))))
+    assert status == 0, "no run got through"
     sys.stdout.write(f"{len(struck_at)} kills; results there at each: {struck_at}\n")  # pytest -s shows it
     assert len(struck_at) >= 8 and len(set(struck_at)) >= 3, "the kills did not strike along the whole run"
     assert numbers(cut, cut / "students") == numbers(folders / "undisturbed", folders / "undisturbed/students")
@@ -105,7 +119,8 @@ def test_power_cuts_at_random_moments_change_nothing(folders):
 def test_two_runs_in_one_folder_do_each_cell_once(folders):
     both = folders / "both"
     one, two = run_in(both), run_in(both)
-    assert finish(one) == finish(two) == 0
+    assert [finish(one), finish(two)] == [0, 0]
+    assert sorted((both / "started.txt").read_text().splitlines()) == [f"{shots} {trial}" for shots, trial in CELLS]
     assert numbers(both, both / "students") == numbers(folders / "undisturbed", folders / "undisturbed/students")
 
 
@@ -122,13 +137,21 @@ def command(folder, *launcher, **environment):
         "--device",
         "cpu",
     ]
-    done = subprocess.run(
+    running = subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "tests/driver.py"), *arguments, "--output_dir", str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment},
-        capture_output=True, text=True, cwd=folder.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent,
     )  # fmt: skip
-    sys.stderr.write(done.stderr)
-    return done.returncode, done.stdout
+    try:
+        printed, errors = running.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        running.terminate()  # torchrun then ends its ranks, which a kill would leave behind
+        with suppress(subprocess.TimeoutExpired):
+            running.communicate(timeout=60)
+        running.kill()
+        pytest.fail("the command does not end")
+    sys.stderr.write(errors)
+    return running.returncode, printed
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -1,14 +1,14 @@
 """The table of methods from result files: rows by hand, and what must not stand in one table."""
 
 import pytest
-from conftest import ROOT
+from committed import as_committed, tracked
 
 from benchmarks import comparison
 from experiments import results
 from utils import files
 
 PHASE = {"seconds": {"training": 2.0, "evaluation": 9.0}, "steps": 100}
-TABLES = sorted(ROOT.glob("benchmarks/results/methods/*/methods.md"))
+TABLES = tracked("benchmarks/results/methods/*/methods.md")
 
 
 def cell(method, shots, trial, last, **setting):
@@ -123,5 +123,6 @@ def test_an_empty_folder_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.parent.name)
-def test_committed_tables_are_made_from_the_files_beside_them(table):
-    assert table.read_text() == comparison.markdown(comparison.read_methods(table.parent))
+def test_committed_tables_are_made_from_the_files_beside_them(table, tmp_path):
+    folder = as_committed(table.parent, tmp_path)
+    assert (folder / table.name).read_text() == comparison.markdown(comparison.read_methods(folder))

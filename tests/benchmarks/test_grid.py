@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from committed import as_committed, tracked
 from small import pictures, small_dataset, small_teacher
 
 import train_fskd
@@ -97,10 +97,10 @@ def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
     assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed |" in text
 
 
-@pytest.mark.parametrize("folder", sorted(ROOT.glob("benchmarks/results/grids/CIFAR10/*")), ids=lambda path: path.name)
-def test_the_measured_grids_decide(folder):
-    """Once a grid is complete, its table is the one of its files, and its entry is the one in METHODS."""
-    if (folder / "grid.md").exists():
-        plans = {e: SimpleNamespace(output_dir=folder / grid.label_of(e)) for e in methods.GRID[folder.name]}
-        assert (folder / "grid.md").read_text() == grid.markdown(plans)
-        assert (folder / "grid.md").read_text().endswith(f"`{methods.METHODS[folder.name]}`\n")
+@pytest.mark.parametrize("table", tracked("benchmarks/results/grids/CIFAR10/*/grid.md"), ids=lambda p: p.parent.name)
+def test_the_measured_grids_decide(table, tmp_path):
+    """A committed table is the one of its files, and its entry is the one in METHODS."""
+    folder = as_committed(table.parent, tmp_path)
+    plans = {e: SimpleNamespace(output_dir=folder / grid.label_of(e)) for e in methods.GRID[folder.name]}
+    assert (folder / "grid.md").read_text() == grid.markdown(plans)
+    assert (folder / "grid.md").read_text().endswith(f"`{methods.METHODS[folder.name]}`\n")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from committed import as_committed
 from conftest import ROOT
 
 from benchmarks import law, teachers
@@ -50,9 +51,10 @@ def test_a_teacher_is_left_out_with_its_rescaled_copies():
     assert fit(points, 1).error == pytest.approx(np.sqrt(np.mean(np.square(misses))))
 
 
-def test_cells_of_committed_results_are_copied_rightly():
+def test_cells_of_committed_results_are_copied_rightly(tmp_path):
     for name in ("CIFAR10", "CIFAR10-first-teacher", "CIFAR100", "CIFAR100-balanced"):
-        found = {r["setting"]["shots"]: r for r in results.read_all(ROOT / "benchmarks/results" / name)}
+        folder = as_committed(ROOT / "benchmarks/results" / name, tmp_path)
+        found = {r["setting"]["shots"]: r for r in results.read_all(folder)}
         for n, loss in BY_NAME[name].losses.items():
             assert loss == found[n]["teacher"]["accuracy"] - found[n]["best"]
             assert BY_NAME[name].accuracy == found[n]["teacher"]["accuracy"]

@@ -22,7 +22,7 @@ PUBLISHED_SHA256 = {
 
 @pytest.mark.parametrize(("name", "shots"), PUBLISHED_SHA256)
 def test_subsets_of_the_official_files_have_the_published_bytes(real_data, name, shots):
-    dataset = open_dataset(name, real_data)
+    dataset = open_dataset(name, real_data(name))
     images = fewshot.draw(dataset.train(), dataset.classes, shots, dataset.subset_seed)
     assert files.sha256(images.tobytes()) == PUBLISHED_SHA256[name, shots]
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from small import pictures
@@ -59,8 +60,12 @@ def test_views_are_views_of_the_images_and_always_the_same():
     images = pictures(3)
     views = calibration_views(images)
     assert views.shape == (2000, 3, 32, 32) and torch.equal(views, calibration_views(images))
-    interior = {image[:, 8:24, 8:24].tobytes() for image in images}
-    assert interior & {view[:, y : y + 16, x : x + 16].numpy().tobytes() for view in views for y in (8,) for x in (8,)}
+    padded = np.pad(images, ((0, 0), (0, 0), (4, 4), (4, 4)))
+    crops = [padded[:, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+    by_image = [{crop[k, :, :, ::step].tobytes() for crop in crops for step in (1, -1)} for k in range(3)]
+    shown = {view.numpy().tobytes() for view in views}
+    assert shown <= set.union(*by_image)
+    assert all(len(possible) == 162 and len(possible & shown) > 150 for possible in by_image)  # of 2000 draws
 
 
 def test_logits_do_not_depend_on_the_batch(teacher, dataset):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from PIL import Image
 from small import CLASSES, TINY, pictures, small_dataset, small_teacher
 from torch import nn
 
+from data.datasets import LabelledImages
 from deployment import export as export_module
 from deployment import formats
 from deployment.calibration import logits_of
-from deployment.export import Source, export, require_target
+from deployment.export import Source, export, require_same, require_small_loss, require_target
 from deployment.student import load
 from grafting.scions import scions
 from models.vgg import frozen
@@ -86,6 +88,48 @@ def test_a_file_that_is_another_function_is_not_put_in_place(source, tmp_path, m
     with pytest.raises(BadInput, match="not written, since it is not the student's function"):
         export(source, tmp_path / "student.pth")
     assert not list(tmp_path.iterdir())
+
+
+def test_logits_may_differ_by_1e_4_of_the_largest():
+    reference = torch.tensor([[8.0, 0.0, -4.0], [1.0, 5.0, 2.0]])
+    for sign in (1, -1):
+        logits = reference.clone()
+        logits[1, 0] += sign * 0.9e-4 * 8
+        assert "the same predictions on 2 test images" in require_same(logits, reference, Path("x.pth"))
+        logits[1, 0] += sign * 0.2e-4 * 8
+        with pytest.raises(BadInput, match=r"0 of 2 test images .* logits differ by 1\.1e-04 of the largest"):
+            require_same(logits, reference, Path("x.pth"))
+    with pytest.raises(BadInput, match="logits differ by nan"):
+        require_same(torch.full_like(reference, torch.nan), reference, Path("x.pth"))
+
+
+@pytest.mark.parametrize(("lead", "refused"), [(0.8e-6, False), (3e-6, True)])
+def test_no_prediction_may_differ_except_by_rounding(lead, refused):
+    """Logits within 1e-4 of the largest, and another class is predicted."""
+    reference = torch.tensor([[8.0, 0.0], [1.0, 1.0 - 8 * lead]])
+    logits = torch.tensor([[8.0, 0.0], [1.0 - 8 * lead, 1.0]])
+    assert logits[1].argmax() != reference[1].argmax()
+    if refused:
+        with pytest.raises(BadInput, match="1 of 2 test images are classified differently"):
+            require_same(logits, reference, Path("x.pth"))
+    else:
+        require_same(logits, reference, Path("x.pth"))
+
+
+@pytest.mark.parametrize("right", [1000, 913, 645])
+def test_8_bits_may_cost_three_tenths_of_a_point(right):
+    """Three images of 1000, but not four; none is demanded."""
+    test = LabelledImages(pictures(1000), np.zeros(1000, np.int64))
+
+    def logits(count):
+        return torch.tensor([[1.0, 0.0]] * count + [[0.0, 1.0]] * (1000 - count))
+
+    for lost in (3, 0, -5 if right < 1000 else 0):
+        assert f"{lost / 10:.2f} points lost" in require_small_loss(
+            logits(right - lost), logits(right), test, Path("x.int8.onnx")
+        )
+    with pytest.raises(BadInput, match=r"8 bits lose 0\.40 points of test accuracy"):
+        require_small_loss(logits(right - 4), logits(right), test, Path("x.int8.onnx"))
 
 
 def test_8_bits_that_cost_too_much_are_not_put_in_place(source, exported, tmp_path, monkeypatch):
@@ -212,7 +256,7 @@ def test_other_dtypes_of_the_weights(exported):
     """As on a GPU: student.half(), student.bfloat16()."""
     images = torch.from_numpy(pictures(20))
     expected = load(exported(".pth"))(images)
-    for dtype, tolerance in ((torch.float64, 1e-4), (torch.bfloat16, 0.05)):
+    for dtype, tolerance in ((torch.float64, 1e-4), (torch.float16, 0.01), (torch.bfloat16, 0.05)):
         student = load(exported(".pth")).to(dtype)
         logits = student(images)
         assert logits.dtype == dtype

@@ -90,7 +90,7 @@ def test_logits_are_divided_by_the_temperature(teacher, student):
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
 def test_all_test_images_with_the_real_teacher(real_data, real_teachers, name):
     """With the students in ckpt/student if there are any, else with random scions."""
-    dataset = open_dataset(name, real_data)
+    dataset = open_dataset(name, real_data(name))
     path = real_teachers / f"vgg16-blockwise-{name.lower()}.pth"
     teacher = frozen(checkpoints.read_teacher(path, dataset.classes))
     files = sorted((ROOT / "ckpt/student").glob(f"vgg16-student-graft-net-{name}-*-trial0.pth"))[:1]

@@ -6,9 +6,11 @@ import pytest
 import torch
 from small import pictures, small_cell, weights
 
+from acceleration import winograd
 from acceleration.feature_cache import CachedTeacher
 from experiments import cell as cell_module
 from experiments import students
+from grafting import distillation
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from utils import files
@@ -20,7 +22,7 @@ def make(teacher, dataset, recipe, tmp_path):
     """A function that makes a cell; its files are in tmp_path / name."""
 
     def make(name, shots=2, trial=0, plain=False, **changed):
-        images = pictures(shots * 3, seed=9)
+        images = pictures(changed.pop("images", shots * 3), seed=9)
         if plain:
             frozen = FrozenTeacher(teacher, dataset.normalization, dataset.test())
         else:
@@ -38,10 +40,13 @@ def outcome(cell):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_cell_gives_the_same_bits(make, threads):
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    one, two = make("one"), make("two")
-    one.run(), two.run()
-    torch.set_num_threads(1)
+    try:
+        one, two = make("one"), make("two")
+        one.run(), two.run()
+    finally:
+        torch.set_num_threads(before)
     assert outcome(one) == outcome(two)
 
 
@@ -52,6 +57,17 @@ def test_seed_trial_and_shots_give_other_draws(make):
         cell.run()
         losses.append(tuple(cell.curves["B0"].losses))
     assert len(set(losses)) == 4
+
+
+@pytest.mark.parametrize("changed", [{"trial": 1}, {"seed": 1}])
+def test_every_epoch_of_every_cell_has_its_own_order_and_views(make, monkeypatch, changed):
+    """Not only other initial weights."""
+    drawn, draw = [], distillation.draw_views
+    monkeypatch.setattr(distillation, "draw_views", lambda *purpose: drawn.append(draw(*purpose)) or drawn[-1])
+    make("one").run(), make("two", **changed).run()
+    orders, views = ([tuple(draws.tolist()) for draws in kind] for kind in zip(*drawn, strict=True))
+    assert len(set(views)) == len(views) == 2 * 13
+    assert all(one != two for one, two in zip(orders[:13], orders[13:], strict=True))
 
 
 def test_other_cells_before_it_change_nothing(make):
@@ -65,9 +81,47 @@ def test_other_cells_before_it_change_nothing(make):
     assert outcome(after) == outcome(alone)
 
 
-def test_cached_and_frozen_teacher_agree(make):
-    cached, plain = make("cached"), make("plain", plain=True)
+@pytest.fixture(params=[6, 15], ids=["neighbours", "winograd"])
+def images(request, monkeypatch):
+    """How many: one batch below WINOGRAD_FROM, or one of 12 from it on and a last one of 3 below it."""
+    if request.param == 15:
+        monkeypatch.setattr(winograd, "WINOGRAD_FROM", 4)
+    return request.param
+
+
+@pytest.fixture
+def trained_by(monkeypatch):
+    """The sizes of the batches that pass a convolution in training, by the way it is computed."""
+    sizes = {"winograd": set(), "neighbours": set()}
+    forward, over_neighbours = winograd.Convolution.forward, winograd.Convolution.over_neighbours
+    transformed = winograd.Convolution.transformed
+    under_way = []
+
+    def recording(self, rows):
+        under_way.append(rows.shape[1])
+        outputs = forward(self, rows)
+        under_way.pop()
+        return outputs
+
+    def transforming(self, weight):
+        sizes["winograd"].update(under_way)  # kernels that are not trained are transformed before
+        return transformed(self, weight)
+
+    def gathering(self, rows):
+        sizes["neighbours"].update(under_way)
+        return over_neighbours(self, rows)
+
+    monkeypatch.setattr(winograd.Convolution, "forward", recording)
+    monkeypatch.setattr(winograd.Convolution, "transformed", transforming)
+    monkeypatch.setattr(winograd.Convolution, "over_neighbours", gathering)
+    return sizes
+
+
+def test_cached_and_frozen_teacher_agree(make, images, trained_by):
+    cached, plain = make("cached", images=images), make("plain", plain=True, images=images)
     cached.run(), plain.run()
+    expected = {6: {"winograd": set(), "neighbours": {6}}, 15: {"winograd": {12}, "neighbours": {3}}}
+    assert trained_by == expected[images]
     for phase, curve in plain.curves.items():
         assert cached.curves[phase].losses == pytest.approx(curve.losses, rel=1e-4)
         assert cached.curves[phase].accuracies == curve.accuracies
@@ -78,9 +132,9 @@ class PowerCut(BaseException):
 
 
 @pytest.mark.parametrize("epoch", range(1, 14))
-def test_an_interrupted_cell_ends_with_the_same_bits(make, monkeypatch, epoch):
+def test_an_interrupted_cell_ends_with_the_same_bits(make, images, monkeypatch, epoch):
     """Interrupted after each of the 13 epochs, with a checkpoint after every epoch."""
-    undisturbed = make("undisturbed")
+    undisturbed = make("undisturbed", images=images)
     undisturbed.run()
     monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", -1.0)
     seen = []
@@ -91,8 +145,8 @@ def test_an_interrupted_cell_ends_with_the_same_bits(make, monkeypatch, epoch):
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        make("cut", after_epoch=cut).run()
-    again = make("cut")
+        make("cut", after_epoch=cut, images=images).run()
+    again = make("cut", images=images)
     again.run()
     assert outcome(again) == outcome(undisturbed)
 

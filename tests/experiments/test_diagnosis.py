@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from data.datasets import LabelledImages
 from data.views import VIEWS
-from experiments.diagnosis import diagnose
+from experiments.diagnosis import PENALTIES, Ridge, diagnose, effective_rank
 from experiments.expectation import describe
 from grafting.recipes import CIFAR10
 from grafting.teacher import FrozenTeacher
@@ -40,6 +40,51 @@ def test_rms_by_hand(found):
     for start in range(1, 6):
         features = torch.cat([features for features, _ in frozen.test_batches(start)])
         assert diagnosis.blocks[start - 1].rms == pytest.approx(features.square().mean().sqrt().item(), rel=1e-5)
+
+
+def labelled_features():
+    """Eight vectors of three classes that overlap: (8, 5) in float64, and their labels."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    return torch.randn(8, 5, generator=random, dtype=torch.float64) + functional.one_hot(labels, 5), labels
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
+def test_the_leave_one_out_error_is_that_of_refits(penalty):
+    """Each image is predicted by a regression on the others, centred as all of them."""
+    features, labels = labelled_features()
+    x, y = features - features.mean(0), functional.one_hot(labels).double()
+    y -= y.mean(0)
+    expected = 0.0
+    for left_out in range(len(x)):
+        others = torch.arange(len(x)) != left_out
+        a, b = x[others], y[others]
+        weight = torch.linalg.solve(a.T @ a + penalty * torch.eye(5), a.T @ b)
+        expected += (x[left_out] @ weight - y[left_out]).square().sum().item()
+    error, _ = Ridge._solve(x @ x.T, y, torch.tensor(penalty))
+    assert error == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_regression_is_the_one_of_least_leave_one_out_error():
+    features, labels = labelled_features()
+    x, y = features - features.mean(0), functional.one_hot(labels).double()
+    y -= y.mean(0)
+    lengths = x.square().sum(1).mean()
+    errors = {penalty: Ridge._solve(x @ x.T, y, penalty * lengths)[0] for penalty in PENALTIES}
+    chosen = min(errors, key=errors.get)
+    assert PENALTIES[0] < chosen < PENALTIES[-1]
+    weight = torch.linalg.solve(x.T @ x + chosen * lengths * torch.eye(5), x.T @ y)
+    assert torch.allclose(Ridge(features, labels, 3).weight.double(), weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("singular", "rank"), [([5.0] * 4, 4.0), ([2.0], 1.0), ([3.0, 1.0], 4 / 3**0.75)])
+def test_effective_rank_by_hand(singular, rank):
+    """k equal singular values count as k; shares of 3/4 and 1/4 as exp(3/4 ln 4/3 + 1/4 ln 4)."""
+    random = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(9, len(singular), generator=random, dtype=torch.float64) for _ in range(2))
+    left, right = torch.linalg.qr(left - left.mean(0)).Q, torch.linalg.qr(right).Q
+    features = left @ torch.tensor(singular, dtype=torch.float64).diag() @ right.T + 7.0
+    assert effective_rank(features) == pytest.approx(rank, rel=1e-4)
 
 
 def test_images_that_are_the_test_set_are_read_without_a_fault(teacher, dataset):

@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from committed import as_committed
 from conftest import ROOT
 from few_results import CELLS, RECIPE, cell
 from matplotlib.figure import Figure
@@ -15,7 +16,6 @@ from utils import files
 
 pytestmark = pytest.mark.usefixtures("real_pictures")
 PANEL = Panel("A (1 trial)", tables.rows(CELLS, RECIPE), {1: (90.74, 0.49), 9: (92.88, 0.05)}, 92.83)
-FOLDERS = [ROOT / "benchmarks/results" / name for name in ("CIFAR10", "CIFAR100")]
 
 
 @pytest.fixture
@@ -62,9 +62,15 @@ def described(svg):
     return ElementTree.fromstring(svg).find(".//{http://purl.org/dc/elements/1.1/}description").text
 
 
-def test_the_committed_figure_is_that_of_the_committed_results():
-    committed = (ROOT / "benchmarks/figures/accuracy.svg").read_bytes()
-    assert described(committed) == figure.numbers(figure.read_panels(FOLDERS))
+@pytest.fixture
+def folders(tmp_path):
+    """The committed results of both CIFARs."""
+    return [as_committed(ROOT / "benchmarks/results" / name, tmp_path) for name in ("CIFAR10", "CIFAR100")]
+
+
+def test_the_committed_figure_is_that_of_the_committed_results(folders, tmp_path):
+    committed = (as_committed(ROOT / "benchmarks/figures", tmp_path) / "accuracy.svg").read_bytes()
+    assert described(committed) == figure.numbers(figure.read_panels(folders))
 
 
 def write(folder, dataset="CIFAR10", **setting):
@@ -96,9 +102,9 @@ def test_the_papers_numbers_belong_to_the_papers_method(tmp_path):
     assert not others.published and others.published_teacher is None and others.shots == [1]
 
 
-def test_what_is_drawn_is_inside_the_picture():
+def test_what_is_drawn_is_inside_the_picture(folders):
     """Nothing but white at the edges: no label is cut off."""
-    drawing = io.BytesIO(figure.draw(figure.read_panels(FOLDERS), "png"))
+    drawing = io.BytesIO(figure.draw(figure.read_panels(folders), "png"))
     pixels = np.asarray(Image.open(drawing).convert("RGB"))
     for edge in (pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:]):
         assert (edge == 255).all()

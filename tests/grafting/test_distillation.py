@@ -6,9 +6,10 @@ import torch
 from small import pictures
 from torch import nn
 
+from data.views import crop, pad
 from grafting import distillation
-from grafting.distillation import Curve, Distillation, NotFinite, distance
-from grafting.scions import scions
+from grafting.distillation import Curve, Distillation, NotFinite, distance, draw_views
+from grafting.scions import graft, of_span, parameters_by_role, scions
 from grafting.teacher import FrozenTeacher
 
 
@@ -39,6 +40,28 @@ def started(teacher, dataset, recipe):
         return run
 
     return start
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_two_epochs_are_those_of_a_loop_by_hand(started, teacher, dataset, recipe, index):
+    """Every epoch's own order and views go into the graft; each role has an Adam of its own rate."""
+    phase = replace(recipe.phases[index], epochs=2)
+    scion = of_span(scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)), phase.span)
+    images = torch.from_numpy(pictures(12))
+    roles = zip(parameters_by_role(scion), phase.rates(4), strict=True)
+    optimizers = [torch.optim.Adam(parameters, lr=rate) for parameters, rate in roles]
+    for epoch in (1, 2):
+        order, views = draw_views(len(images), 0, 4, 0, phase.name, epoch)
+        for image, view in zip(order.split(5), views.split(5), strict=True):
+            shown = dataset.normalization(crop(pad(images), image, view))
+            loss = distance(graft(teacher, scion, phase.span, shown), teacher(shown))
+            scion.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    run = started(phase)
+    for ours, by_hand in zip(run.scion.parameters(), scion.parameters(), strict=True):
+        assert torch.allclose(ours, by_hand, rtol=0, atol=1e-6 * by_hand.abs().max().item())
 
 
 @pytest.mark.parametrize("index", range(5))

@@ -20,7 +20,7 @@ TESTS = 2000
 @pytest.mark.slow
 def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_path):
     """The same draws: losses to 1e-4 (convolutions see other batches), and predictions that are the same."""
-    dataset = open_dataset("CIFAR10", real_data)
+    dataset = open_dataset("CIFAR10", real_data("CIFAR10"))
     images, every = subset(dataset, 1, dataset.subset_seed, tmp_path), dataset.test()
     test = LabelledImages(every.images[:TESTS], every.labels[:TESTS])
     network = frozen(checkpoints.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10))

@@ -11,6 +11,7 @@ from models.download import RELEASES, fetch_teacher
 from models.vgg import BlockwiseVGG
 from utils.errors import BadInput
 
+pytestmark = pytest.mark.usefixtures("without_proxy")
 NAME = "vgg16-blockwise-cifar10.pth"
 
 

@@ -26,15 +26,16 @@ def network():
 
 
 def test_folding_leaves_the_plain_layout_and_the_same_outputs():
+    random = torch.Generator().manual_seed(0)
     normed = add_batchnorm(network())
     normed.train()
     for _ in range(3):
-        normed(torch.randn(32, 3, 32, 32) * 3 + 1)
+        normed(torch.randn(32, 3, 32, 32, generator=random) * 3 + 1)
     for module in normed.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.weight, 1, 0.5)
-            torch.nn.init.normal_(module.bias)
-    images = torch.randn(8, 3, 32, 32)
+            torch.nn.init.normal_(module.weight, 1, 0.5, generator=random)
+            torch.nn.init.normal_(module.bias, generator=random)
+    images = torch.randn(8, 3, 32, 32, generator=random)
     expected = normed.eval()(images)
     folded = fold_batchnorm(copy.deepcopy(normed))
     assert list(folded.state_dict()) == list(network().state_dict())
@@ -51,7 +52,8 @@ def test_published_recipe_has_no_batchnorm_in_its_blocks(dataset, tmp_path):
 def test_quick_recipe_has_two_heads_in_training(dataset, tmp_path):
     model = TeacherTraining(dataset, TINY, CIFAR10.teachers["quick"], 0, CPU, tmp_path / "r", lambda line: None).model
     assert [type(head) for head in model.heads] == [LinearHead, PrototypeHead]
-    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0])
     logits, loss = model(images, labels)
     assert logits.shape == (4, CLASSES) and loss.shape == ()
     features = model.network[:3](images)
@@ -82,7 +84,8 @@ def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(datas
     before = source.read_bytes()
     recipe = replace(CIFAR10.teachers["further"], epochs=0)
     teacher_training.train_teacher(dataset, source, recipe, 0, CPU, path, lambda line: None)
-    balanced, images = checkpoints.read_teacher(path, CLASSES).eval(), torch.randn(9, 3, 32, 32)
+    balanced = checkpoints.read_teacher(path, CLASSES).eval()
+    images = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(balanced(images), teacher(images))
     record = json.loads((tmp_path / "t.json").read_text())
     assert record["balanced_by"] != 1 and record["teacher_from_sha256"] == files.sha256(before)
