@@ -116,7 +116,7 @@ def test_no_prediction_may_differ_except_by_rounding(lead, refused):
         require_same(logits, reference, Path("x.pth"))
 
 
-@pytest.mark.parametrize("right", [1000, 913, 645])
+@pytest.mark.parametrize("right", [1000, 913, 645, 8])
 def test_8_bits_may_cost_three_tenths_of_a_point(right):
     """Three images of 1000, but not four; none is demanded."""
     test = LabelledImages(pictures(1000), np.zeros(1000, np.int64))
