@@ -19,7 +19,11 @@ TESTS = 2000
 
 @pytest.mark.slow
 def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_path):
-    """The same draws: losses to 1e-4 (convolutions see other batches), and predictions that are the same."""
+    """The same draws: losses of the first epochs to 1e-4, and predictions that are the same.
+
+    Adam's first steps amplify rounding. In the fifth epoch of L=2, on one thread, the network itself in float32 differs
+    by 4e-4 from float64, and the matrix products by 4e-7.
+    """
     dataset = open_dataset("CIFAR10", real_data("CIFAR10"))
     images, every = subset(dataset, 1, dataset.subset_seed, tmp_path), dataset.test()
     test = LabelledImages(every.images[:TESTS], every.labels[:TESTS])
@@ -33,7 +37,7 @@ def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_p
             scion = nn.Sequential(*scions(network.architecture, 10, torch.Generator().manual_seed(0))[first:last])
             runs.append(Distillation(phase, scion, 1))
             step, random = runs[-1].step_for(teacher, teacher.few_shot(images)), torch.Generator().manual_seed(1)
-            views = torch.randint(162, (5, 10), generator=random)
+            views = torch.randint(162, (2, 10), generator=random)
             losses.append([train(step, torch.arange(10), view, 6) for view in views])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
         graft = runs[1].scion_and_tail(cached)
