@@ -18,7 +18,7 @@ from experiments import results
 from experiments.commands import require_sweep
 from experiments.job import Job, say
 from experiments.plan import Plan
-from experiments.sweep import any_failed, results_of, run
+from experiments.sweep import run
 from grafting.method import Method
 from train_fskd import command_line
 from utils import files
@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = Job(args)
         plan = job.plan()
         plans = {entry: plan_of(entry, plan) for entry in GRID[args.method]}
-        run(plans.values(), job.device)
-        failed = any(any_failed(results_of(plan)) for plan in plans.values())
+        failed = run(plans.values(), job.device)
         text = markdown(plans)
         files.write_text(job.output_dir / "grid.md", text)
     except BadInput as error:

@@ -19,7 +19,7 @@ from comparisons.methods import METHODS
 from experiments.commands import require_sweep
 from experiments.job import Job
 from experiments.plan import Plan
-from experiments.sweep import any_failed, results_of, run
+from experiments.sweep import run
 from train_fskd import command_line
 from utils.errors import BadInput
 
@@ -34,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInput("--method and --optimize_span: name the methods and joins with --methods")
         job = Job(args)
         plan = job.plan()
-        plans = [plan_of(name, plan) for name in args.methods]
-        run(plans, job.device)
-        failed = any(any_failed(results_of(plan)) for plan in plans)
+        failed = run([plan_of(name, plan) for name in args.methods], job.device)
     except BadInput as error:
         sys.stderr.write(f"benchmarks.methods: {error}\n")
         return 2

@@ -21,7 +21,7 @@ from experiments import results
 from experiments.commands import require_sweep
 from experiments.diagnosis import diagnose
 from experiments.job import Job, say
-from experiments.sweep import Sweep
+from experiments.sweep import run
 from grafting.recipes import SHAPES10
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
@@ -70,21 +70,28 @@ FAMILY = (
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv:
-            args = arguments(argv)
-            require_sweep(args)
-            if (args.method, args.optimize_span) != ("grafting", "front"):
-                raise BadInput("--method and --optimize_span: leave them out; the cells are those of grafting")
-            job = Job(args)
-            measure(job, job.output_dir.name, {})
-        else:
-            for member in FAMILY:
-                if not (MEASURED / f"{member.name}.json").exists():
-                    measure_member(member)
+        measure_given(argv) if argv else measure_family()
     except BadInput as error:
         sys.stderr.write(f"benchmarks.teachers: {error}\n")
         return 2
     return 0
+
+
+def measure_given(argv: Sequence[str]) -> None:
+    """Measure the teacher of a command line of train_fskd.py."""
+    args = arguments(argv)
+    require_sweep(args)
+    if (args.method, args.optimize_span) != ("grafting", "front"):
+        raise BadInput("--method and --optimize_span: leave them out; the cells are those of grafting")
+    job = Job(args)
+    measure(job, job.output_dir.name, {})
+
+
+def measure_family() -> None:
+    """Make and measure those of FAMILY that are not measured yet."""
+    for member in FAMILY:
+        if not (MEASURED / f"{member.name}.json").exists():
+            measure_member(member)
 
 
 def measure_member(member: Member) -> None:
@@ -117,7 +124,7 @@ def make(member: Member, job: Job, file: Path) -> None:
 
 def measure(job: Job, name: str, made: dict[str, Any]) -> None:
     """Diagnose a teacher, run its cells, and write both."""
-    Sweep(job.plan(), job.device).run()
+    run([job.plan()], job.device)
     images = fewshot.subset(job.dataset, PROBE_SHOTS, job.subset_seed, job.args.data_path)
     say(f"{name}: diagnosing")
     with arithmetic(job.args.precision, job.device):

@@ -279,13 +279,17 @@ class Sweep:
         )
 
 
-def run(plans: Iterable[Plan], device: torch.device) -> None:
-    """Run the cells of all plans, which have the same teacher, subsets and precision. Raises BadInput before any."""
+def run(plans: Iterable[Plan], device: torch.device) -> bool:
+    """Run the cells of all plans, which have the same teacher, subsets and precision; whether one has failed.
+
+    Raises BadInput before any is run.
+    """
     sweeps, prepared = [Sweep(plan, device) for plan in plans], None
     for sweep in sweeps:
         prepared = sweep.run(prepared)
     for sweep in sweeps:
         sweep.fresh.end()
+    return any_failed(result for sweep in sweeps for result in results_of(sweep.plan))
 
 
 def summarize(plan: Plan) -> list[results.Result]:
