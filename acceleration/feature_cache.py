@@ -25,6 +25,7 @@ from utils.errors import BadInput
 from utils.progress import bar
 
 STARTS = (FIRST_GRAFTED, FIRST_GRAFTED + 1, FIRST_GRAFTED + 2)  # where spans start: at blocks 3, 4 and 5
+GPU_TEST_BATCH = 5000  # on a GPU, launching the kernels of a small batch takes longer than running them
 
 
 class CachedTeacher(FrozenTeacher):
@@ -108,7 +109,8 @@ class CachedTeacher(FrozenTeacher):
         )
 
     def test_batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.test_features(start).split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
+        batch = TEST_BATCH if self.device.type == "cpu" else GPU_TEST_BATCH
+        return zip(self.test_features(start).split(batch), self.test_labels.split(batch), strict=True)
 
     def predictions(self, network: nn.Module, start: int) -> Tensor:
         """As the frozen teacher's; on the CPU, for float32 features, through `fast_predictions`."""

@@ -132,7 +132,7 @@ def measure(job: Job, name: str, made: dict[str, Any]) -> None:
         found = diagnose(teacher, images)
     content = {
         "dataset": job.name,
-        "teacher": {"accuracy": found.teacher, "sha256": files.sha256_of_file(job.teacher_file), **made},
+        "teacher": {"accuracy": found.teacher, "sha256": checkpoints.weights_sha256(job.teacher()), **made},
         "blocks": [asdict(block) for block in found.blocks],
         "cells": [compact(result) for result in results.read_all(job.output_dir) if result["status"] == "done"],
         "machine": machine.description(job.device),

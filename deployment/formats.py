@@ -46,7 +46,7 @@ class Header:
     """What an exported file says about itself.
 
     widths: output channels of every convolution, block by block. accuracy: of the student with adapters on the test
-    set, in percent. The hashes are sha256 of the teacher's and the student's file and of the few-shot images' bytes.
+    set, in percent. The hashes are sha256 of the teacher's weights, the student's file and the few-shot images' bytes.
     """
 
     dataset: str

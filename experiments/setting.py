@@ -23,7 +23,7 @@ SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among", "loss")  # of 
 class Setting:
     """Everything that decides the numbers of one cell (data set, N, trial).
 
-    The hashes are sha256 of the teacher's file, of the subset's bytes and of the test set (images and labels).
+    The hashes are sha256 of the teacher's weights, of the subset's bytes and of the test set (images and labels).
     normalization: {"mean": [...], "std": [...]} per channel. method: its fields are in the schedule.
     """
 

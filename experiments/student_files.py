@@ -69,13 +69,13 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         of_student = (records.of(path) or {}).get("teacher_sha256")  # students without adapters have a teacher's layout
         return [*_teacher_of(path, of_student, job), *found] if of_student else found
     teacher = job.frozen_teacher()
-    _check_record(path, records.deciding(job.dataset, files.sha256_of_file(job.teacher_file)))
+    _check_record(path, records.deciding(job.dataset, checkpoints.weights_sha256(teacher)))
     return candidates(kind, state, path, teacher, job.dataset)
 
 
 def _teacher_of(path: Path, sha256: str, job: Job) -> list[Candidate]:
     """The command's teacher, if it is the one that the student in `path` was made with."""
-    if not job.teacher_file.exists() or files.sha256_of_file(job.teacher_file) != sha256:
+    if not job.teacher_file.exists() or checkpoints.weights_sha256(job.teacher()) != sha256:
         say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
         return []
     return [of_module(TEACHER, job.frozen_teacher(), job.dataset, job.teacher_file)]
@@ -118,7 +118,8 @@ def export(job: Job) -> int:
     if kind != "stage 2":
         holds = "a whole network" if kind == "teacher" else f"scions of {kind}"
         raise BadInput(f"--export {path}: holds {holds}; name a student of stage 2 (...-graft-net-...)")
-    teacher, teacher_sha256 = job.frozen_teacher(), files.sha256_of_file(job.teacher_file)
+    teacher = job.frozen_teacher()
+    teacher_sha256 = checkpoints.weights_sha256(teacher)
     _check_record(path, records.deciding(job.dataset, teacher_sha256))
     shots, subset_seed = few_shot_of(path, job.subset_seed)
     few_shot = fewshot.subset(job.dataset, shots, subset_seed, job.args.data_path)

@@ -26,7 +26,7 @@ from experiments.setting import Setting, require_comparable
 from experiments.summary import write_summary
 from experiments.tensorboard import CellCurves, write_picture
 from grafting.distillation import Curve, NotFinite
-from models import records
+from models import checkpoints, records
 from models.vgg import frozen
 from utils import files, machine
 from utils.errors import BadInput
@@ -51,7 +51,7 @@ class Sweep:
         shots = sorted({shots for shots, _ in plan.cells})
         self.subsets = {n: subset(plan.dataset, n, plan.subset_seed, plan.data_path) for n in shots}
         self.subset_sha256 = {n: files.sha256(images.tobytes()) for n, images in self.subsets.items()}
-        self.teacher_sha256 = files.sha256_of_file(plan.teacher_file)
+        self.teacher_sha256 = checkpoints.weights_sha256(plan.teacher)
         self.test_sha256 = plan.dataset.test().sha256()
         settings = [self._setting(cell).content for cell in sorted(plan.cells)]
         self.fresh = Fresh(plan.output_dir, self._cell_files(), settings)

@@ -9,6 +9,7 @@ All in the serialisation from before PyTorch 1.6, saved from any device.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -144,6 +145,19 @@ def on_cpu(network: nn.Module) -> State:
         (key, value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format))
         for key, value in network.state_dict().items()
     )
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """What a network is known by: sha256 of the names and values of its state.
+
+    That of its file would not do. The released serialisation holds addresses in memory, so the same network gives
+    another file each time it is written.
+    """
+    digest = hashlib.sha256()
+    for name, value in on_cpu(network).items():
+        digest.update(f"{name} {_described(value)} ".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_teacher(teacher: BlockwiseVGG, path: Path) -> None:

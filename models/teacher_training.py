@@ -116,8 +116,10 @@ class TeacherTraining:
         random = torch_generator(seed, "teacher")
         if isinstance(start, Path):
             network = checkpoints.read_teacher(start, dataset.classes)
+            from_sha256 = checkpoints.weights_sha256(network)
         else:
             network = initialize(BlockwiseVGG(start, dataset.classes), random)
+            from_sha256 = None
         heads: list[nn.Module] = []
         if recipe.linear_head:
             heads.append(LinearHead(network, recipe.linear_head, random))
@@ -136,7 +138,7 @@ class TeacherTraining:
                 "dataset": dataset.name,
                 "seed": seed,
                 "widths": network.architecture.widths,
-                "teacher_from_sha256": files.sha256_of_file(start) if isinstance(start, Path) else None,
+                "teacher_from_sha256": from_sha256,
                 "recipe": asdict(recipe),
                 "train_sha256": dataset.train().sha256(),
                 **records.deciding(dataset),

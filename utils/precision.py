@@ -17,14 +17,17 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
     tf32: as PyTorch does by default, with TensorFloat-32 in the convolutions on NVIDIA GPUs and float32 everywhere
     else. float32: without that exception. bfloat16: automatic mixed precision; weights and optimiser stay float32.
+    Convolutions on NVIDIA GPUs give the same numbers each time, so that a resumed cell is the uninterrupted one.
     """
-    before = float32_settings()
+    before, cudnn_deterministic = float32_settings(), torch.backends.cudnn.deterministic
     set_float32(full_products(tf32_convolutions=precision != "float32"))
+    torch.backends.cudnn.deterministic = True
     try:  # no cache of cast weights: they change under it
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
             yield
     finally:
         set_float32(before)
+        torch.backends.cudnn.deterministic = cudnn_deterministic
 
 
 def full_products(tf32_convolutions: bool) -> list[Any]:

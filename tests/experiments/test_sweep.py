@@ -86,7 +86,7 @@ def test_files_of_a_sweep(plan, teacher):
     accuracies = {int(epoch): value for epoch, value in one["phases"]["L3"]["accuracies"].items()}
     assert one["best"] == max(accuracies.values()) and one["last"] == accuracies[4]
     assert one["best_epoch"] == min(e for e, value in accuracies.items() if value == one["best"])
-    assert one["setting"]["teacher_sha256"] == files.sha256_of_file(plan().teacher_file)
+    assert one["setting"]["teacher_sha256"] == checkpoints.weights_sha256(teacher)
     assert one["setting"]["schedule"][0] == {
         "phase": "B0", "span": [3, 4], "epochs": 3, "lr_student": 5e-5, "lr_adapter": 5e-4, "batch": 12,
     }  # fmt: skip

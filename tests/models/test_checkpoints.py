@@ -1,3 +1,4 @@
+import copy
 import io
 from collections import OrderedDict
 
@@ -196,3 +197,16 @@ def test_teachers_of_every_depth_are_recognised(tmp_path):
     for name in ("vgg11", "vgg13", "vgg16", "vgg19"):
         checkpoints.write_teacher(BlockwiseVGG(ARCHITECTURES[name], 10), tmp_path / "teacher.pth")
         assert checkpoints.read_teacher(tmp_path / "teacher.pth", 10).architecture == ARCHITECTURES[name]
+
+
+def test_a_network_is_known_by_its_weights(teacher, tmp_path):
+    """The file differs from one writing to the next, in which the tensors lie elsewhere in memory."""
+    read = []
+    for name in ("one.pth", "two.pth"):
+        read.append(copy.deepcopy(read[-1] if read else teacher))
+        checkpoints.write_teacher(read[-1], tmp_path / name)
+        read.append(checkpoints.read_teacher(tmp_path / name, CLASSES))
+    assert len({checkpoints.weights_sha256(network) for network in (teacher, *read)}) == 1
+    with torch.no_grad():
+        teacher.features[4][0].bias[0].nextafter_(torch.tensor(9.0))
+    assert checkpoints.weights_sha256(teacher) != checkpoints.weights_sha256(read[0])

@@ -15,7 +15,6 @@ from models.teacher_recipe import TeacherRecipe, stretched
 from models.teacher_training import TeacherTraining, batch_sizes
 from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
 from models.vgg import BlockwiseVGG, initialize
-from utils import files
 from utils.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -88,7 +87,7 @@ def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(datas
     images = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(balanced(images), teacher(images))
     record = json.loads((tmp_path / "t.json").read_text())
-    assert record["balanced_by"] != 1 and record["teacher_from_sha256"] == files.sha256(before)
+    assert record["balanced_by"] != 1 and record["teacher_from_sha256"] == checkpoints.weights_sha256(teacher)
     assert not torch.equal(balanced.features[2][0].weight, teacher.features[2][0].weight)
     assert source.read_bytes() == before
 

@@ -41,6 +41,14 @@ def test_precisions():
     assert torch.backends.cudnn.allow_tf32 and not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_convolutions_on_a_gpu_give_the_same_numbers_each_time(monkeypatch, before):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", before)
+    with arithmetic("tf32", CPU):
+        assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.deterministic == before
+
+
 def in_conv_and_products():
     """(convolutions on a GPU, matrix products there, those on the CPU, convolutions there): less than float32?"""
     cudnn, cuda, cpu = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
