@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import filelock
@@ -33,6 +34,7 @@ from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
 from utils.progress import bar
 
+SUMMARY_SECONDS = 30.0  # between tables of unfinished sweeps: making one takes longer than a cell of CIFAR10 on a GPU
 PreparedTeacher = tuple[CachedTeacher, dict[str, Any]]  # frozen, with cached features; its entry in the result files
 
 
@@ -143,11 +145,14 @@ class Sweep:
         self._write_few_shot_images()
         count = f"{len(self.left)} {'cell' if len(self.left) == 1 else 'cells'}"
         self.plan.report(f"{count}, of N = {', '.join(map(str, sorted({shots for shots, _ in self.left})))}")
+        summarized = -math.inf
         with bar(desc="all cells", total=len(self.left), unit="cell") as cells_done:
             for cell in self.left:
                 line = self._run_if_free(cell, teacher, record)
                 self.plan.report(f"{results.cell_name(*cell)}: {line}")
-                summarize_so_far(self.plan)
+                if monotonic() - summarized > SUMMARY_SECONDS or cell == self.left[-1]:
+                    summarize_so_far(self.plan)
+                    summarized = monotonic()
                 cells_done.update()
 
     def _is_done(self, cell: CellKey) -> bool:

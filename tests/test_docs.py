@@ -108,12 +108,15 @@ def test_the_tables_of_methods_are_in_the_docs(file, tmp_path):
 
 def test_the_table_of_subset_seeds_is_made_from_the_files_it_names():
     rows = re.findall(
-        r"^\| (\d+)(?: \(as released\))? \| (.*) \| `(.*)` \|$", (ROOT / "docs/results.md").read_text(), re.M
+        r"^\| (\d+) \| (\d+)(?: \(as released\))? \| (.*) \| `(.*)` \|$",
+        (ROOT / "docs/results.md").read_text(),
+        re.M,
     )
-    assert len(rows) >= 3
-    for seed, last, file in rows:
+    assert len(rows) == 10
+    for shots, seed, last, file in rows:
         result = results.read(ROOT / file)
-        assert (result["setting"]["subset_seed"], f"{result['last']:.2f}") == (int(seed), last)
+        setting = result["setting"]
+        assert (setting["shots"], setting["subset_seed"], f"{result['last']:.2f}") == (int(shots), int(seed), last)
 
 
 def test_files_that_are_named_exist():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from small import pixel, pixels
 
@@ -25,7 +26,8 @@ PARTS = (
 
 
 def test_every_part_is_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "START_METHOD", "fork")  # no time for loading torch in each process
+    if not torch.cuda.is_available():  # a forked process cannot use CUDA, not even to ask what Adam asks of it
+        monkeypatch.setattr(gpu, "START_METHOD", "fork")  # no time for loading torch in each process
     monkeypatch.setattr(figure, "draw", pixel)
     monkeypatch.setattr(pictures, "confusion_picture", pixels)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--reduced", "--device", "cpu", "--output", str(tmp_path)])

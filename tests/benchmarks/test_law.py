@@ -1,5 +1,6 @@
 """The rule of --diagnose: recomputed from the committed files, and what was measured beside it."""
 
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -52,17 +53,19 @@ def test_a_teacher_is_left_out_with_its_rescaled_copies():
 
 
 def test_cells_of_committed_results_are_copied_rightly(tmp_path):
-    for name in ("CIFAR10", "CIFAR10-first-teacher", "CIFAR100", "CIFAR100-balanced"):
+    first = ("CIFAR10-first-teacher", "CIFAR100-first-teacher", "CIFAR100-first-teacher-balanced")
+    for name in ("CIFAR10", "CIFAR100", *first):
         folder = as_committed(ROOT / "benchmarks/results" / name, tmp_path)
-        found = {r["setting"]["shots"]: r for r in results.read_all(folder)}
+        found = results.read_all(folder)
         for n, loss in BY_NAME[name].losses.items():
-            assert loss == found[n]["teacher"]["accuracy"] - found[n]["best"]
-            assert BY_NAME[name].accuracy == found[n]["teacher"]["accuracy"]
+            best = statistics.fmean(result["best"] for result in found if result["setting"]["shots"] == n)
+            assert loss == BY_NAME[name].accuracy - best
+        assert {result["teacher"]["accuracy"] for result in found} == {BY_NAME[name].accuracy}
 
 
 def test_what_is_said_of_other_data_sets_is_measured():
-    said = {"ON_CIFAR10": ("CIFAR10", "CIFAR10-first-teacher"), "WITH_MORE_STEPS": ("CIFAR100",)}
-    for sentence, names in said.items():
+    for sentence, dataset in {"ON_CIFAR10": "CIFAR10", "WITH_MORE_STEPS": "CIFAR100"}.items():
+        names = (dataset, f"{dataset}-first-teacher")
         measured = " and one ".join(f"{BY_NAME[name].losses[1]:.2f}" for name in names)
         by_rule = (RULES[1].loss(BY_NAME[name].shortfall) for name in names)
         text = getattr(expectation, sentence)

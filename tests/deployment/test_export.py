@@ -134,10 +134,9 @@ def test_8_bits_may_cost_three_tenths_of_a_point(right):
 
 def test_8_bits_that_cost_too_much_are_not_put_in_place(source, exported, tmp_path, monkeypatch):
     needs_onnx(".onnx")
+    float32 = exported(".onnx").read_bytes()
     monkeypatch.setattr(export_module, "INT8_LOSS", -101)
-    monkeypatch.setattr(
-        formats, "write", lambda network, header, path: path.write_bytes(exported(".onnx").read_bytes())
-    )
+    monkeypatch.setattr(formats, "write", lambda network, header, path: path.write_bytes(float32))
     with pytest.raises(BadInput, match=r"8 bits lose .* points of test accuracy; take \.onnx"):
         export(source, tmp_path / "student.int8.onnx")
     assert not list(tmp_path.iterdir())

@@ -442,8 +442,19 @@ def test_table_and_figure_follow_every_cell(plan):
     assert (plan().output_dir / "accuracy.svg").exists() and (plan().output_dir / "accuracy.png").exists()
 
 
-def test_where_the_table_cannot_be_made_no_cell_is_lost(plan):
+@pytest.mark.parametrize(("seconds", "made"), [(-1.0, 4), (1e9, 2)])
+def test_short_cells_do_not_wait_for_a_table_each(plan, monkeypatch, seconds, made):
+    """The first and the last one always do."""
+    written = []
+    monkeypatch.setattr(sweep, "SUMMARY_SECONDS", seconds)
+    monkeypatch.setattr(sweep, "summarize_so_far", lambda plan: written.append(len(results.paths(plan.output_dir))))
+    run(plan())
+    assert len(written) == made and (written[0], written[-1]) == (1, 4)
+
+
+def test_where_the_table_cannot_be_made_no_cell_is_lost(plan, monkeypatch):
     """A result of another run appears meanwhile."""
+    monkeypatch.setattr(sweep, "SUMMARY_SECONDS", -1.0)
     first = plan(cells=((1, 0),))
     Sweep(first, CPU).run()
     foreign = json.loads((first.output_dir / "results/1-shot/trial-0.json").read_text())
