@@ -1,7 +1,7 @@
 """What few shots make of many teachers: the measurements from which benchmarks/law.py fits its rule.
 
     python -m benchmarks.teachers
-    python -m benchmarks.teachers --dataset CIFAR10 --nshot 1 10 --trials 1 --output_dir benchmarks/results/CIFAR10
+    python -m benchmarks.teachers --dataset CIFAR10 --nshot 1 10 --trials 1 --output_dir runs/CIFAR10
 
 The first trains Shapes10's FAMILY in runs/law, diagnoses each teacher and runs its cells. The second, with the flags of
 train_fskd.py, does so for one teacher at hand; cells whose results are in --output_dir are not run again. Each teacher
@@ -132,7 +132,7 @@ def measure(job: Job, name: str, made: dict[str, Any]) -> None:
         found = diagnose(teacher, images)
     content = {
         "dataset": job.name,
-        "teacher": {"accuracy": found.teacher, "sha256": checkpoints.weights_sha256(job.teacher()), **made},
+        "teacher": {"accuracy": found.teacher, "weights_sha256": checkpoints.weights_sha256(teacher.network), **made},
         "blocks": [asdict(block) for block in found.blocks],
         "cells": [compact(result) for result in results.read_all(job.output_dir) if result["status"] == "done"],
         "machine": machine.description(job.device),

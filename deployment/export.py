@@ -43,7 +43,7 @@ class Source:
     """A student with adapters and what belongs to it; both networks frozen and on one device.
 
     scions: the sequence (B0, B1, B2). few_shot: the images (N, 3, 32, 32) uint8 that it has learned from. The hashes
-    are sha256 of its file and of the teacher's.
+    are sha256 of its file and of the teacher's weights.
     """
 
     teacher: BlockwiseVGG

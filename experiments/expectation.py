@@ -66,8 +66,8 @@ def _advice(loss: float, rms: float, inputs: Sequence[str], teacher_file: Path) 
     command = ["python", "train_fskd.py", *inputs, "--train_teacher", "--teacher_from", str(teacher_file)]
     if loss > POOR:
         advice = (
-            f"{expected}, which is poor: at block 2, one image of a class does not stand for the others. This makes the"
-            " teacher graftable, in a few epochs on the labelled training images:"
+            f"{expected}, which is poor: at block 2, one image of a class does not stand for the others. A few epochs"
+            " on the labelled training images make the teacher more graftable (docs/teachers.md says how much so far):"
         )
         command += ["--teacher", str(teacher_file.with_name(f"{teacher_file.stem}-graftable.pth"))]
     elif 0 < rms < SMALL:

@@ -74,11 +74,18 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
 
 
 def _teacher_of(path: Path, sha256: str, job: Job) -> list[Candidate]:
-    """The command's teacher, if it is the one that the student in `path` was made with."""
-    if not job.teacher_file.exists() or checkpoints.weights_sha256(job.teacher()) != sha256:
+    """The command's teacher, if it is the one that the student in `path` was made with. Raises BadInput if the command
+    names a file that is no teacher of this data set."""
+    try:
+        teacher = job.frozen_teacher() if job.teacher_file.exists() else None
+    except BadInput:
+        if job.args.teacher:
+            raise
+        teacher = None
+    if teacher is None or checkpoints.weights_sha256(teacher) != sha256:
         say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
         return []
-    return [of_module(TEACHER, job.frozen_teacher(), job.dataset, job.teacher_file)]
+    return [of_module(TEACHER, teacher, job.dataset, job.teacher_file)]
 
 
 def _recorded_dataset(path: Path) -> str | None:

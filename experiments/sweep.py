@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any
 
 import filelock
@@ -150,9 +150,9 @@ class Sweep:
             for cell in self.left:
                 line = self._run_if_free(cell, teacher, record)
                 self.plan.report(f"{results.cell_name(*cell)}: {line}")
-                if monotonic() - summarized > SUMMARY_SECONDS or cell == self.left[-1]:
+                if perf_counter() - summarized > SUMMARY_SECONDS or cell == self.left[-1]:
                     summarize_so_far(self.plan)
-                    summarized = monotonic()
+                    summarized = perf_counter()
                 cells_done.update()
 
     def _is_done(self, cell: CellKey) -> bool:

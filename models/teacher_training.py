@@ -79,6 +79,7 @@ def train_teacher(
     teacher = training.run()
     accuracy = training.test_accuracy(teacher)
     record = {
+        "weights_sha256": checkpoints.weights_sha256(teacher),
         "test_accuracy": accuracy,
         **json.loads(training.setting),
         "epochs": training.history,

@@ -443,10 +443,23 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
     shown = capsys.readouterr()
     assert "no.png: cannot be read as a picture" in shown.err and "picture.png: " in shown.out
 
-    Path("ckpt/teacher/vgg16-blockwise-folder.pth").unlink()  # no longer needed
-    assert train_fskd.main(["--predict", exported, "picture.png"]) == 0
+    its_teacher = Path("ckpt/teacher/vgg16-blockwise-folder.pth")
+    checkpoints.write_teacher(checkpoints.read_teacher(its_teacher, 3), its_teacher)  # another file, the same teacher
     assert command("--evaluate", exported) == 0
-    assert "measured alone, since ckpt/teacher/vgg16-blockwise-folder.pth is not its teacher" in capsys.readouterr().out
+    assert "measured alone" not in capsys.readouterr().out
+    other = checkpoints.read_teacher(its_teacher, 3)
+    other.classifier[2].bias.data += 1
+    checkpoints.write_teacher(other, Path("other.pth"))
+    Path("damaged.pth").write_text("damaged")
+    for no_teacher_of_it in ("other.pth", "damaged.pth", None):  # it is no longer needed
+        its_teacher.unlink()
+        if no_teacher_of_it:
+            shutil.copy(no_teacher_of_it, its_teacher)
+        assert train_fskd.main(["--predict", exported, "picture.png"]) == 0
+        assert command("--evaluate", exported) == 0
+        assert f"measured alone, since {its_teacher} is not its teacher" in capsys.readouterr().out
+    assert command("--evaluate", exported, "--teacher", "damaged.pth") == 2
+    assert "damaged.pth: not a checkpoint, or damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,9 @@ def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
         help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle, heads that make the"
              " teacher graftable, balanced (default: published)")
     add("--teacher_from", type=path, metavar="FILE",
-        help="make a finished teacher graftable: continue with it for a few epochs with the heads of quick, and balance"
-             " it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new teacher)")
+        help="make a finished teacher more graftable: continue with it for a few epochs with the heads of quick, and"
+             " balance it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new"
+             " teacher)")
     add("--teacher_epochs", type=seed, metavar="E",
         help="epochs; the schedule is scaled to them (default: the recipe's; with --teacher_from 3)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")

@@ -1,4 +1,4 @@
-"""With how many bits a run computes."""
+"""With how many bits a run computes, and that it computes the same each time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
     tf32: as PyTorch does by default, with TensorFloat-32 in the convolutions on NVIDIA GPUs and float32 everywhere
     else. float32: without that exception. bfloat16: automatic mixed precision; weights and optimiser stay float32.
-    Convolutions on NVIDIA GPUs give the same numbers each time, so that a resumed cell is the uninterrupted one.
+    Convolutions on NVIDIA GPUs add up in the same order each time, so that a cell can be repeated to the last bit.
     """
     before, cudnn_deterministic = float32_settings(), torch.backends.cudnn.deterministic
     set_float32(full_products(tf32_convolutions=precision != "float32"))

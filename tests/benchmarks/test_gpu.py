@@ -1,4 +1,4 @@
-"""The benchmark for a GPU runs through on a CPU, so that it does not fail on the day that a GPU is at hand."""
+"""The benchmark for a GPU runs through on a CPU, so that it does not fail where there is a GPU."""
 
 import json
 import subprocess

@@ -425,7 +425,7 @@ def test_precisions_are_never_mixed(plan):
         Sweep(replace(full, precision="bfloat16"), CPU)
 
 
-def test_table_and_figure_follow_every_cell(plan):
+def test_table_and_figure_follow_the_cells(plan):
     """What a reader sees while a run is going on is what is done so far."""
     seen = []
 
