@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --output gpu
 
-Runs the tests of what is different on a GPU, CIFAR10's and CIFAR100's cells at N = 10, three cells in one process and
-in three, and 20 epochs of the teacher recipes. Images and teachers are random: times do not depend on their values,
-and accuracies mean nothing. Each part is printed and written to gpu.json in the output folder as soon as it is done.
-Ends with status 1 if a test failed.
+Runs the tests of what is different on a GPU, training steps in the forms of benchmarks/steps.py, CIFAR10's and
+CIFAR100's cells at N = 10, three cells in one process and in three, and 20 epochs of the teacher recipes. Images and
+teachers are random: times do not depend on their values, and accuracies mean nothing. Each part is printed and written
+to gpu.json in the output folder as soon as it is done. Ends with status 1 if a test failed.
 `--reduced` does the same on a little of Shapes10, on any device, to see that all parts run.
 """
 
@@ -16,6 +16,7 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,17 +26,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from acceleration.cuda_graphs import WARM_UP
 from benchmarks.speed import table
+from benchmarks.steps import FORMS, step
 from data.datasets import ImageDataset, LabelledImages, open_dataset
 from data.views import VIEWS, Normalization
 from experiments import results
 from experiments.plan import Plan
 from experiments.sweep import Sweep
-from grafting.recipes import RECIPES, Recipe
+from grafting.recipes import RECIPES, Recipe, batch_size
 from models import checkpoints, teacher_training
 from models.teacher_recipe import stretched
-from models.vgg import ARCHITECTURES, BlockwiseVGG, initialize
+from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize
 from utils import files, machine
+from utils.precision import arithmetic
 
 ROOT = Path(__file__).resolve().parent.parent
 START_METHOD = "spawn"  # as CUDA needs it
@@ -45,7 +49,7 @@ CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "Shapes10": 10}
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. epochs: of each phase of a cell, None for the recipe's."""
+    """How much is measured. epochs: of each phase of a cell, None for the recipe's. steps: how many are timed."""
 
     datasets: tuple[str, ...]
     architecture: str
@@ -54,11 +58,13 @@ class Size:
     test_images: int
     epochs: int | None
     teacher_epochs: int
+    steps: int
     tests: tuple[str, ...]
 
 
-FULL = Size(("CIFAR10", "CIFAR100"), "vgg16", 10, 50_000, 10_000, None, 20, ("acceleration", "utils/test_precision.py"))
-REDUCED = Size(("Shapes10",), "vgg11-small", 2, 200, 100, 1, 1, ("acceleration/test_cuda_graphs.py",))
+TESTS = ("acceleration", "utils/test_precision.py")
+FULL = Size(("CIFAR10", "CIFAR100"), "vgg16", 10, 50_000, 10_000, None, 20, 500, TESTS)
+REDUCED = Size(("Shapes10",), "vgg11-small", 2, 200, 100, 1, 1, 2, ("acceleration/test_cuda_graphs.py",))
 
 
 def main() -> int:
@@ -70,7 +76,7 @@ def main() -> int:
     size = REDUCED if args.reduced else FULL
     report: dict[str, Any] = {"machine": machine.description(machine.device_named(args.device)), "rows": []}
     with tempfile.TemporaryDirectory() as folder:
-        for part in (tests, cells, processes, teachers):
+        for part in (tests, steps, cells, processes, teachers):
             rows = part(size, args.device, Path(folder))
             report["rows"] += rows
             files.write_json(args.output / "gpu.json", report)
@@ -91,6 +97,31 @@ def tests(size: Size, _device: str | None, _folder: Path) -> list[Row]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
     return [(TESTS_STATUS, done.returncode, ""), (f"tests: {last}", perf_counter() - started, "s")]
+
+
+def steps(size: Size, device: str | None, _folder: Path) -> list[Row]:
+    """A step of B0 and of L=3 of the last data set, in each form, on features that are there already."""
+    name, chosen = size.datasets[-1], machine.device_named(device)
+    teacher = frozen(random_teacher(size, name)).to(chosen, memory_format=torch.channels_last)
+    batch, rows = batch_size(size.shots), []
+    for phase in (RECIPES[name].phases[0], RECIPES[name].phases[-1]):
+        for form in FORMS:
+            with arithmetic("tf32", chosen):
+                act = step(teacher, phase, batch, form)
+                in_a_row(act, WARM_UP + 1, chosen)
+                milliseconds = 1e3 * in_a_row(act, size.steps, chosen) / size.steps
+            rows.append((f"{name}, {batch} images: a step of {phase.name}, network {form}", milliseconds, "ms"))
+    return rows
+
+
+def in_a_row(act: Callable[[], object], count: int, device: torch.device) -> float:
+    """Seconds of so many calls."""
+    started = perf_counter()
+    for _ in range(count):
+        act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - started
 
 
 def cells(size: Size, device: str | None, folder: Path) -> list[Row]:
@@ -148,10 +179,7 @@ def teachers(size: Size, device: str | None, folder: Path) -> list[Row]:
 
 def timed_sweeps(size: Size, name: str, device: str | None, output: Path, trials: int, count: int) -> float:
     """Seconds that `count` processes take for a sweep of so many trials. Raises SystemExit if one of them fails."""
-    network = initialize(
-        BlockwiseVGG(ARCHITECTURES[size.architecture], CLASSES[name]), torch.Generator().manual_seed(0)
-    )
-    checkpoints.write_teacher(network, output / "teacher.pth")
+    checkpoints.write_teacher(random_teacher(size, name), output / "teacher.pth")
     started = perf_counter()
     context = multiprocessing.get_context(START_METHOD)
     workers = [context.Process(target=sweep, args=(size, name, device, output, trials, count)) for _ in range(count)]
@@ -185,6 +213,11 @@ def sweep(size: Size, name: str, device: str | None, output: Path, trials: int, 
         report=lambda line: None,
     )
     Sweep(plan, chosen).run()
+
+
+def random_teacher(size: Size, name: str) -> BlockwiseVGG:
+    network = BlockwiseVGG(ARCHITECTURES[size.architecture], CLASSES[name])
+    return initialize(network, torch.Generator().manual_seed(0))
 
 
 def recipe_of(size: Size, name: str) -> Recipe:

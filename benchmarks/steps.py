@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from acceleration.cuda_graphs import GraphedStep
 from acceleration.winograd import WINOGRAD_FROM, as_matrix_products
 from benchmarks.speed import in_turn, table
 from data.views import IMAGE_SIZE
@@ -26,6 +27,11 @@ from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize
 CLASSES = 100
 ROUNDS = 4  # in which each of the two runs IN_A_ROW steps, so that its weights are in the processor's cache
 IN_A_ROW = 10
+FORMS: dict[str, Callable[[nn.Module, int], nn.Module]] = {  # of a network on maps of side * side pixels
+    "itself": lambda network, side: network,
+    "channels last": lambda network, side: network.to(memory_format=torch.channels_last),
+    "products": as_matrix_products,
+}
 
 
 def main() -> None:
@@ -36,7 +42,7 @@ def main() -> None:
     lines = []
     for batch in args.batch:
         for phase in (CIFAR100.phases[i] for i in (0, 1, 3, 4)):
-            acts = [step(teacher, phase, batch, as_products) for as_products in (False, True)]
+            acts = [step(teacher, phase, batch, form) for form in ("itself", "products")]
             itself, products = in_turn(acts, ROUNDS, IN_A_ROW)
             lines.append(
                 f"{batch} | {phase.name} | {1e3 * itself:.1f} | {1e3 * products:.1f} | {itself / products:.2f}"
@@ -45,24 +51,32 @@ def main() -> None:
     sys.stdout.write(table(head, lines) + "\n")
 
 
-def step(teacher: BlockwiseVGG, phase: Phase, batch: int, as_products: bool) -> Callable[[], None]:
-    """A training step on random features and logits."""
-    fresh = scions(teacher.architecture, CLASSES, torch.Generator().manual_seed(0))
-    distillation = Distillation(phase, of_span(fresh, phase.span), shots=10)
-    network = nn.Sequential(distillation.scion, teacher[phase.span[1] :])
+def step(teacher: BlockwiseVGG, phase: Phase, batch: int, form: str) -> Callable[[], object]:
+    """A training step on random features and logits, on the teacher's device; on a GPU as a CUDA graph.
+
+    form: of the network, one of FORMS.
+    """
+    random, device = torch.Generator().manual_seed(0), next(teacher.parameters()).device
+    scion = of_span(scions(teacher.architecture, teacher.classes, random), phase.span).to(device)
+    distillation = Distillation(phase, scion, shots=10)
     side = IMAGE_SIZE >> phase.span[0]
-    if as_products:
-        network = as_matrix_products(network, side)
-    random = torch.Generator().manual_seed(1)
+    network = FORMS[form](nn.Sequential(distillation.scion, teacher[phase.span[1] :]), side)
     features = torch.rand(batch, teacher.architecture.width_after(phase.span[0] - 1), side, side, generator=random)
-    logits = torch.randn(batch, CLASSES, generator=random)
+    logits = torch.randn(batch, teacher.classes, generator=random).to(device)
+    layout = torch.channels_last if form == "channels last" else torch.contiguous_format
+    features = features.to(device, memory_format=layout)
 
-    def act() -> None:
+    def act(*_: Tensor) -> Tensor:
         distillation.optimizer.zero_grad()
-        distance(network(features), logits).backward()
+        loss = distance(network(features), logits)
+        loss.backward()
         distillation.optimizer.step()
+        return loss.detach()
 
-    return act
+    if device.type != "cuda":
+        return act
+    graphed, unused = GraphedStep(act, distillation.optimizer), torch.zeros(batch, device=device)
+    return lambda: graphed(unused, unused)
 
 
 if __name__ == "__main__":

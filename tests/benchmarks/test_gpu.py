@@ -15,6 +15,7 @@ from experiments import figure, pictures
 PARTS = (
     gpu.TESTS_STATUS,
     "tests: ",
+    "network channels last",
     "a cell",
     "per view",
     "peak GPU memory",
