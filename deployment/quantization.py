@@ -15,10 +15,12 @@ from deployment.formats import KEY, needed, write_onnx
 def quantize(float32: Path, path: Path) -> None:
     """Write the 8-bit form of an ONNX file, with the same header. Raises BadInput where onnxruntime is missing."""
     onnx = needed("onnx", path)
-    header = {entry.key: entry.value for entry in onnx.load(float32).metadata_props}[KEY]
+    model = onnx.load(float32)
+    header = {entry.key: entry.value for entry in model.metadata_props}[KEY]
+    del model.graph.value_info[:]  # onnxruntime 1.30 transposes weights and leaves their former shapes here
     logging.disable(logging.WARNING)  # it advises a preparation that changes nothing for plain convolutions
     try:
-        needed("onnxruntime.quantization", path).quantize_dynamic(float32, path)
+        needed("onnxruntime.quantization", path).quantize_dynamic(model, path)
     finally:
         logging.disable(logging.NOTSET)
     write_onnx(onnx.load(path), header, path)

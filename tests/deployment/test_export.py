@@ -15,7 +15,7 @@ from torch import nn
 
 from data.datasets import LabelledImages
 from deployment import export as export_module
-from deployment import formats
+from deployment import formats, quantization
 from deployment.calibration import logits_of
 from deployment.export import Source, export, require_same, require_small_loss, require_target
 from deployment.student import load
@@ -130,6 +130,24 @@ def test_8_bits_may_cost_three_tenths_of_a_point(right):
         )
     with pytest.raises(BadInput, match=r"8 bits lose 0\.40 points of test accuracy"):
         require_small_loss(logits(right - 4), logits(right), test, Path("x.int8.onnx"))
+
+
+def test_the_quantiser_is_given_no_shapes_that_it_would_make_wrong(exported, tmp_path, monkeypatch):
+    """onnxruntime 1.30 transposes weights, and then refuses the shapes that the exporter wrote for them."""
+    needs_onnx(".int8.onnx")
+    import onnx
+    from onnxruntime import quantization as quantiser
+
+    given, quantize_dynamic = [], quantiser.quantize_dynamic
+
+    def watched(model, path):
+        given.extend(model.graph.value_info)
+        quantize_dynamic(model, path)
+
+    assert onnx.load(exported(".onnx")).graph.value_info
+    monkeypatch.setattr(quantiser, "quantize_dynamic", watched)
+    quantization.quantize(exported(".onnx"), tmp_path / "student.int8.onnx")
+    assert not given
 
 
 def test_8_bits_that_cost_too_much_are_not_put_in_place(source, exported, tmp_path, monkeypatch):
