@@ -52,6 +52,7 @@ class CachedTeacher(FrozenTeacher):
         self.dtype = dtype
         self.cache: FeatureCache | None = None
         self.cached_test: dict[int, Tensor] = {}
+        self.test_batch = TEST_BATCH if self.device.type == "cpu" else GPU_TEST_BATCH
         self.settled: Counter[str] = Counter()
 
     def few_shot(self, images: np.ndarray) -> Views:
@@ -109,8 +110,9 @@ class CachedTeacher(FrozenTeacher):
         )
 
     def test_batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batch = TEST_BATCH if self.device.type == "cpu" else GPU_TEST_BATCH
-        return zip(self.test_features(start).split(batch), self.test_labels.split(batch), strict=True)
+        return zip(
+            self.test_features(start).split(self.test_batch), self.test_labels.split(self.test_batch), strict=True
+        )
 
     def predictions(self, network: nn.Module, start: int) -> Tensor:
         """As the frozen teacher's; on the CPU, for float32 features, through `fast_predictions`."""

@@ -67,7 +67,7 @@ def _advice(loss: float, rms: float, inputs: Sequence[str], teacher_file: Path) 
     if loss > POOR:
         advice = (
             f"{expected}, which is poor: at block 2, one image of a class does not stand for the others. A few epochs"
-            " on the labelled training images make the teacher more graftable (docs/teachers.md says how much so far):"
+            " on the labelled training images make the teacher more graftable (by how much: docs/teachers.md):"
         )
         command += ["--teacher", str(teacher_file.with_name(f"{teacher_file.stem}-graftable.pth"))]
     elif 0 < rms < SMALL:

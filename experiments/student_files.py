@@ -74,8 +74,10 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
 
 
 def _teacher_of(path: Path, sha256: str, job: Job) -> list[Candidate]:
-    """The command's teacher, if it is the one that the student in `path` was made with. Raises BadInput if the command
-    names a file that is no teacher of this data set."""
+    """The command's teacher, if it is the one that the student in `path` was made with.
+
+    Raises BadInput if the command names a file that is no teacher of this data set.
+    """
     try:
         teacher = job.frozen_teacher() if job.teacher_file.exists() else None
     except BadInput:

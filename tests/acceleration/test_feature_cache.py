@@ -101,6 +101,7 @@ def test_an_image_is_filled_once_when_it_is_first_asked_for(teacher, dataset, mo
 @pytest.mark.parametrize("start", [3, 4, 5, 6])
 def test_test_features(teacher, dataset, plain, start):
     cached_teacher = cached(teacher, dataset, pictures(1))
+    cached_teacher.test_batch = 7  # of 20 images
     expected = torch.cat([features for features, _ in plain.test_batches(start)])
     for _ in range(2):  # computed, then looked up
         found, labels = (torch.cat(parts) for parts in zip(*cached_teacher.test_batches(start), strict=True))

@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages, open_dataset
 from data.fewshot import subset
+from experiments import results
 from grafting.distillation import Distillation, train
 from grafting.recipes import CIFAR10
 from grafting.scions import scions
@@ -45,3 +47,14 @@ def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_p
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
         graft = runs[1].scion_and_tail(cached)
         assert torch.equal(cached.predictions(graft, phase.span[0]), plain.predictions(graft, phase.span[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "teacher", "classes"),
+    [("CIFAR10", "cifar10", 10), ("CIFAR10-cpu", "cifar10", 10), ("CIFAR100-first-teacher", "cifar100", 100)],
+)
+def test_committed_results_name_the_teachers_weights(real_teachers, folder, teacher, classes):
+    network = checkpoints.read_teacher(real_teachers / f"vgg16-blockwise-{teacher}.pth", classes)
+    found = results.read_all(ROOT / "benchmarks/results" / folder)
+    assert {result["setting"]["teacher_sha256"] for result in found} == {checkpoints.weights_sha256(network)}
