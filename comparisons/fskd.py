@@ -8,8 +8,9 @@ the same filters have in the teacher. As the 1x1 convolution follows the other o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from comparisons.plain_student import PlainStudent, own_blocks
-from data.views import VIEWS
+from data.views import IDENTITY, VIEWS
 from grafting.distillation import Curve, NotFinite, distance
 from grafting.method import Distill, Networks
 from grafting.recipes import Phase, Recipe
@@ -26,12 +27,19 @@ from models.checkpoints import State, on_cpu
 from models.vgg import FIRST_GRAFTED, BlockwiseVGG, student_of
 
 BATCH = 324  # views at once
+Batches = Sequence[tuple[Tensor, Tensor]]  # of images (B,) and their views (B,)
 
 
 @dataclass(frozen=True)
 class FSKD(PlainStudent):
-    name: ClassVar[str] = "fskd"
+    """all_views: use all 162 views of each image, as the other methods do; if not, the image alone, as the authors."""
+
+    all_views: bool = True
     draws: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "fskd" if self.all_views else "fskd-images"
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """One pass over the layers counts as an epoch, without a learning rate."""
@@ -42,7 +50,8 @@ class FSKD(PlainStudent):
 
     def train(self, recipe: Recipe, networks: Networks, distill: Distill, keep_stage1: Callable[[], None]) -> None:
         (phase,) = self.phases(recipe)
-        distill(phase, nn.Sequential(*networks), LeastSquares)
+        used = range(VIEWS) if self.all_views else (IDENTITY,)
+        distill(phase, nn.Sequential(*networks), partial(LeastSquares, used=used))
 
 
 def strongest(layer: nn.Conv2d, count: int) -> Tensor:
@@ -80,13 +89,17 @@ def pruned(teacher: BlockwiseVGG) -> BlockwiseVGG:
 
 
 class LeastSquares:
-    """A phase in progress, as Distillation is one, but with no optimiser and a single epoch."""
+    """A phase in progress, as Distillation is one, but with no optimiser and a single epoch.
+
+    used: the views of each image that are used (data/views.py).
+    """
 
     optimizer = None
 
-    def __init__(self, phase: Phase, scion: nn.Sequential, shots: int):
+    def __init__(self, phase: Phase, scion: nn.Sequential, shots: int, used: Sequence[int]):
         self.phase = phase
         self.scion = scion
+        self.used = used
         self.curve = Curve()
         self.best: State | None = None
 
@@ -99,10 +112,11 @@ class LeastSquares:
         _purpose: tuple[int | str, ...],
         after_epoch: Callable[[LeastSquares], None],
     ) -> None:
-        """Solve layer by layer; then loss (that of Distillation, over all views) and accuracy. Raises NotFinite."""
+        """Solve layer by layer; then accuracy, and loss (Distillation's) over the views used. Raises NotFinite."""
         started = perf_counter()
-        recover(self.scion, teacher, views)
-        self.curve.losses.append(mean_distance(self.scion, views))
+        batches = every_view(views, self.used)
+        recover(self.scion, teacher, views, batches)
+        self.curve.losses.append(mean_distance(self.scion, views, batches))
         if not math.isfinite(self.curve.losses[0]):
             raise NotFinite(self.phase.name, 1)
         solved = perf_counter()
@@ -113,7 +127,7 @@ class LeastSquares:
 
 
 @torch.no_grad()
-def recover(student: nn.Sequential, teacher: FrozenTeacher, views: Views) -> None:
+def recover(student: nn.Sequential, teacher: FrozenTeacher, views: Views, batches: Batches) -> None:
     """Solve every convolution and the first linear layer, each with those before it already solved.
 
     student: its blocks 3, 4 and 5, pruned; changed in place.
@@ -125,28 +139,31 @@ def recover(student: nn.Sequential, teacher: FrozenTeacher, views: Views) -> Non
             if isinstance(layer, nn.Conv2d):
                 kept = strongest(wide[position], layer.out_channels)
                 ours, theirs = nn.Sequential(*before, narrow[: position + 1]), wide[: position + 1]
-                pairs = ((x, y[:, kept]) for x, y in outputs(views, ours, block, theirs))
+                pairs = ((x, y[:, kept]) for x, y in outputs(views, batches, ours, block, theirs))
                 absorb(layer, *affine_map(pairs))
     head = teacher.network.classifier
     ours, theirs = nn.Sequential(*student[:-1], nn.Flatten()), nn.Sequential(nn.Flatten(), *head[:-1])
-    weight, bias = affine_map(outputs(views, ours, len(teacher.network) - 1, theirs))
+    weight, bias = affine_map(outputs(views, batches, ours, len(teacher.network) - 1, theirs))
     first = student[-1][0][1][0]
     first.weight.copy_(weight)
     first.bias.copy_(bias)
 
 
-def every_view(views: Views) -> Iterator[tuple[Tensor, Tensor]]:
-    """All views of all images in batches: image and view, (B,) each."""
-    image, view = torch.cartesian_prod(torch.arange(len(views)), torch.arange(VIEWS)).to(views.teacher.device).T
-    yield from zip(image.split(BATCH), view.split(BATCH), strict=True)
+def every_view(views: Views, used: Sequence[int]) -> Batches:
+    """The views used of all images, in batches."""
+    pairs = torch.cartesian_prod(torch.arange(len(views)), torch.tensor(used))
+    image, view = pairs.to(views.teacher.device).T
+    return list(zip(image.split(BATCH), view.split(BATCH), strict=True))
 
 
-def outputs(views: Views, ours: nn.Module, block: int, theirs: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """What both give for every view, a row for every pixel: (rows, C) and (rows, C').
+def outputs(
+    views: Views, batches: Batches, ours: nn.Module, block: int, theirs: nn.Module
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What both give for the views, a row for every pixel: (rows, C) and (rows, C').
 
     ours: from the input of block 3. theirs: from the input of `block`.
     """
-    for image, view in every_view(views):
+    for image, view in batches:
         x, y = ours(views.features(FIRST_GRAFTED, image, view)), theirs(views.features(block, image, view))
         yield tuple(maps.float().movedim(1, -1).flatten(0, -2) for maps in (x, y))
 
@@ -174,10 +191,10 @@ def absorb(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
 
 
 @torch.no_grad()
-def mean_distance(student: nn.Sequential, views: Views) -> float:
-    """The loss of Distillation, mean over all views."""
+def mean_distance(student: nn.Sequential, views: Views, batches: Batches) -> float:
+    """The loss of Distillation, mean over the views."""
     losses = [
         distance(student(views.features(FIRST_GRAFTED, image, view)), views.logits(image, view))
-        for image, view in every_view(views)
+        for image, view in batches
     ]
-    return torch.stack(losses).sum().item() / (len(views) * VIEWS)
+    return torch.stack(losses).sum().item() / sum(len(image) for image, _ in batches)

@@ -27,4 +27,5 @@ METHODS: Mapping[str, Method] = {
     "kd": KD(3e-4, 4.0),
     "fitnets": FitNets(1e-4, 3e-4, 4.0),
     "fskd": FSKD(),
+    "fskd-images": FSKD(all_views=False),
 }

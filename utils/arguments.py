@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 # Choices, spelled out here so that the command line is parsed without loading torch; a test compares them.
-METHODS = ("grafting", "whole", "kd", "fitnets", "fskd")  # comparisons/methods.py
+METHODS = ("grafting", "whole", "kd", "fitnets", "fskd", "fskd-images")  # comparisons/methods.py
 JOINS = ("front", "straight", "back")  # grafting/method.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")

@@ -8,8 +8,9 @@ from small import pictures, short_recipe
 from torch import nn
 
 from comparisons import fskd
+from comparisons.methods import METHODS
 from comparisons.plain_student import own_blocks
-from data.views import VIEWS
+from data.views import IDENTITY, VIEWS
 from grafting.distillation import NotFinite
 from grafting.teacher import FrozenTeacher
 from models.vgg import FIRST_GRAFTED
@@ -78,22 +79,39 @@ def test_of_several_solutions_the_smallest_is_taken():
 
 
 def test_every_view_is_used_once(frozen):
-    batches = list(fskd.every_view(frozen.few_shot(pictures(3))))
+    batches = fskd.every_view(frozen.few_shot(pictures(3)), range(VIEWS))
     seen = torch.cat([image * VIEWS + view for image, view in batches])
     assert len(batches) > 1 and sorted(seen.tolist()) == list(range(3 * VIEWS))
+
+
+@pytest.mark.parametrize("name, views", [("fskd", list(range(VIEWS))), ("fskd-images", [IDENTITY])])
+def test_the_views_that_a_method_uses(name, views, teacher, frozen):
+    """All, or the image alone."""
+    method, seen, few = METHODS[name], set(), frozen.few_shot(pictures(2))
+    features = few.features
+    few.features = lambda start, image, view: (
+        seen.update(zip(image.tolist(), view.tolist(), strict=True)) or features(start, image, view)
+    )
+
+    def distill(phase, scion, make):
+        make(phase, scion, 1).run(frozen, few, 1, None, (), lambda current: None)
+
+    method.train(short_recipe(), method.networks(teacher, torch.Generator()), distill, lambda: None)
+    assert sorted(seen) == [(image, view) for image in (0, 1) for view in views]
 
 
 def test_each_layer_is_solved_against_the_teachers_outputs(teacher, frozen):
     """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
     student = nn.Sequential(*own_blocks(fskd.pruned(teacher)))
     views = frozen.few_shot(pictures(2))
-    before = fskd.mean_distance(student, views)
-    fskd.recover(student, frozen, views)
-    assert fskd.mean_distance(student, views) < before / 2
+    batches = fskd.every_view(views, range(VIEWS))
+    before = fskd.mean_distance(student, views, batches)
+    fskd.recover(student, frozen, views, batches)
+    assert fskd.mean_distance(student, views, batches) < before / 2
     block, position = FIRST_GRAFTED, 2  # the second convolution: its inputs are no longer the teacher's
     narrow, wide = student[0][0], teacher.features[block]
     kept = fskd.strongest(wide[position], narrow[position].out_channels)
-    pairs = fskd.outputs(views, narrow[: position + 1], block, wide[: position + 1])
+    pairs = fskd.outputs(views, batches, narrow[: position + 1], block, wide[: position + 1])
     weight, bias = fskd.affine_map((x, y[:, kept]) for x, y in pairs)
     assert torch.allclose(weight.float(), torch.eye(len(weight)), atol=1e-3) and torch.allclose(
         bias.float(), torch.zeros(len(bias)), atol=1e-3
@@ -114,7 +132,7 @@ def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():
 
 def test_a_loss_that_is_not_finite_is_no_result(teacher, frozen):
     broken = fskd.LeastSquares(
-        fskd.FSKD().phases(short_recipe())[0], nn.Sequential(*own_blocks(fskd.pruned(teacher))), 1
+        fskd.FSKD().phases(short_recipe())[0], nn.Sequential(*own_blocks(fskd.pruned(teacher))), 1, (IDENTITY,)
     )
     views = frozen.few_shot(pictures(1))
     views.logits = lambda image, view: torch.full((len(image), teacher.classes), torch.nan)

@@ -26,7 +26,7 @@ def test_a_file_holds_the_teachers_blocks_and_the_students_own(teacher, tmp_path
     assert torch.equal(student(images), blocks(teacher[:3](images)))
 
 
-@pytest.mark.parametrize("method", ["kd", "fitnets", "fskd"])
+@pytest.mark.parametrize("method", ["kd", "fitnets", "fskd", "fskd-images"])
 def test_the_file_has_the_accuracy_of_the_cell(teacher, dataset, tmp_path, method):
     images = pictures(6, seed=9)
     frozen = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
