@@ -6,7 +6,7 @@ Runs the tests of what is different on a GPU, training steps in the forms of ben
 CIFAR100's cells at N = 10, three cells in one process and in three, and 20 epochs of the teacher recipes. Images and
 teachers are random: times do not depend on their values, and accuracies mean nothing. Each part is printed and written
 to gpu.json in the output folder as soon as it is done. Ends with status 1 if a test failed.
-`--reduced` does the same on a little of Shapes10, on any device, to see that all parts run.
+`--reduced` does the same with few images and a small network, on any device, to see that all parts run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from acceleration.cuda_graphs import WARM_UP
 from benchmarks.speed import table
 from benchmarks.steps import FORMS, step
-from data.datasets import ImageDataset, LabelledImages, open_dataset
+from data.datasets import ImageDataset, LabelledImages
 from data.views import VIEWS, Normalization
 from experiments import results
 from experiments.plan import Plan
@@ -44,7 +44,7 @@ from utils.precision import arithmetic
 ROOT = Path(__file__).resolve().parent.parent
 START_METHOD = "spawn"  # as CUDA needs it
 TESTS_STATUS = "tests, exit status"
-CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "Shapes10": 10}
+CLASSES = {"CIFAR10": 10, "CIFAR100": 100}
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Size:
 
 TESTS = ("acceleration", "utils/test_precision.py")
 FULL = Size(("CIFAR10", "CIFAR100"), "vgg16", 10, 50_000, 10_000, None, 20, 500, TESTS)
-REDUCED = Size(("Shapes10",), "vgg11-small", 2, 200, 100, 1, 1, 2, ("acceleration/test_cuda_graphs.py",))
+REDUCED = Size(("CIFAR10",), "vgg11-small", 2, 200, 100, 1, 1, 2, ("acceleration/test_cuda_graphs.py",))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--output", type=Path, default=Path("gpu"))
-    parser.add_argument("--reduced", action="store_true", help="a little of everything, on Shapes10")
+    parser.add_argument("--reduced", action="store_true", help="a little of everything, with a small network")
     args = parser.parse_args()
     size = REDUCED if args.reduced else FULL
     report: dict[str, Any] = {"machine": machine.description(machine.device_named(args.device)), "rows": []}
@@ -232,11 +232,7 @@ def recipe_of(size: Size, name: str) -> Recipe:
 
 @cache
 def dataset_of(size: Size, name: str) -> ImageDataset:
-    """Shapes10's images, or random ones of the same number, size and classes as the data set's, cut to `size`."""
-    if name == "Shapes10":
-        drawn = open_dataset(name, Path())
-        train, test = cut(drawn.train(), size.train_images), cut(drawn.test(), size.test_images)
-        return replace(drawn, train=lambda: train, test=lambda: test)
+    """Random images of the same size as the data set's, for as many classes; how many, `size` says."""
     random, classes = np.random.default_rng(0), CLASSES[name]
     train, test = (
         LabelledImages(random.integers(0, 256, (count, 3, 32, 32), np.uint8), np.arange(count) % classes)
@@ -245,12 +241,6 @@ def dataset_of(size: Size, name: str) -> ImageDataset:
     names = tuple(map(str, range(classes)))
     normalization = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     return ImageDataset(name, classes, normalization, 6, False, lambda: train, lambda: test, lambda: names)
-
-
-def cut(images: LabelledImages, count: int) -> LabelledImages:
-    """The first so many images of each class in turn."""
-    by_class = np.argsort(images.labels, kind="stable").reshape(len(set(images.labels)), -1).T.reshape(-1)[:count]
-    return LabelledImages(images.images[by_class], images.labels[by_class])
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -32,7 +32,6 @@ def test_every_part_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure, "draw", pixel)
     monkeypatch.setattr(pictures, "confusion_picture", pixels)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--reduced", "--device", "cpu", "--output", str(tmp_path)])
-    gpu.dataset_of(gpu.REDUCED, "Shapes10")  # drawn once, for all processes
     assert gpu.main() == 0
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     for part in PARTS:
