@@ -1,5 +1,6 @@
 """A grid: one cell for each entry, continued where it stopped."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,10 +68,16 @@ def test_a_method_without_a_grid_is_one_line(at_home, capsys):
     assert "--method fskd: has no grid; choose from whole, kd, fitnets" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--nshot", "5"], ["--trials", "2"], ["--best_of", "3"], ["--shard", "1/2"]])
+@pytest.mark.parametrize("flags", [["--nshot", "5", "6"], ["--trials", "2"], ["--best_of", "3"], ["--shard", "1/2"]])
 def test_flags_that_a_grid_does_not_take_are_refused(at_home, capsys, flags):
     assert grid.main([*COMMAND, *flags]) == 2
-    assert f"benchmarks.grid: {flags[0]}: leave it out; a grid is N = 10" in capsys.readouterr().err
+    assert re.match(rf"benchmarks.grid: {flags[0]}: .*a grid is (trial 0|for one N)", capsys.readouterr().err)
+
+
+def test_a_grid_at_another_n(at_home, capsys):
+    assert grid.main([*COMMAND, "--nshot", "2"]) == 0
+    assert all(results.path_of(at_home / "grid" / grid.label_of(entry), 2, 0).exists() for entry in ENTRIES)
+    assert "Highest last test accuracy at N = 2, trial 0: `Whole" in capsys.readouterr().out
 
 
 def test_an_entry_that_another_process_is_running(at_home, capsys, monkeypatch):
@@ -93,7 +100,7 @@ def test_the_highest_last_accuracy_is_chosen(at_home, monkeypatch):
     plan = job.Job(train_fskd.arguments(COMMAND)).plan()
     monkeypatch.setattr(results, "read", lambda path: next(outcomes))
     monkeypatch.setattr(Path, "exists", lambda path: True)
-    text = grid.markdown(dict.fromkeys((*ENTRIES, Whole(1.0, 1.0)), plan))
+    text = grid.markdown(dict.fromkeys((*ENTRIES, Whole(1.0, 1.0)), plan), 10)
     assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed |" in text
 
 
@@ -102,5 +109,5 @@ def test_the_measured_grids_decide(table, tmp_path):
     """A committed table is the one of its files, and its entry is the one in METHODS."""
     folder = as_committed(table.parent, tmp_path)
     plans = {e: SimpleNamespace(output_dir=folder / grid.label_of(e)) for e in methods.GRID[folder.name]}
-    assert (folder / "grid.md").read_text() == grid.markdown(plans)
+    assert (folder / "grid.md").read_text() == grid.markdown(plans, 10)
     assert (folder / "grid.md").read_text().endswith(f"`{methods.METHODS[folder.name]}`\n")
