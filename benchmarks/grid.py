@@ -2,7 +2,7 @@
 
     python -m benchmarks.grid --dataset CIFAR10 --method kd --output_dir benchmarks/results/grids/CIFAR10/kd
 
-Takes the flags of train_fskd.py; --nshot is 10 by default, and one N. Each entry has an output directory of its own, so
+Takes the flags of train_fskd.py; --nshot takes one N, by default 10. Each entry has an output directory of its own, so
 an interrupted grid continues where it stopped. Writes grid.md. The entry with the highest last test accuracy on CIFAR10
 at N = 10 is the one for METHODS. Since the last one decides, test accuracies are measured at a few epochs only.
 """

@@ -114,7 +114,7 @@ class LeastSquares:
     ) -> None:
         """Solve layer by layer; then accuracy, and loss (Distillation's) over the views used. Raises NotFinite."""
         started = perf_counter()
-        batches = every_view(views, self.used)
+        batches = batches_of(views, self.used)
         recover(self.scion, teacher, views, batches)
         self.curve.losses.append(mean_distance(self.scion, views, batches))
         if not math.isfinite(self.curve.losses[0]):
@@ -149,8 +149,8 @@ def recover(student: nn.Sequential, teacher: FrozenTeacher, views: Views, batche
     first.bias.copy_(bias)
 
 
-def every_view(views: Views, used: Sequence[int]) -> Batches:
-    """The views used of all images, in batches."""
+def batches_of(views: Views, used: Sequence[int]) -> Batches:
+    """The used views of all images, in batches."""
     pairs = torch.cartesian_prod(torch.arange(len(views)), torch.tensor(used))
     image, view = pairs.to(views.teacher.device).T
     return list(zip(image.split(BATCH), view.split(BATCH), strict=True))

@@ -79,7 +79,7 @@ def test_of_several_solutions_the_smallest_is_taken():
 
 
 def test_every_view_is_used_once(frozen):
-    batches = fskd.every_view(frozen.few_shot(pictures(3)), range(VIEWS))
+    batches = fskd.batches_of(frozen.few_shot(pictures(3)), range(VIEWS))
     seen = torch.cat([image * VIEWS + view for image, view in batches])
     assert len(batches) > 1 and sorted(seen.tolist()) == list(range(3 * VIEWS))
 
@@ -104,7 +104,7 @@ def test_each_layer_is_solved_against_the_teachers_outputs(teacher, frozen):
     """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
     student = nn.Sequential(*own_blocks(fskd.pruned(teacher)))
     views = frozen.few_shot(pictures(2))
-    batches = fskd.every_view(views, range(VIEWS))
+    batches = fskd.batches_of(views, range(VIEWS))
     before = fskd.mean_distance(student, views, batches)
     fskd.recover(student, frozen, views, batches)
     assert fskd.mean_distance(student, views, batches) < before / 2
