@@ -85,12 +85,14 @@ def read_methods(folder: Path) -> list[Result]:
 
 
 def require_one_experiment(found: Sequence[Result]) -> None:
-    """Raise BadInput unless all methods had the same teacher, images, seed and precision, each cell once."""
+    """Raise BadInput unless methods are known, had the same teacher, images, seed and precision, and each cell once."""
     first: dict[int | None, tuple[str, Mapping[str, Any]]] = {}
     names = set()
     for result in found:
         setting = complete(result["setting"])
         name = f"{setting['method']}, {results.name_of(result)}"
+        if setting["method"] not in METHODS:
+            raise BadInput(f"{name}: is of a method that comparisons/methods.py does not have")
         if name in names:
             raise BadInput(f"{name} is in two output directories")
         names.add(name)

@@ -71,6 +71,11 @@ def test_the_tables_by_hand(write, capsys):
     ]  # fmt: skip
 
 
+def test_a_method_of_another_version_is_one_line(write, capsys):
+    assert comparison.main([str(write([*CELLS, cell("later", 1, 0, 70.0)]))]) == 2
+    assert "later, 1-shot trial 0: is of a method that" in capsys.readouterr().err
+
+
 def test_what_was_not_looked_for_has_no_table(write, capsys):
     (phase,) = cell("kd", 1, 0, 70.0)["setting"]["schedule"]
     one_epoch = [phase | {"selects_among": 1}]
