@@ -27,6 +27,7 @@ from experiments.setting import Setting, require_comparable
 from experiments.summary import write_summary
 from experiments.tensorboard import CellCurves, write_picture
 from grafting.distillation import Curve, NotFinite
+from grafting.teacher import Views
 from models import checkpoints, records
 from models.vgg import frozen
 from utils import files, machine
@@ -181,19 +182,19 @@ class Sweep:
         for path in (result_file, checkpoint, *written.values(), *map(records.path_of, written.values())):
             files.remove_leftovers(path)
         started = perf_counter()
-        images = self.subsets[setting.shots]
-        if count := teacher.images_to_compute(images):
+        images, cached = self.subsets[setting.shots], plan.method.all_views
+        if cached and (count := teacher.images_to_compute(images)):
             plan.report(
                 f"{results.cell_name(*key)}: first the teacher's features of {count} images, each in {VIEWS} views"
             )
-        views = teacher.few_shot(images)
+        views = teacher.few_shot(images) if cached else Views(teacher, images)
         features_seconds = perf_counter() - started
         curves = CellCurves(plan.output_dir, setting.content, teacher_record["accuracy"])
         process = {
             "machine": machine.description(self.device),
             "command": sys.orig_argv[1:],  # unlike sys.argv as it was typed, without folders of this machine
             "eval_every": plan.eval_every,
-            "cached_starts": teacher.affordable_starts(len(images)),
+            "cached_starts": teacher.affordable_starts(len(images)) if cached else None,
             "test_predictions_settled_by": teacher.settled,  # counts on while the cell runs
         }
         teacher.settled.clear()

@@ -30,10 +30,12 @@ class Method(ABC):
     """A way from a frozen teacher and few images to a student. Its fields hold what the recipe does not say.
 
     name: in result files and tables. draws: whether random numbers are drawn; if not, all trials are alike.
+    all_views: whether all views of an image are used; if not, their features are not cached.
     """
 
     name: ClassVar[str]
     draws: ClassVar[bool] = True
+    all_views: ClassVar[bool] = True
 
     @abstractmethod
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:

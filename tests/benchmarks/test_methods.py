@@ -37,6 +37,14 @@ def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch
     assert methods.main(COMMAND) == 0
 
 
+def test_the_image_alone_needs_no_cache(with_teacher, monkeypatch):
+    """Computing all 162 views of each would take longer than the method."""
+    monkeypatch.setattr(FeatureCache, "_fill", lambda *_: pytest.fail("all views were computed"))
+    assert methods.main([*COMMAND, "--methods", "fskd-images"]) == 0
+    found = results.read_all(with_teacher / "all/fskd-images")
+    assert [result["cached_starts"] for result in found] == [None, None]
+
+
 def test_some_methods(with_teacher):
     assert methods.main([*COMMAND, "--nshot", "1", "--trials", "1", "--methods", "grafting", "fskd"]) == 0
     folder = with_teacher / "all"
