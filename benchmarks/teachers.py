@@ -90,7 +90,9 @@ def measure_given(argv: Sequence[str]) -> None:
 def measure_family() -> None:
     """Make and measure those of FAMILY that are not measured yet."""
     for member in FAMILY:
-        if not (MEASURED / f"{member.name}.json").exists():
+        if (measured := MEASURED / f"{member.name}.json").exists():
+            say(f"{member.name}: has been measured; remove {measured} to measure it again")
+        else:
             measure_member(member)
 
 

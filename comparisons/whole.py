@@ -1,4 +1,7 @@
-"""The whole student at once: grafting's scions, fresh, over [3, 6) with grafting's loss. What does one by one buy?"""
+"""The whole student at once: grafting's scions, fresh, over [3, 6) with grafting's loss.
+
+The difference from grafting is what going block by block adds.
+"""
 
 from __future__ import annotations
 

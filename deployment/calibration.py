@@ -1,4 +1,4 @@
-"""Calibration: one temperature, so that a student's probabilities are honest.
+"""Calibration: one temperature that fits a student's probabilities to the teacher's.
 
 The loss of the method sees only directions of logits (docs/method.md, section 3), so a student's logits have an
 arbitrary length, and their softmax means nothing. Dividing all logits by one temperature (Guo et al., 2017) gives them

@@ -157,7 +157,7 @@ def _read_pth(path: Path) -> tuple[Network, Header]:
     content = files.read_tensors(path, KIND)
     with files.reading(path, KIND):
         if not _holds_header(content):
-            raise ValueError("it has no header; --export makes one from a student of stage 2")
+            raise ValueError("it has no header; --export makes one from a student")
         header = header_from(content[KEY])
         state = dict(content["weights"])
         network = header.empty_network()

@@ -16,19 +16,46 @@ from deployment.folding import fold
 from deployment.formats import Header, Network
 from grafting.scions import scions
 from models import checkpoints, records
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen
+from models.checkpoints import State
+from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen, student_of
 from utils import files
 from utils.errors import BadInput
 
 
-def student_in(state: dict[str, Any], path: Path, teacher: BlockwiseVGG) -> nn.Sequential:
-    """The sequence (B0, B1, B2) of a stage-2 file, frozen, on the teacher's device."""
+def student_in(kind: str, state: State, path: Path, teacher: BlockwiseVGG) -> nn.Sequential:
+    """The sequence (B0, B1, B2) of a student's file, frozen, on the teacher's device.
+
+    kind, state: from checkpoints.read(path): "stage 2", or "teacher" for a student without adapters
+    (comparisons/plain_student.py), which gets adapters that change nothing. Raises BadInput if the file holds no
+    student of this teacher.
+    """
     student = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator()))
-    checkpoints.load(student, state, path)
+    if kind == "stage 2":
+        checkpoints.load(student, state, path)
+    else:
+        _load_without_adapters(student, checkpoints.teacher_from_state(state, path, teacher.classes), path, teacher)
     return frozen(student).to(next(teacher.parameters()).device)
 
 
-def few_shot_of(path: Path, subset_seed: int) -> tuple[int, int]:
+def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: Path, teacher: BlockwiseVGG) -> None:
+    """Load a whole network into the scions (B0, B1, B2)."""
+    if network.architecture != student_of(teacher.architecture):
+        raise BadInput(
+            f"{path}: is no student of this teacher, which would have half its width; name a student (...-net-...)"
+        )
+    ours, theirs = checkpoints.on_cpu(network[:FIRST_GRAFTED]), checkpoints.on_cpu(teacher[:FIRST_GRAFTED])
+    if not all(torch.equal(ours[key], theirs[key]) for key in theirs):
+        raise BadInput(f"{path}: its blocks 0 to 2 are not the teacher's; name the one it was made with by --teacher")
+    (block3, s2t0), (t2s0, block4, s2t1), (t2s1, (_, classifier)) = student
+    for adapter in (s2t0, t2s0, s2t1, t2s1):
+        nn.init.dirac_(adapter.weight)
+        nn.init.zeros_(adapter.bias)
+    block3.load_state_dict(network.features[FIRST_GRAFTED].state_dict())
+    block4.load_state_dict(network.features[FIRST_GRAFTED + 1].state_dict())
+    classifier.load_state_dict(network.classifier.state_dict())
+
+
+def shots_and_subset_seed_of(path: Path, subset_seed: int) -> tuple[int, int]:
     """From how many shots a student was made, and with which subset seed: by its record, or else by its name.
 
     subset_seed: for a file without a record. Raises BadInput where neither says it.
@@ -55,7 +82,7 @@ def candidates(kind: str, state: Any, path: Path, teacher: BlockwiseVGG, dataset
         return [of_module(name, teacher, dataset, path)]
     found = [of_module("teacher", teacher, dataset)]
     if kind == "stage 2":
-        student = student_in(state, path, teacher)
+        student = student_in(kind, state, path, teacher)
         found.append(of_module("student (L=3)", nn.Sequential(teacher[:FIRST_GRAFTED], *student), dataset, path))
         folded = fold(teacher, student, dataset.normalization).to(found[0].device)
         return [*found, Candidate("student, folded", folded, folded, found[0].device)]

@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from comparisons.plain_student import PlainStudent
 from data import fewshot
 from data.datasets import open_dataset
-from experiments import ranks, results, student_files
+from experiments import ranks, results, student_commands
 from experiments.diagnosis import diagnose
 from experiments.job import Job, say, stop
 from experiments.ranks import SINGLE_PROCESS, Rank
@@ -84,9 +83,9 @@ def command_of(args: argparse.Namespace) -> Command:
         _build_dataset: args.build_dataset,
         _train_teacher: args.train_teacher,
         _diagnose: args.diagnose,
-        student_files.evaluate: args.evaluate,
-        student_files.export: args.export,
-        student_files.predict: args.predict,
+        student_commands.evaluate: args.evaluate,
+        student_commands.export: args.export,
+        student_commands.predict: args.predict,
         _table: args.table,
     }
     return next((command for command, is_asked in asked.items() if is_asked), _sweep)
@@ -121,13 +120,12 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
     students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
     if students:
         command, student = ["python", "train_fskd.py"], students[-1]
+        inputs = job.inputs("data_path", "teacher", "teacher_architecture")
         lines += [
             f"students: {job.student_dir}",
             f"compare one with its teacher: {shlex.join([*command, *job.inputs(), '--evaluate', student])}",
+            f"use one: {shlex.join([*command, *inputs, '--export', student])}",
         ]
-        if not isinstance(job.method, PlainStudent):
-            inputs = job.inputs("data_path", "teacher", "teacher_architecture")
-            lines.append(f"use one: {shlex.join([*command, *inputs, '--export', student])}")
     return "\n".join(lines)
 
 

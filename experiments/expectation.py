@@ -73,7 +73,7 @@ def _advice(loss: float, rms: float, inputs: Sequence[str], teacher_file: Path) 
     elif 0 < rms < SMALL:
         advice = (
             f"{expected}, if the size of block 2's output is not too small: its RMS is {rms:.2g}. This brings it near"
-            f" {TARGET_RMS:g}; it costs nothing and the teacher's logits stay the same:"
+            f" {TARGET_RMS:g}; the teacher's logits stay the same, the student may be better or not (docs/teachers.md):"
         )
         balanced = teacher_file.with_name(f"{teacher_file.stem}-balanced.pth")
         command += ["--teacher_epochs", "0", "--teacher", str(balanced)]

@@ -60,7 +60,7 @@ def test_defaults():
 
 
 def test_every_flag_has_help_and_is_read():
-    source = "".join((ROOT / f"experiments/{name}.py").read_text() for name in ("job", "commands", "student_files"))
+    source = "".join((ROOT / f"experiments/{name}.py").read_text() for name in ("job", "commands", "student_commands"))
     for flag in vars(train_fskd.arguments([])):
         assert f"args.{flag}" in source, f"--{flag} is parsed and never read"
 
@@ -466,7 +466,7 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
     ("arguments", "message"),
     [
         (["--export", STUDENT, "--teacher", "other.pth"], f"{STUDENT}: was made with another teacher"),
-        (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "holds a whole network; name a student of stage 2"),
+        (["--export", "ckpt/teacher/vgg16-blockwise-folder.pth"], "is no student of this teacher"),
         (["--export", STUDENT, "--to", STUDENT], f"--to {STUDENT}: exists already and is no exported student"),
         (["--json", STUDENT, "--evaluate", STUDENT], f"--json {STUDENT}: exists already and is no file of --json"),
         (
@@ -505,11 +505,15 @@ def test_other_methods_say_how_to_use_their_students(with_teacher, capsys, metho
     assert command("--method", method, "--nshot", "1", "--trials", "2") == 0
     printed = capsys.readouterr().out
     assert printed.count(": best ") == (1 if method == "fskd" else 2), "what draws nothing has one trial"
-    assert ("use one: " in printed) == (method == "whole")
-    compare = printed.partition("compare one with its teacher: python train_fskd.py ")[2].splitlines()[0]
+    compare, use = (
+        printed.partition(f"{purpose}: python train_fskd.py ")[2].splitlines()[0]
+        for purpose in ("compare one with its teacher", "use one")
+    )
     assert train_fskd.main(shlex.split(compare)) == 0
     names = list(accuracies(capsys.readouterr().out))
     assert names[0] == "teacher" and len(names) == (3 if method == "whole" else 2)
+    assert train_fskd.main(shlex.split(use)) == 0
+    assert "the same predictions on 20 test images" in capsys.readouterr().out
     if method == "kd":
         Path("ckpt/teacher/vgg16-blockwise-folder.pth").unlink()
         assert train_fskd.main(shlex.split(compare)) == 0

@@ -229,7 +229,7 @@ def add_commands(add: Callable[..., Any]) -> None:
         help="a teacher, a student (ours or released) or an exported student beside the teacher: test accuracy,"
              " calibration, size, speed (default: off)")
     add("--export", type=path, metavar="STUDENT",
-        help="write a student of stage 2 as one file that needs no other: adapters folded, probabilities calibrated"
+        help="write a student as one file that needs no other: adapters folded, probabilities calibrated"
              " (default: off)")
     add("--predict", type=Path, nargs="+", metavar=("FILE", "PICTURE"),
         help="the most probable classes of pictures, by an exported student (default: off)")

@@ -31,7 +31,7 @@ def at_home(tmp_path, monkeypatch, recipe):
     return tmp_path
 
 
-def test_a_family_is_measured_once(at_home, monkeypatch):
+def test_a_family_is_measured_once(at_home, monkeypatch, capsys):
     assert teachers.main([]) == 0
     one, small = (json.loads((at_home / teachers.MEASURED / f"{m.name}.json").read_text()) for m in FAMILY)
     assert small["blocks"][2]["rms"] == pytest.approx(one["blocks"][2]["rms"] / 16)
@@ -45,7 +45,9 @@ def test_a_family_is_measured_once(at_home, monkeypatch):
     }
 
     monkeypatch.setattr(teachers, "measure", lambda *_: pytest.fail("a measured teacher was measured again"))
+    capsys.readouterr()
     assert teachers.main([]) == 0
+    assert f"one: has been measured; remove {teachers.MEASURED}/one.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [["--diagnose"], ["--method", "kd"], ["--optimize_span", "back"]])

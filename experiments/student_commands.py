@@ -12,7 +12,7 @@ from data import fewshot
 from deployment import export as exporting
 from deployment import formats
 from deployment.comparison import TEACHER, Candidate, compare, markdown
-from deployment.networks import candidates, exported, few_shot_of, of_module, student_in
+from deployment.networks import candidates, exported, of_module, shots_and_subset_seed_of, student_in
 from deployment.student import load
 from experiments.job import Job, say, stop
 from grafting.recipes import RECIPES
@@ -116,21 +116,21 @@ def _check_record(path: Path, expected: dict[str, Any]) -> None:
 
 
 def export(job: Job) -> int:
-    """Write a student of stage 2 as one file that needs no other."""
+    """Write a student as one file that needs no other."""
     path = job.args.export
     target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
     exporting.require_target(target, job.args.fresh)
     if formats.is_exported(path):
-        raise BadInput(f"--export {path}: is exported already; name a student of stage 2 (...-graft-net-...)")
+        raise BadInput(f"--export {path}: is exported already; name a student (...-net-...)")
     _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
-    if kind != "stage 2":
-        holds = "a whole network" if kind == "teacher" else f"scions of {kind}"
-        raise BadInput(f"--export {path}: holds {holds}; name a student of stage 2 (...-graft-net-...)")
+    if kind == "stage 1":
+        raise BadInput(f"--export {path}: holds the scions of stage 1; name a student (...-net-...)")
     teacher = job.frozen_teacher()
     teacher_sha256 = checkpoints.weights_sha256(teacher)
     _check_record(path, records.deciding(job.dataset, teacher_sha256))
-    shots, subset_seed = few_shot_of(path, job.subset_seed)
+    student = student_in(kind, state, path, teacher)
+    shots, subset_seed = shots_and_subset_seed_of(path, job.subset_seed)
     few_shot = fewshot.subset(job.dataset, shots, subset_seed, job.args.data_path)
     recorded = (records.of(path) or {}).get("setting", {}).get("subset_sha256")
     if recorded and recorded != files.sha256(few_shot.tobytes()):
@@ -140,7 +140,7 @@ def export(job: Job) -> int:
         )
     source = exporting.Source(
         teacher=teacher,
-        scions=student_in(state, path, teacher),
+        scions=student,
         dataset=job.dataset,
         few_shot=few_shot,
         teacher_sha256=teacher_sha256,
