@@ -39,6 +39,7 @@ from models import checkpoints, teacher_training
 from models.teacher_recipe import stretched
 from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize
 from utils import files, machine
+from utils.errors import BadInput
 from utils.precision import arithmetic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,12 +69,21 @@ REDUCED = Size(("CIFAR10",), "vgg11-small", 2, 200, 100, 1, 1, 2, ("acceleration
 
 
 def main() -> int:
+    try:
+        return measure()
+    except BadInput as error:
+        sys.stderr.write(f"benchmarks.gpu: {error}\n")
+        return 2
+
+
+def measure() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--output", type=Path, default=Path("gpu"))
     parser.add_argument("--reduced", action="store_true", help="a little of everything, with a small network")
     args = parser.parse_args()
     size = REDUCED if args.reduced else FULL
+    files.require_writable(args.output)
     report: dict[str, Any] = {"machine": machine.description(machine.device_named(args.device)), "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         for part in (tests, steps, cells, processes, teachers):

@@ -41,23 +41,35 @@ from models import checkpoints
 from models.vgg import BlockwiseVGG, frozen
 from train_fskd import arguments
 from utils import files, machine
+from utils.arguments import positive
+from utils.errors import BadInput
 from utils.text import markdown_table
 
 TRAIN = Path(__file__).resolve().parent.parent / "train_fskd.py"
 Seconds = dict[str, float]
 
 
-def main() -> None:
+def main() -> int:
+    try:
+        measure()
+    except BadInput as error:
+        sys.stderr.write(f"benchmarks.speed: {error}\n")
+        return 2
+    return 0
+
+
+def measure() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset", choices=list(RECIPES), default="CIFAR10")
-    parser.add_argument("--nshot", type=int, nargs="+", default=[10])
-    parser.add_argument("--plain_epochs", type=int, default=3, help="timed training epochs per phase, plain procedure")
-    parser.add_argument("--step_epochs", type=int, default=10, help="epochs of each phase in which steps are timed")
+    parser.add_argument("--nshot", type=positive, nargs="+", default=[10])
+    parser.add_argument("--plain_epochs", type=positive, default=3, help="timed epochs per phase, plain procedure")
+    parser.add_argument("--step_epochs", type=positive, default=10, help="epochs of each phase whose steps are timed")
     parser.add_argument("--data_path", type=Path, default=Path("data/raw"))
     parser.add_argument("--teacher", type=Path, help="default: as train_fskd.py")
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
+    files.require_writable(args.output)
 
     # first, while this process is small: the peak memory of a child process is at least its parent's size
     ours = {shots: measure_ours(args, shots) for shots in args.nshot}
@@ -290,4 +302,4 @@ def table(head: str, lines: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -84,6 +84,8 @@ def measure_given(argv: Sequence[str]) -> None:
     if (args.method, args.optimize_span) != ("grafting", "front"):
         raise BadInput("--method and --optimize_span: leave them out; the cells are those of grafting")
     job = Job(args)
+    if (measured := MEASURED / f"{job.output_dir.name}.json").exists():
+        raise BadInput(f"{measured}: exists already; remove it to measure again, or name another --output_dir")
     measure(job, job.output_dir.name, {})
 
 
@@ -126,7 +128,8 @@ def make(member: Member, job: Job, file: Path) -> None:
 
 def measure(job: Job, name: str, made: dict[str, Any]) -> None:
     """Diagnose a teacher, run its cells, and write both."""
-    run([job.plan()], job.device)
+    if run([job.plan()], job.device):
+        raise BadInput(f"{name}: not measured, since a cell failed ({job.output_dir / 'results'})")
     images = fewshot.subset(job.dataset, PROBE_SHOTS, job.subset_seed, job.args.data_path)
     say(f"{name}: diagnosing")
     with arithmetic(job.args.precision, job.device):

@@ -25,6 +25,7 @@ from utils.errors import BadInput
 UNREADABLE = (*files.UNREADABLE, SyntaxError, struct.error, zlib.error, ZeroDivisionError)
 MOST_ELONGATED = 100  # longer side by shorter side, before resizing
 SAVE_ANEW = "save it with 8 or 16 bits per channel"
+BITS_PER_SAMPLE = 258  # the tag of a TIFF
 
 
 def class_folders(directory: Path) -> list[str]:
@@ -69,8 +70,8 @@ def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
     It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else is converted to RGB by
     Pillow, which drops transparency. The shorter side is resized to 32 pixels (bicubic, Pillow's default) and the
     centre is cropped, as is usual for evaluation on ImageNet. Raises BadInput for a file that is damaged or not a
-    picture, for one with more pixels than Pillow allows, and for pixels whose range is unknown (floating point, 32
-    bits).
+    picture, for one with more pixels than Pillow allows, and for pixels whose range is unknown (floating point, 12
+    or 32 bits).
     """
     with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, without the file's name
@@ -79,7 +80,8 @@ def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
             with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
                 if 0 in picture.size:
                     raise ValueError("no pixels")
-                upright = _rgb(ImageOps.exif_transpose(picture), name)
+                _require_known_range(picture, name)
+                upright = _rgb(ImageOps.exif_transpose(picture))
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
             raise BadInput(f"{name}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
@@ -96,14 +98,26 @@ def _middle(picture: Image.Image) -> Image.Image:
     return functional.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
 
 
-def _rgb(picture: Image.Image, name: Path | str) -> Image.Image:
+def _require_known_range(picture: Image.Image, name: Path | str) -> None:
+    """Raise BadInput unless 0 is black and the largest value of 8 or 16 bits is white.
+
+    Pillow gives 32-bit integers, and 12-bit ones in a TIFF, as they are; those of PNG and PPM it scales to 16 bits.
+    """
     if picture.mode == "F":
         raise BadInput(f"{name}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        if picture.format == "TIFF":
+            fills_16_bits = tuple(picture.tag_v2.get(BITS_PER_SAMPLE, ())) == (16,)
+        else:
+            fills_16_bits = picture.mode != "I" or picture.format in ("PNG", "PPM")
+        if not fills_16_bits:
+            raise BadInput(f"{name}: has integer pixels of unknown range (not of 8 or 16 bits); {SAVE_ANEW}")
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode != "I" and not picture.mode.startswith("I;16"):
         return picture.convert("RGB")
     values = np.asarray(picture).astype(np.int32)
-    if values.min() < 0 or values.max() > 65535:
-        raise BadInput(f"{name}: has integer pixels outside 0..65535, of unknown range; {SAVE_ANEW}")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable
 
@@ -38,7 +39,9 @@ def status(args: argparse.Namespace) -> int:
     except ranks.RankLost as error:
         return stop(1, str(error))
     except OSError as error:
-        return stop(2, f"{error.filename or 'the output'}: {error.strerror or error}")
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
+        advice = f"; {how_to_continue(args)}" if command_of(args) is _sweep else ""
+        return stop(2, f"{where}: {error.strerror or error}{advice}")
     except torch.cuda.OutOfMemoryError:
         return stop(2, "the GPU's memory is full; take --device cpu, or in a sweep give less to --memory")
     except (MemoryError, RuntimeError) as error:
@@ -137,6 +140,8 @@ def _table(job: Job) -> int:
 
 def _build_dataset(job: Job) -> int:
     """Write the 24 few-shot files."""
+    if not job.args.dataset.startswith("CIFAR"):
+        raise BadInput(f"--build_dataset: writes the files of both CIFARs; {job.args.dataset} needs none")
     for name in ("CIFAR10", "CIFAR100"):
         say(f"reading the images of {name}, downloaded if missing")
         dataset = open_dataset(name, job.args.data_path)

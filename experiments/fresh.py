@@ -7,8 +7,7 @@ these hashes are outdated, so a cell that `--fresh` has already run again is not
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils import files
@@ -34,18 +33,8 @@ class Fresh:
         """Whether the same command was interrupted before."""
         return self.path.exists() and files.read_json(self.path, KIND).get("settings") == self.settings
 
-    def remove_outdated(self, lock: Callable[[int], AbstractContextManager]) -> None:
-        """Remove the results and checkpoints from before the first of these commands.
-
-        lock: returns the lock of the cell with that index, or raises BadInput if it cannot be had; then nothing is
-        removed.
-        """
-        with ExitStack() as locks:
-            for index in range(len(self.cell_files)):
-                locks.enter_context(lock(index))
-            self._remove_outdated()
-
-    def _remove_outdated(self) -> None:
+    def remove_outdated(self) -> None:
+        """Remove the results and checkpoints from before the first of these commands. The cells must be locked."""
         if not self.continues():
             existing = [file for pair in self.cell_files for file in pair if file.exists()]
             outdated = {self._name(file): files.sha256_of_file(file) for file in existing}

@@ -52,9 +52,9 @@ class Setting:
         other = complete(other)
         for name in self.content:
             if other.get(name) != self.content[name]:
-                saved, now = files.brief(other.get(name)), files.brief(self.content[name])
+                what, saved_now = name.replace("_", " "), files.difference(other.get(name), self.content[name])
                 raise BadInput(
-                    f"{path}: made with another {name.replace('_', ' ')} ({saved}, now {now});"
+                    f"{path}: made with another {what} ({saved_now});"
                     " --fresh runs the cell again, another --output_dir keeps both"
                 )
 

@@ -27,6 +27,7 @@ from utils.text import in_one_line
 def evaluate(job: Job) -> int:
     """Measure what is in a file, beside the teacher."""
     path = job.args.evaluate
+    files.require_there(path)
     if job.args.json:
         _require_json_target(job.args.json)
     networks = _networks_in(path, job)
@@ -67,16 +68,18 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         _check_record(path, records.deciding(job.dataset))
         found = candidates(kind, state, path, network.to(job.device, memory_format=torch.channels_last), job.dataset)
         of_student = (records.of(path) or {}).get("teacher_sha256")  # students without adapters have a teacher's layout
-        return [*_teacher_of(path, of_student, job), *found] if of_student else found
+        names_another = job.args.teacher and not path.samefile(job.teacher_file)
+        return [*_teacher_of(path, of_student, job), *found] if of_student or names_another else found
     teacher = job.frozen_teacher()
     _check_record(path, records.deciding(job.dataset, checkpoints.weights_sha256(teacher)))
     return candidates(kind, state, path, teacher, job.dataset)
 
 
-def _teacher_of(path: Path, sha256: str, job: Job) -> list[Candidate]:
-    """The command's teacher, if it is the one that the student in `path` was made with.
+def _teacher_of(path: Path, sha256: str | None, job: Job) -> list[Candidate]:
+    """The command's teacher, unless the network in `path` was made with another one.
 
-    Raises BadInput if the command names a file that is no teacher of this data set.
+    sha256: of the weights of the one that it was made with; None where that is not known. Raises BadInput if the
+    command names a file that is no teacher of this data set.
     """
     try:
         teacher = job.frozen_teacher() if job.teacher_file.exists() else None
@@ -84,7 +87,7 @@ def _teacher_of(path: Path, sha256: str, job: Job) -> list[Candidate]:
         if job.args.teacher:
             raise
         teacher = None
-    if teacher is None or checkpoints.weights_sha256(teacher) != sha256:
+    if teacher is None or sha256 not in (None, checkpoints.weights_sha256(teacher)):
         say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
         return []
     return [of_module(TEACHER, teacher, job.dataset, job.teacher_file)]
@@ -119,6 +122,7 @@ def export(job: Job) -> int:
     """Write a student as one file that needs no other."""
     path = job.args.export
     target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
+    files.require_there(path)
     exporting.require_target(target, job.args.fresh)
     if formats.is_exported(path):
         raise BadInput(f"--export {path}: is exported already; name a student (...-net-...)")

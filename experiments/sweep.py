@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import filelock
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -25,7 +27,7 @@ from experiments.fresh import Fresh
 from experiments.plan import CellKey, Plan
 from experiments.setting import Setting, require_comparable
 from experiments.summary import write_summary
-from experiments.tensorboard import CellCurves, write_picture
+from experiments.tensorboard import RunningCurves, quiet_writers, write_picture
 from grafting.distillation import Curve, NotFinite
 from grafting.teacher import Views
 from models import checkpoints, records
@@ -42,11 +44,14 @@ PreparedTeacher = tuple[CachedTeacher, dict[str, Any]]  # frozen, with cached fe
 class Sweep:
     """The cells of a plan. Raises BadInput before any cell is run, if there is something wrong with the plan.
 
+    begins: whether it begins at once: removes what --fresh replaces, and finds what is left to run; if not, begin()
+    does it, for several plans together.
+
     Several processes may run the same plan, intentionally or by mistake: each takes the next cell that is neither done
     nor running. A running cell holds a file lock, which the operating system releases if the process is killed.
     """
 
-    def __init__(self, plan: Plan, device: torch.device):
+    def __init__(self, plan: Plan, device: torch.device, begins: bool = True):
         self.plan = plan
         self.device = device
         for directory in (plan.output_dir, plan.student_dir):
@@ -58,11 +63,17 @@ class Sweep:
         self.test_sha256 = plan.dataset.test().sha256()
         settings = [self._setting(cell).content for cell in sorted(plan.cells)]
         self.fresh = Fresh(plan.output_dir, self._cell_files(), settings)
-        if plan.fresh and plan.is_leader:
-            if not self.fresh.continues():
-                self._require_comparable(except_for=plan.cells)
-                self._require_free_students(plan.cells)
-            self.fresh.remove_outdated(self._lock_or_refuse)
+        self.replaces = plan.fresh and plan.is_leader
+        if self.replaces and not self.fresh.continues():
+            self._require_comparable(except_for=plan.cells)
+            self._require_free_students(plan.cells)
+        self.left: list[CellKey] = []
+        if begins:
+            begin([self])
+
+    def find_left(self) -> None:
+        """Find the cells that have no result. Raises BadInput where one could not be run or continued."""
+        plan = self.plan
         self.left = [cell for cell in plan.cells if not self._is_done(cell)]
         for cell in set(plan.cells) - set(self.left):
             self._checkpoint(cell).unlink(missing_ok=True)  # of a cell that was killed just after its last write
@@ -103,6 +114,10 @@ class Sweep:
         plan = self.plan
         return students.paths(plan.student_dir, plan.teacher.architecture, plan.method.name, plan.dataset.name, *cell)
 
+    @property
+    def shots_left(self) -> list[int]:
+        return sorted({shots for shots, _ in self.left})
+
     def run(self, prepared: PreparedTeacher | None = None) -> PreparedTeacher | None:
         """Run the cells that are neither done nor running in another process.
 
@@ -116,7 +131,7 @@ class Sweep:
             )
             self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; {advice}")
         if self.left:
-            with arithmetic(self.plan.precision, self.device):
+            with arithmetic(self.plan.precision, self.device), quiet_writers():
                 prepared = prepared or self._prepare_teacher()
                 self._run_cells(*prepared)
         return prepared
@@ -125,14 +140,14 @@ class Sweep:
         """The frozen teacher, and its entry in the result files."""
         plan, dtype = self.plan, cache_dtype(self.plan.precision)
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
-        subsets = [self.subsets[shots] for shots in sorted({shots for shots, _ in self.left})]
+        subsets = [self.subsets[shots] for shots in self.shots_left]
         teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
         plan.report(f"computing the teacher's features and test accuracy on {len(teacher.test_labels):,} images")
         accuracy = teacher.accuracy(nn.Identity(), len(network))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%")
-        for shots, images in self.subsets.items():
-            if missing := teacher.not_cached(len(images)):
+        for shots in self.shots_left if plan.method.all_views else ():
+            if missing := teacher.not_cached(len(self.subsets[shots])):
                 plan.report(f"N = {shots}: {missing}")
         seconds, count = perf_counter() - started, len(teacher.test_labels)
         return teacher, {
@@ -145,7 +160,7 @@ class Sweep:
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
         self._write_few_shot_images()
         count = f"{len(self.left)} {'cell' if len(self.left) == 1 else 'cells'}"
-        self.plan.report(f"{count}, of N = {', '.join(map(str, sorted({shots for shots, _ in self.left})))}")
+        self.plan.report(f"{count}, of N = {', '.join(map(str, self.shots_left))}")
         summarized = -math.inf
         with bar(desc="all cells", total=len(self.left), unit="cell") as cells_done:
             for cell in self.left:
@@ -189,7 +204,7 @@ class Sweep:
             )
         views = teacher.few_shot(images) if cached else Views(teacher, images)
         features_seconds = perf_counter() - started
-        curves = CellCurves(plan.output_dir, setting.content, teacher_record["accuracy"])
+        curves = RunningCurves(plan.output_dir, setting.content, teacher_record["accuracy"], plan.report)
         process = {
             "machine": machine.description(self.device),
             "command": sys.orig_argv[1:],  # unlike sys.argv as it was typed, without folders of this machine
@@ -198,9 +213,11 @@ class Sweep:
             "test_predictions_settled_by": teacher.settled,  # counts on while the cell runs
         }
         teacher.settled.clear()
-        epochs = sum(phase.epochs for phase in plan.method.phases(plan.recipe))
+        phases = plan.method.phases(plan.recipe)
+        *before, epochs = accumulate((phase.epochs for phase in phases), initial=0)
         epochs_done = bar(desc=results.cell_name(*key), unit="epoch", total=epochs)
-        after_epoch = partial(_after_epoch, curves, epochs_done)
+        epochs_before = dict(zip((phase.name for phase in phases), before, strict=True))
+        after_epoch = partial(_after_epoch, curves, epochs_done, epochs_before)
         cell = Cell(
             setting, teacher, views, plan.eval_every, checkpoint, written, self._record(key), process, after_epoch
         )
@@ -231,32 +248,39 @@ class Sweep:
     def _write_few_shot_images(self) -> None:
         """The images of every N that is left, for TensorBoard."""
         names = self.plan.dataset.class_names()
-        for shots in sorted({shots for shots, _ in self.left}):
+        for shots in self.shots_left:
             picture = pictures.few_shot_images(self.subsets[shots], shots, names)
-            write_picture(self.plan.output_dir, f"few-shot images/N = {shots:02d}", picture)
+            self._write_picture(f"few-shot images/N = {shots:02d}", picture)
 
     def _write_confusion(self, key: CellKey, teacher: CachedTeacher, cell: Cell) -> None:
-        """The confusion matrices of teacher and student, for TensorBoard. The cell's result does not depend on them."""
+        """The confusion matrices of teacher and student, for TensorBoard."""
         matrices = pictures.confusion(teacher, cell.current)
         shots, trial = key
+        picture = pictures.confusion_picture(matrices, self.plan.dataset.class_names())
+        self._write_picture(f"confusion matrix/N = {shots:02d}, trial {trial}", picture)
+
+    def _write_picture(self, tag: str, picture: np.ndarray) -> None:
+        """A picture for TensorBoard. No result depends on it."""
         try:
-            picture = pictures.confusion_picture(matrices, self.plan.dataset.class_names())
-            write_picture(self.plan.output_dir, f"confusion matrix/N = {shots:02d}, trial {trial}", picture)
+            write_picture(self.plan.output_dir, tag, picture)
         except OSError as error:
-            self.plan.report(f"the confusion matrix could not be written: {error}")
+            self.plan.report(f"the picture {tag!r} could not be written: {error.strerror or error}")
 
     def _lock(self, cell: CellKey) -> AbstractContextManager:
         path = self._result_file(cell).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(path).acquire(timeout=0)
 
-    def _lock_or_refuse(self, index: int) -> AbstractContextManager:
-        cell = self.plan.cells[index]
-        try:
-            return self._lock(cell)
-        except filelock.Timeout:
-            path = self._result_file(cell)
-            raise BadInput(f"--fresh: another process is running the cell of {path}; stop that process first") from None
+    def lock_all(self, locks: ExitStack) -> None:
+        """Lock every cell, until the stack ends. Raises BadInput if another process is running one."""
+        for cell in self.plan.cells:
+            try:
+                locks.enter_context(self._lock(cell))
+            except filelock.Timeout:
+                path = self._result_file(cell)
+                raise BadInput(
+                    f"--fresh: another process is running the cell of {path}; stop that process first"
+                ) from None
 
     def _result_file(self, cell: CellKey) -> Path:
         return results.path_of(self.plan.output_dir, *cell)
@@ -285,12 +309,26 @@ class Sweep:
         )
 
 
+def begin(sweeps: Sequence[Sweep]) -> None:
+    """Remove what --fresh replaces, of all or, if one of the cells is running, of none; then find what is left."""
+    with ExitStack() as locks:
+        for sweep in sweeps:
+            if sweep.replaces:
+                sweep.lock_all(locks)
+        for sweep in sweeps:
+            if sweep.replaces:
+                sweep.fresh.remove_outdated()
+    for sweep in sweeps:
+        sweep.find_left()
+
+
 def run(plans: Iterable[Plan], device: torch.device) -> bool:
     """Run the cells of all plans, which have the same teacher, subsets and precision; whether one has failed.
 
     Raises BadInput before any is run.
     """
-    sweeps, prepared = [Sweep(plan, device) for plan in plans], None
+    sweeps, prepared = [Sweep(plan, device, begins=False) for plan in plans], None
+    begin(sweeps)
     for sweep in sweeps:
         prepared = sweep.run(prepared)
     for sweep in sweeps:
@@ -324,10 +362,12 @@ def summarize_so_far(plan: Plan) -> None:
         plan.report(f"the table could not be written: {error}")
 
 
-def _after_epoch(curves: CellCurves, epochs_done: tqdm, phase: str, curve: Curve) -> None:
+def _after_epoch(
+    curves: RunningCurves, epochs_done: tqdm, epochs_before: dict[str, int], phase: str, curve: Curve
+) -> None:
     """Update the TensorBoard curves and the progress bar, which shows the loss and the last accuracy."""
     epochs_done.set_postfix_str(progress(phase, curve), refresh=False)
-    epochs_done.update(curve.epoch - curves.written[phase])
+    epochs_done.update(epochs_before[phase] + curve.epoch - epochs_done.n)
     curves(phase, curve)
 
 

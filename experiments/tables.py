@@ -7,7 +7,9 @@ import io
 import math
 import statistics
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.results import Result, name_of
 from experiments.setting import complete, require_comparable
@@ -94,12 +96,23 @@ def remarks(results: list[Result]) -> list[str]:
         present = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
         if missing := sorted(set(range(trials)) - present):
             lines.append(f"missing: N = {shots}, trial {', '.join(map(str, missing))}")
+    processes = [
+        (result["setting"]["shots"], process)
+        for result in results
+        for process in (result, *result.get("earlier_processes", ()))
+    ]
     for what in ("device", "threads", "torch"):
-        processes = [process for result in results for process in (result, *result.get("earlier_processes", ()))]
-        values = Counter(str(process.get("machine", {}).get(what)) for process in processes)
-        if len(values) > 1:
-            lines.append(f"mixed results: {what} " + ", ".join(f"{value} ({n})" for value, n in values.items()))
+        lines += _if_mixed(what, (process.get("machine", {}).get(what) for _, process in processes))
+    for shots in sorted({shots for shots, _ in processes}):
+        starts = (p["cached_starts"] for n, p in processes if n == shots and "cached_starts" in p)
+        lines += _if_mixed(f"teacher features at N = {shots}, cached in front of blocks", starts)
     return lines
+
+
+def _if_mixed(what: str, values: Iterable[Any]) -> list[str]:
+    """A line that counts the values, if there are several."""
+    counts = Counter(str(value) for value in values)
+    return [f"mixed results: {what} " + ", ".join(f"{v} ({n})" for v, n in counts.items())] if len(counts) > 1 else []
 
 
 def _mean_and_spread(values: list[float]) -> tuple[float | None, float | None]:

@@ -25,8 +25,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,62 @@ class CellCurves:
 
     def close(self) -> None:
         self.writer.close()
+
+
+class RunningCurves:
+    """The curves of a cell that runs, which does not depend on them: where they cannot be written, it goes on.
+
+    As CellCurves; report: is given a line about the first error. After it nothing is written.
+    """
+
+    def __init__(self, output_dir: Path, setting: Mapping[str, Any], teacher: float, report: Callable[[str], None]):
+        self.report = report
+        self.curves: CellCurves | None = None
+        with self._reporting():
+            self.curves = CellCurves(output_dir, setting, teacher)
+
+    def __call__(self, phase: str, curve: Curve) -> None:
+        with self._reporting():
+            if self.curves:
+                self.curves(phase, curve)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        with self._reporting():
+            if self.curves:
+                self.curves.finish(result)
+
+    def close(self) -> None:
+        with self._reporting():
+            if self.curves:
+                self.curves.close()
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.report(f"TensorBoard's curves cannot be written ({error.strerror or error}); the cell goes on without")
+            broken, self.curves = self.curves, None
+            with suppress(OSError):
+                if broken:
+                    broken.close()
+
+
+@contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Without the traceback that Python prints when a thread of TensorBoard fails: its caller gets the same error."""
+    shown = threading.excepthook
+
+    def hook(error: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(error.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and issubclass(error.exc_type, OSError)):
+            shown(error)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
 
 
 def setting_text(setting: Mapping[str, Any]) -> str:

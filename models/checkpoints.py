@@ -77,16 +77,22 @@ def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
     kind, state = read(path)
     if kind != "teacher":
         raise BadInput(f"{path}: is a student of {kind}, not a teacher")
-    return teacher_from_state(state, path, classes)
+    network = teacher_from_state(state, path, classes)
+    if not network.architecture.batchnorm:
+        raise BadInput(f"{path}: is a student without adapters, not a teacher (its classifier has no BatchNorm)")
+    return network
 
 
 def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
-    """The network with this state. path: for messages. Raises BadInput as `read_teacher`."""
+    """The network with this state: a teacher, or a student without adapters.
+
+    path: for messages. Raises BadInput as `read_teacher`.
+    """
     last = "classifier.2.weight" if "classifier.1.running_mean" in state else "classifier.1.weight"
     if last not in state:
         raise BadInput(f"{path}: has no {last}, so it is not a block-wise teacher")
     if (found := _width(state, last, 2, path)) != classes:
-        raise BadInput(f"{path}: has {found} classes, the data set {classes}; name another --teacher")
+        raise BadInput(f"{path}: has {found} classes, the data set {classes}; name its --dataset, or another file")
     architecture = _architecture_of(state, path)
     with torch.device("meta"):  # inconsistent widths could need more memory than the machine has
         network = BlockwiseVGG(architecture, classes)

@@ -67,8 +67,8 @@ def check(network_file: Path, expected: dict[str, Any]) -> str | None:
         if key in record and record[key] != value:
             advice = "name that one with --teacher" if key == "teacher_sha256" else "use the one it was made with"
             raise BadInput(
-                f"{network_file}: was made with another {NAMES[key]} ({files.brief(record[key])}, now"
-                f" {files.brief(value)}), so its accuracy here would mean nothing; {advice}"
+                f"{network_file}: was made with another {NAMES[key]} ({files.difference(record[key], value)}), so its"
+                f" accuracy here would mean nothing; {advice}"
             )
     missing = [key for key in expected if key not in record]
     return f"{network_file}: {path.name} is incomplete; not checked: {_names(missing)}" if missing else None

@@ -474,8 +474,6 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
             "exists already and is no file of --json",
         ),
         (["--teacher", "missing.pth", "--evaluate", STUDENT], "--teacher missing.pth: no such file"),
-        (["--predict", STUDENT], f"--predict {STUDENT}: no picture"),
-        (["--predict", STUDENT, "x.png"], f"{STUDENT}: not an exported student"),
     ],
 )
 def test_what_cannot_be_exported_or_used(with_teacher, capsys, arguments, message):
@@ -486,6 +484,47 @@ def test_what_cannot_be_exported_or_used(with_teacher, capsys, arguments, messag
     capsys.readouterr()
     assert command(*arguments) == 2
     assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_what_cannot_be_predicted(with_teacher, capsys):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    capsys.readouterr()
+    for arguments, message in (
+        (["--predict", STUDENT], f"--predict {STUDENT}: no picture"),
+        (["--predict", STUDENT, "x.png"], f"{STUDENT}: not an exported student"),
+        (["--predict", STUDENT, "x.png", "--dataset", "Folder"], "--dataset: not with --predict"),
+    ):
+        assert train_fskd.main(arguments) == 2
+        assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--evaluate", "--export"])
+def test_a_missing_file_leaves_no_folders(with_teacher, capsys, flag):
+    before = sorted(with_teacher.rglob("*"))
+    json_file = ["--json", "other/figures.json"] if flag == "--evaluate" else []
+    assert command(flag, "no/student.pth", *json_file) == 2
+    assert "no/student.pth: no such file" in capsys.readouterr().err and sorted(with_teacher.rglob("*")) == before
+
+
+def test_a_named_teacher_is_measured_beside_any_network(with_teacher, capsys):
+    """Also where no record says that the network was made with it."""
+    teacher = "ckpt/teacher/vgg16-blockwise-folder.pth"
+    assert command("--method", "kd", "--nshot", "1", "--trials", "1") == 0
+    student = Path("ckpt/student/vgg-student-kd-net-Tiny-1perclass-trial0.pth")
+    student.with_suffix(".json").unlink()
+    Path("damaged.pth").write_text("damaged")
+    capsys.readouterr()
+    assert command("--evaluate", str(student), "--teacher", teacher) == 0
+    assert list(accuracies(capsys.readouterr().out)) == ["teacher", "student without adapters"]
+    assert command("--evaluate", teacher, "--teacher", teacher) == 0
+    assert list(accuracies(capsys.readouterr().out)) == ["teacher"]
+    assert command("--evaluate", str(student), "--teacher", "damaged.pth") == 2
+    assert "damaged.pth: not a checkpoint, or damaged" in capsys.readouterr().err
+
+
+def test_build_dataset_is_of_cifar_only(at_home, capsys):
+    assert command("--build_dataset") == 2
+    assert "--build_dataset: writes the files of both CIFARs; Folder needs none" in capsys.readouterr().err
 
 
 def test_a_file_of_another_data_set_is_refused_before_anything_is_fetched(with_teacher, monkeypatch, capsys):

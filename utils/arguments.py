@@ -14,7 +14,9 @@ PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
 
-# The flags that each command reads, besides --dataset and --data_path; "" is a sweep.
+COMMON = ("dataset", "data_path")  # every command reads these, but for --predict
+
+# The other flags that each command reads; "" is a sweep.
 READS = {
     "": (
         "method", "optimize_span", "nshot", "trials", "seed", "subset_seed", "eval_every", "best_of", "device",
@@ -41,8 +43,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         found = super().parse_args(args, namespace)
         command = next((name for name in READS if name and getattr(found, name)), "")
-        for flag in dict.fromkeys(flag for flags in READS.values() for flag in flags):
-            if flag not in READS[command] and getattr(found, flag) != self.get_default(flag):
+        read = READS[command] if command == "predict" else READS[command] + COMMON
+        for flag in dict.fromkeys((*COMMON, *(flag for flags in READS.values() for flag in flags))):
+            if flag not in read and getattr(found, flag) != self.get_default(flag):
                 readers = [name for name, flags in READS.items() if flag in flags]
                 where = f"only with --{readers[0]}" if len(readers) == 1 and readers[0] else f"not with --{command}"
                 self.error(f"--{flag}: {where}")

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,38 @@ def brief(value: Any) -> str:
     return text if len(text) <= 20 else f"{text[:17]}..."
 
 
+def difference(saved: Any, now: Any) -> str:
+    """The first place where two values differ, and both there, for messages: 'L3, epochs: 150, now 100'.
+
+    An entry of a list is named by its "phase", if it has one, or by its place.
+    """
+    place = []
+    while isinstance(saved, dict | list) and type(saved) is type(now):
+        if isinstance(saved, dict):
+            parts = ((name.replace("_", " "), saved.get(name), now.get(name)) for name in {**saved, **now})
+        else:
+            parts = ((_name_in_list(a, index), a, b) for index, (a, b) in enumerate(zip_longest(saved, now), start=1))
+        name, saved, now = next(part for part in parts if part[1] != part[2])
+        place.append(name)
+    where = f"{', '.join(place)}: " if place else ""
+    return f"{where}{brief(saved)}, now {brief(now)}"
+
+
+def _name_in_list(entry: Any, index: int) -> str:
+    return str(entry["phase"] if isinstance(entry, dict) and "phase" in entry else index)
+
+
 def write_tensors(path: Path, content: Any, legacy: bool = False) -> None:
     """`torch.save`, atomically. `legacy` is the serialisation of the released files (before PyTorch 1.6)."""
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
     write_bytes(path, buffer.getvalue())
+
+
+def require_there(path: Path) -> None:
+    """Raise BadInput for a file that does not exist, before anything is made for what would be read from it."""
+    if not path.exists():
+        raise BadInput(f"{path}: no such file")
 
 
 def require_writable(directory: Path) -> None:

@@ -65,3 +65,10 @@ def test_the_command(tmp_path):
     job = [sys.executable, "-m", "benchmarks.gpu", "--reduced", "--device", "cpu", "--output", str(tmp_path)]
     shown = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(part in shown for part in PARTS)
+
+
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "meta", "--output", str(tmp_path)])
+    assert gpu.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("benchmarks.gpu: --device meta: ") and error.count("\n") == 1

@@ -3,6 +3,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT
 from small import CLASSES, pictures
@@ -77,3 +78,11 @@ def test_the_plain_procedure_trains_the_scion(teacher, dataset, recipe, monkeypa
     procedure = PlainProcedure(teacher, dataset, pictures(6), 2, torch.device("cpu"))
     procedure.training_epoch(recipe.phases[0], scion, procedure.optimizer(recipe.phases[0], scion))
     assert all(not torch.equal(a, b) for a, b in zip(scion.parameters(), before, strict=True))
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--output", str(tmp_path / "file/results")])
+    monkeypatch.setattr(speed, "measure_ours", lambda *_: pytest.fail("measured"))
+    assert speed.main() == 2
+    assert capsys.readouterr().err.startswith("benchmarks.speed: ")

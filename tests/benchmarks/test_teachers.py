@@ -60,3 +60,11 @@ def test_what_it_would_ignore_is_refused(at_home, monkeypatch, capsys, flags):
 def test_a_teacher_that_is_missing_is_one_line(at_home, capsys):
     assert teachers.main(["--dataset", "Shapes10", "--teacher", "none.pth", "--output_dir", "mine"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks.teachers: none.pth: no such teacher")
+
+
+def test_what_is_measured_is_not_replaced(at_home, monkeypatch, capsys):
+    monkeypatch.setattr(teachers, "measure", lambda *_: pytest.fail("measured"))
+    teachers.MEASURED.mkdir(parents=True)
+    (teachers.MEASURED / "mine.json").write_text("{}")
+    assert teachers.main(["--dataset", "Shapes10", "--output_dir", "runs/mine"]) == 2
+    assert "mine.json: exists already; remove it to measure again" in capsys.readouterr().err

@@ -15,12 +15,17 @@ from grafting.distillation import Distillation
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.vgg import student_of
+from utils.errors import BadInput
 
 
 def test_a_file_holds_the_teachers_blocks_and_the_students_own(teacher, tmp_path):
     blocks = nn.Sequential(*fresh_student(teacher, torch.Generator().manual_seed(0)))
     METHODS["kd"].write(teacher, checkpoints.on_cpu(blocks), tmp_path / "student.pth")
-    student = checkpoints.read_teacher(tmp_path / "student.pth", CLASSES)
+    kind, state = checkpoints.read(tmp_path / "student.pth")
+    student = checkpoints.teacher_from_state(state, tmp_path / "student.pth", CLASSES)
+    assert kind == "teacher"
+    with pytest.raises(BadInput, match="is a student without adapters, not a teacher"):
+        checkpoints.read_teacher(tmp_path / "student.pth", CLASSES)
     assert student.architecture == student_of(teacher.architecture)
     images = torch.randn(4, 3, 32, 32)
     assert torch.equal(student(images), blocks(teacher[:3](images)))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import filelock
@@ -9,6 +10,7 @@ from small import pictures, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from acceleration.feature_cache import CachedTeacher
+from comparisons.methods import METHODS
 from data.datasets import LabelledImages
 from experiments import pictures as pictures_of_cells
 from experiments import results, sweep
@@ -216,6 +218,18 @@ def test_a_refused_fresh_has_removed_nothing(plan):
     with lock, pytest.raises(BadInput, match="another process is running the cell"):
         Sweep(plan(fresh=True), CPU)
     assert moments(plan()) == before
+
+
+def test_a_fresh_that_is_refused_for_one_plan_has_removed_nothing_of_another(plan):
+    plans = [plan(name, cells=((1, 0),)) for name in ("one", "two")]
+    sweep.run(plans, CPU)
+    before = [moments(each) for each in plans]
+    lock = filelock.FileLock(plans[1].output_dir / "results/1-shot/trial-0.lock")
+    with lock, pytest.raises(BadInput, match="another process is running the cell"):
+        sweep.run([replace(each, fresh=True) for each in plans], CPU)
+    assert [moments(each) for each in plans] == before
+    sweep.run([replace(each, fresh=True) for each in plans], CPU)
+    assert all(moments(each)[cell] > old[cell] for each, old in zip(plans, before, strict=True) for cell in old)
 
 
 @pytest.mark.parametrize("content", [None, {"setting": json.dumps({"dataset": "another"})}])
@@ -501,3 +515,37 @@ def test_a_finished_cell_has_the_run_that_table_rebuilds(plan):
     before = scalars()
     rewrite_cell(plan().output_dir, result(plan(), 2, 1))
     assert scalars() == before and len(before) == 2 * 5 + 1 + 4
+
+
+@pytest.mark.parametrize("moment", ["before the pictures", "in the last phase"])
+def test_where_tensorboard_cannot_be_written_the_cells_go_on(plan, monkeypatch, capfd, moment):
+    folder, trained, train = plan().output_dir / "tensorboard", [], distillation.train
+    if moment == "before the pictures":
+        folder.parent.mkdir()
+        folder.write_text("no folder")
+
+    def lose_the_folder(*arguments):
+        trained.append(moment)
+        if moment == "in the last phase" and len(trained) == sum(phase.epochs for phase in plan().recipe.phases):
+            shutil.rmtree(folder)
+        return train(*arguments)
+
+    monkeypatch.setattr(distillation, "train", lose_the_folder)
+    Sweep(plan(cells=((1, 0), (2, 0))), CPU).run()
+    assert result(plan(), 1, 0)["status"] == result(plan(), 2, 0)["status"] == "done"
+    lost = [line for line in plan.lines if line.startswith("TensorBoard's curves cannot be written (")]
+    assert len(lost) == (2 if moment == "before the pictures" else 1)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_needs_no_cache_says_nothing_of_its_size(plan):
+    for method in ("fskd", "fskd-images"):
+        Sweep(plan(method, cells=((1, 0),), method=METHODS[method], memory=0), CPU).run()
+    (line,) = (line for line in plan.lines if "do not fit into --memory" in line)
+    assert plan.lines.index(line) < plan.lines.index(next(line for line in plan.lines if "1-shot trial 0" in line))
+
+
+def test_another_choice_of_the_best_epoch_is_named(plan):
+    run(plan(cells=((1, 0),)))
+    with pytest.raises(BadInput, match=r"made with another schedule \(L3, selects among: null, now 1\)"):
+        Sweep(plan(cells=((1, 0),), recipe=plan().recipe.best_of(1)), CPU)

@@ -88,6 +88,16 @@ def test_remarks_name_missing_and_mixed_results():
     assert tables.remarks(resumed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
 
 
+def test_remarks_name_mixed_caches_of_one_n():
+    """The cache of another N may be another."""
+    caches = {(1, 0): [3, 4, 5], (1, 1): [3, 4, 5], (10, 0): [3], (10, 1): None}
+    there = [cell(*key, 80.0, 79.0) | {"cached_starts": starts} for key, starts in caches.items()]
+    assert tables.remarks(there) == [
+        "mixed results: teacher features at N = 10, cached in front of blocks [3] (1), None (1)"
+    ]
+    assert not tables.remarks(there[:2]) and not tables.remarks([there[0], cell(1, 1, 80.0, 79.0)])
+
+
 def test_machines_may_disagree_about_three_images():
     """A small test set on a GPU and on a CPU."""
     cells = [

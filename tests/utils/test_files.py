@@ -110,3 +110,19 @@ def test_a_changed_bit_in_the_names_of_a_zip_file_is_a_value_error(tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match="damaged"):
         files.read_tensors(path, "a file of tensors")
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "line"),
+    [
+        (0, 1, "0, now 1"),
+        ("a", None, '"a", now null'),
+        ({"mean": [0.5, 0.4]}, {"mean": [0.5, 0.25]}, "mean, 2: 0.4, now 0.25"),
+        ([{"phase": "L2"}, {"phase": "L3"}], [{"phase": "L2"}, {"phase": "L3", "top_k": 1}], "L3, top k: null, now 1"),
+        ([{"phase": "L2"}, {"phase": "L3"}], [{"phase": "L3"}], 'L2, phase: "L2", now "L3"'),
+        ([1], [1, 2], "2: null, now 2"),
+        ([1], {"a": 1}, '[1], now {"a": 1}'),
+    ],
+)
+def test_what_differs_is_named(saved, now, line):
+    assert files.difference(saved, now) == line
