@@ -70,6 +70,7 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         of_student = (records.of(path) or {}).get("teacher_sha256")  # students without adapters have a teacher's layout
         names_another = job.args.teacher and not path.samefile(job.teacher_file)
         return [*_teacher_of(path, of_student, job), *found] if of_student or names_another else found
+    checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
     _check_record(path, records.deciding(job.dataset, checkpoints.weights_sha256(teacher)))
     return candidates(kind, state, path, teacher, job.dataset)
@@ -130,6 +131,7 @@ def export(job: Job) -> int:
     kind, state = checkpoints.read(path)
     if kind == "stage 1":
         raise BadInput(f"--export {path}: holds the scions of stage 1; name a student (...-net-...)")
+    checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
     teacher_sha256 = checkpoints.weights_sha256(teacher)
     _check_record(path, records.deciding(job.dataset, teacher_sha256))

@@ -91,8 +91,7 @@ def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     last = "classifier.2.weight" if "classifier.1.running_mean" in state else "classifier.1.weight"
     if last not in state:
         raise BadInput(f"{path}: has no {last}, so it is not a block-wise teacher")
-    if (found := _width(state, last, 2, path)) != classes:
-        raise BadInput(f"{path}: has {found} classes, the data set {classes}; name its --dataset, or another file")
+    _require_classes(_width(state, last, 2, path), classes, path)
     architecture = _architecture_of(state, path)
     with torch.device("meta"):  # inconsistent widths could need more memory than the machine has
         network = BlockwiseVGG(architecture, classes)
@@ -100,6 +99,18 @@ def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     network.to_empty(device="cpu")
     network.load_state_dict(state)
     return network
+
+
+def require_classes(kind: str, state: Any, path: Path, classes: int) -> None:
+    """Raise BadInput if a student of stage 1 or 2 has another number of classes. kind, state: from read()."""
+    last = state[2].get("1.1.1.weight") if kind == "stage 1" else state.get("2.1.1.1.weight")
+    if last is not None and last.ndim:
+        _require_classes(len(last), classes, path)
+
+
+def _require_classes(found: int, classes: int, path: Path) -> None:
+    if found != classes:
+        raise BadInput(f"{path}: has {found} classes, the data set {classes}; name its --dataset, or another file")
 
 
 def _architecture_of(state: State, path: Path) -> Architecture:

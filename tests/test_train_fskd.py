@@ -522,6 +522,19 @@ def test_a_named_teacher_is_measured_beside_any_network(with_teacher, capsys):
     assert "damaged.pth: not a checkpoint, or damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["block", "net"])
+def test_a_student_of_another_number_of_classes_names_the_flag(with_teacher, dataset, monkeypatch, capsys, kind):
+    """A file without a record, as the released ones; nothing is fetched for it."""
+    assert command("--nshot", "1", "--trials", "1") == 0
+    shutil.copy(STUDENT.replace("-net-", f"-{kind}-"), "student.pth")
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: replace(dataset, classes=5))
+    monkeypatch.setattr(job.Job, "frozen_teacher", lambda self: pytest.fail("the teacher was read"))
+    capsys.readouterr()
+    for flag in ("--evaluate", *(["--export"] if kind == "net" else [])):
+        assert command(flag, "student.pth") == 2
+        assert "student.pth: has 3 classes, the data set 5; name its --dataset" in capsys.readouterr().err
+
+
 def test_build_dataset_is_of_cifar_only(at_home, capsys):
     assert command("--build_dataset") == 2
     assert "--build_dataset: writes the files of both CIFARs; Folder needs none" in capsys.readouterr().err
