@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         found = super().parse_args(args, namespace)
         command = next((name for name in READS if name and getattr(found, name)), "")
         read = READS[command] if command == "predict" else READS[command] + COMMON
-        for flag in dict.fromkeys((*COMMON, *(flag for flags in READS.values() for flag in flags))):
+        for flag in dict.fromkeys((*(flag for flags in READS.values() for flag in flags), *COMMON)):
             if flag not in read and getattr(found, flag) != self.get_default(flag):
                 readers = [name for name, flags in READS.items() if flag in flags]
                 where = f"only with --{readers[0]}" if len(readers) == 1 and readers[0] else f"not with --{command}"
