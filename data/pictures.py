@@ -101,13 +101,14 @@ def _middle(picture: Image.Image) -> Image.Image:
 def _require_known_range(picture: Image.Image, name: Path | str) -> None:
     """Raise BadInput unless 0 is black and the largest value of 8 or 16 bits is white.
 
-    Pillow gives 32-bit integers, and 12-bit ones in a TIFF, as they are; those of PNG and PPM it scales to 16 bits.
+    Pillow gives 32-bit integers, and 12-bit and signed ones in a TIFF, as they are; those of PNG and PPM it scales to
+    16 bits.
     """
     if picture.mode == "F":
         raise BadInput(f"{name}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         if picture.format == "TIFF":
-            fills_16_bits = tuple(picture.tag_v2.get(BITS_PER_SAMPLE, ())) == (16,)
+            fills_16_bits = picture.mode != "I" and tuple(picture.tag_v2.get(BITS_PER_SAMPLE, ())) == (16,)
         else:
             fills_16_bits = picture.mode != "I" or picture.format in ("PNG", "PPM")
         if not fills_16_bits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import accumulate
@@ -146,9 +146,6 @@ class Sweep:
         plan.report(f"computing the teacher's features and test accuracy on {len(teacher.test_labels):,} images")
         accuracy = teacher.accuracy(nn.Identity(), len(network))
         plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%")
-        for shots in self.shots_left if plan.method.all_views else ():
-            if missing := teacher.not_cached(len(self.subsets[shots])):
-                plan.report(f"N = {shots}: {missing}")
         seconds, count = perf_counter() - started, len(teacher.test_labels)
         return teacher, {
             "file": str(plan.teacher_file),
@@ -158,6 +155,9 @@ class Sweep:
         }
 
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
+        for shots in self.shots_left if self.plan.method.all_views else ():
+            if missing := teacher.not_cached(len(self.subsets[shots])):
+                self.plan.report(f"N = {shots}: {missing}")
         self._write_few_shot_images()
         count = f"{len(self.left)} {'cell' if len(self.left) == 1 else 'cells'}"
         self.plan.report(f"{count}, of N = {', '.join(map(str, self.shots_left))}")
@@ -249,20 +249,20 @@ class Sweep:
         """The images of every N that is left, for TensorBoard."""
         names = self.plan.dataset.class_names()
         for shots in self.shots_left:
-            picture = pictures.few_shot_images(self.subsets[shots], shots, names)
-            self._write_picture(f"few-shot images/N = {shots:02d}", picture)
+            draw = partial(pictures.few_shot_images, self.subsets[shots], shots, names)
+            self._write_picture(f"few-shot images/N = {shots:02d}", draw)
 
     def _write_confusion(self, key: CellKey, teacher: CachedTeacher, cell: Cell) -> None:
         """The confusion matrices of teacher and student, for TensorBoard."""
         matrices = pictures.confusion(teacher, cell.current)
         shots, trial = key
-        picture = pictures.confusion_picture(matrices, self.plan.dataset.class_names())
-        self._write_picture(f"confusion matrix/N = {shots:02d}, trial {trial}", picture)
+        draw = partial(pictures.confusion_picture, matrices, self.plan.dataset.class_names())
+        self._write_picture(f"confusion matrix/N = {shots:02d}, trial {trial}", draw)
 
-    def _write_picture(self, tag: str, picture: np.ndarray) -> None:
-        """A picture for TensorBoard. No result depends on it."""
+    def _write_picture(self, tag: str, draw: Callable[[], np.ndarray]) -> None:
+        """Draw a picture for TensorBoard. No result depends on it."""
         try:
-            write_picture(self.plan.output_dir, tag, picture)
+            write_picture(self.plan.output_dir, tag, draw())
         except OSError as error:
             self.plan.report(f"the picture {tag!r} could not be written: {error.strerror or error}")
 
@@ -310,14 +310,18 @@ class Sweep:
 
 
 def begin(sweeps: Sequence[Sweep]) -> None:
-    """Remove what --fresh replaces, of all or, if one of the cells is running, of none; then find what is left."""
-    with ExitStack() as locks:
-        for sweep in sweeps:
-            if sweep.replaces:
-                sweep.lock_all(locks)
-        for sweep in sweeps:
-            if sweep.replaces:
-                sweep.fresh.remove_outdated()
+    """Remove what --fresh replaces, of all or, if one of the cells is running, of none; then find what is left.
+
+    The locks of one plan at a time are held: those of many plans would be more files than a process may have open.
+    """
+    replacing = [sweep for sweep in sweeps if sweep.replaces]
+    for sweep in replacing:
+        with ExitStack() as locks:
+            sweep.lock_all(locks)
+    for sweep in replacing:
+        with ExitStack() as locks:
+            sweep.lock_all(locks)
+            sweep.fresh.remove_outdated()
     for sweep in sweeps:
         sweep.find_left()
 

@@ -99,6 +99,13 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, fault):
             from_picture(source, "0.tif")
 
 
+def test_signed_16_bits_are_refused(tmp_path):
+    """Their black is -32768."""
+    path = saved(tmp_path / "0.tif", Image.fromarray(RAMP.astype("<u2")), tiffinfo={339: 2})
+    with pytest.raises(BadInput, match="has integer pixels of unknown range"):
+        read_picture(path)
+
+
 def test_12_bits_are_refused(tmp_path):
     """Pillow gives them as they are, so white would be 4095 of 65535."""
     path = saved(tmp_path / "0.tif", Image.fromarray((RAMP >> 4).astype("<u2")))
