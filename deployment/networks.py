@@ -39,13 +39,11 @@ def student_in(kind: str, state: State, path: Path, teacher: BlockwiseVGG) -> nn
 
 def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: Path, teacher: BlockwiseVGG) -> None:
     """Load a whole network into the scions (B0, B1, B2)."""
-    if network.architecture != student_of(teacher.architecture):
+    if not is_plain_student_of(network, teacher):
         raise BadInput(
-            f"{path}: is no student of this teacher, which would have half its width; name a student (...-net-...)"
+            f"{path}: is no student of this teacher, which would have its blocks 0 to 2 and the others at half the"
+            " width; name a student (...-net-...), and the teacher that it was made with by --teacher"
         )
-    ours, theirs = checkpoints.on_cpu(network[:FIRST_GRAFTED]), checkpoints.on_cpu(teacher[:FIRST_GRAFTED])
-    if not all(torch.equal(ours[key], theirs[key]) for key in theirs):
-        raise BadInput(f"{path}: its blocks 0 to 2 are not the teacher's; name the one it was made with by --teacher")
     (block3, s2t0), (t2s0, block4, s2t1), (t2s1, (_, classifier)) = student
     for adapter in (s2t0, t2s0, s2t1, t2s1):
         nn.init.dirac_(adapter.weight)
@@ -53,6 +51,14 @@ def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: 
     block3.load_state_dict(network.features[FIRST_GRAFTED].state_dict())
     block4.load_state_dict(network.features[FIRST_GRAFTED + 1].state_dict())
     classifier.load_state_dict(network.classifier.state_dict())
+
+
+def is_plain_student_of(network: BlockwiseVGG, teacher: BlockwiseVGG) -> bool:
+    """Whether the network is a student of this teacher: its blocks 0 to 2, and the others at half the width."""
+    if network.architecture != student_of(teacher.architecture):
+        return False
+    ours, theirs = checkpoints.on_cpu(network[:FIRST_GRAFTED]), checkpoints.on_cpu(teacher[:FIRST_GRAFTED])
+    return all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def shots_and_subset_seed_of(path: Path, subset_seed: int) -> tuple[int, int]:

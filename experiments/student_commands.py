@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ from data import fewshot
 from deployment import export as exporting
 from deployment import formats
 from deployment.comparison import TEACHER, Candidate, compare, markdown
-from deployment.networks import candidates, exported, of_module, shots_and_subset_seed_of, student_in
+from deployment.networks import (
+    candidates,
+    exported,
+    is_plain_student_of,
+    of_module,
+    shots_and_subset_seed_of,
+    student_in,
+)
 from deployment.student import load
 from experiments.job import Job, say, stop
 from grafting.recipes import RECIPES
 from models import checkpoints, records
-from models.vgg import frozen
+from models.vgg import BlockwiseVGG, frozen
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic
@@ -60,27 +68,32 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         network, header = formats.read(path)
         _require_dataset(path, header.dataset, job)
         student = exported(path, network, header, job.dataset, job.device)
-        return [*_teacher_of(path, header.teacher_sha256, job), student]
+        return [*_teacher_of(path, lambda t: checkpoints.weights_sha256(t) == header.teacher_sha256, job), student]
     _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
     if kind == "teacher":
         network = frozen(checkpoints.teacher_from_state(state, path, job.dataset.classes))
         _check_record(path, records.deciding(job.dataset))
         found = candidates(kind, state, path, network.to(job.device, memory_format=torch.channels_last), job.dataset)
-        of_student = (records.of(path) or {}).get("teacher_sha256")  # students without adapters have a teacher's layout
-        names_another = job.args.teacher and not path.samefile(job.teacher_file)
-        return [*_teacher_of(path, of_student, job), *found] if of_student or names_another else found
+        if not network.architecture.batchnorm:  # a student without adapters has a teacher's layout
+            recorded = (records.of(path) or {}).get("teacher_sha256")
+            if recorded:
+                return [*_teacher_of(path, lambda t: checkpoints.weights_sha256(t) == recorded, job), *found]
+            if job.args.teacher:
+                return [*_teacher_of(path, lambda t: is_plain_student_of(network, t), job), *found]
+        elif job.args.teacher and not path.samefile(job.teacher_file):
+            raise BadInput(f"--teacher {job.teacher_file}: {path} is a teacher itself; measure each alone")
+        return found
     checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
     _check_record(path, records.deciding(job.dataset, checkpoints.weights_sha256(teacher)))
     return candidates(kind, state, path, teacher, job.dataset)
 
 
-def _teacher_of(path: Path, sha256: str | None, job: Job) -> list[Candidate]:
-    """The command's teacher, unless the network in `path` was made with another one.
+def _teacher_of(path: Path, is_its: Callable[[BlockwiseVGG], bool], job: Job) -> list[Candidate]:
+    """The command's teacher, if it is the one that the student in `path` was made with, as `is_its` says.
 
-    sha256: of the weights of the one that it was made with; None where that is not known. Raises BadInput if the
-    command names a file that is no teacher of this data set.
+    Raises BadInput if the command names a file that is no teacher of this data set.
     """
     try:
         teacher = job.frozen_teacher() if job.teacher_file.exists() else None
@@ -88,7 +101,7 @@ def _teacher_of(path: Path, sha256: str | None, job: Job) -> list[Candidate]:
         if job.args.teacher:
             raise
         teacher = None
-    if teacher is None or sha256 not in (None, checkpoints.weights_sha256(teacher)):
+    if teacher is None or not is_its(teacher):
         say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
         return []
     return [of_module(TEACHER, teacher, job.dataset, job.teacher_file)]

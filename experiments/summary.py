@@ -34,8 +34,14 @@ def write_summary(output_dir: Path) -> tuple[list[Row], str]:
         for name, written in content.items():
             files.remove_leftovers(output_dir / name)
             files.write_bytes(output_dir / name, written)
-        tensorboard.write_over_shots(output_dir, lines(panel), decoded(drawn["accuracy.png"]), text(panel, found))
-    return panel.table, "\n".join([table, *remarks(found)])
+        noted = remarks(found)
+        try:
+            with tensorboard.quiet_writers():
+                picture = decoded(drawn["accuracy.png"])
+                tensorboard.write_over_shots(output_dir, lines(panel), picture, text(panel, found))
+        except OSError as error:
+            noted.append(f"TensorBoard's accuracy over N cannot be written ({error.strerror or error})")
+    return panel.table, "\n".join([table, *noted])
 
 
 def rebuild(output_dir: Path) -> tuple[list[Row], str]:

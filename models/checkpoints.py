@@ -79,14 +79,14 @@ def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
         raise BadInput(f"{path}: is a student of {kind}, not a teacher")
     network = teacher_from_state(state, path, classes)
     if not network.architecture.batchnorm:
-        raise BadInput(f"{path}: is a student without adapters, not a teacher (its classifier has no BatchNorm)")
+        raise BadInput(f"{path}: is no teacher: its classifier has no BatchNorm, as that of a student without adapters")
     return network
 
 
 def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     """The network with this state: a teacher, or a student without adapters.
 
-    path: for messages. Raises BadInput as `read_teacher`.
+    path: for messages. Raises BadInput as `read_teacher`, but not for a student.
     """
     last = "classifier.2.weight" if "classifier.1.running_mean" in state else "classifier.1.weight"
     if last not in state:

@@ -507,8 +507,7 @@ def test_a_missing_file_leaves_no_folders(with_teacher, capsys, flag):
     assert "no/student.pth: no such file" in capsys.readouterr().err and sorted(with_teacher.rglob("*")) == before
 
 
-def test_a_named_teacher_is_measured_beside_any_network(with_teacher, capsys):
-    """Also where no record says that the network was made with it."""
+def test_a_named_teacher_is_measured_beside_its_student_without_a_record(with_teacher, capsys):
     teacher = "ckpt/teacher/vgg16-blockwise-folder.pth"
     assert command("--method", "kd", "--nshot", "1", "--trials", "1") == 0
     student = Path("ckpt/student/vgg-student-kd-net-Tiny-1perclass-trial0.pth")
@@ -519,6 +518,13 @@ def test_a_named_teacher_is_measured_beside_any_network(with_teacher, capsys):
     assert list(accuracies(capsys.readouterr().out)) == ["teacher", "student without adapters"]
     assert command("--evaluate", teacher, "--teacher", teacher) == 0
     assert list(accuracies(capsys.readouterr().out)) == ["teacher"]
+    other = checkpoints.read_teacher(Path(teacher), 3)
+    other.features[0][0].bias.data += 1
+    checkpoints.write_teacher(other, Path("other.pth"))
+    assert command("--evaluate", str(student), "--teacher", "other.pth") == 0
+    assert "measured alone, since other.pth is not its teacher" in capsys.readouterr().out
+    assert command("--evaluate", teacher, "--teacher", "other.pth") == 2
+    assert "is a teacher itself; measure each alone" in capsys.readouterr().err
     assert command("--evaluate", str(student), "--teacher", "damaged.pth") == 2
     assert "damaged.pth: not a checkpoint, or damaged" in capsys.readouterr().err
 

@@ -100,7 +100,10 @@ def difference(saved: Any, now: Any) -> str:
             parts = ((name.replace("_", " "), saved.get(name), now.get(name)) for name in {**saved, **now})
         else:
             parts = ((_name_in_list(a, index), a, b) for index, (a, b) in enumerate(zip_longest(saved, now), start=1))
-        name, saved, now = next(part for part in parts if part[1] != part[2])
+        differing = next((part for part in parts if part[1] != part[2]), None)
+        if differing is None:  # null on one side, nothing on the other
+            break
+        name, saved, now = differing
         place.append(name)
     where = f"{', '.join(place)}: " if place else ""
     return f"{where}{brief(saved)}, now {brief(now)}"

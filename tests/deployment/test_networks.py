@@ -36,5 +36,5 @@ def test_a_teacher_is_no_student(teacher):
 def test_the_student_of_another_teacher_is_refused(teacher):
     state = fskd.pruned(teacher).state_dict()
     state["features.2.0.bias"] = state["features.2.0.bias"] + 1e-6
-    with pytest.raises(BadInput, match="its blocks 0 to 2 are not the teacher's"):
+    with pytest.raises(BadInput, match="is no student of this teacher"):
         student_in("teacher", state, FILE, teacher)

@@ -536,6 +536,9 @@ def test_where_tensorboard_cannot_be_written_the_cells_go_on(plan, monkeypatch, 
     lost = [line for line in plan.lines if line.startswith("TensorBoard's curves cannot be written (")]
     assert len(lost) == (2 if moment == "before the pictures" else 1)
     assert "Traceback" not in capfd.readouterr().err
+    if moment == "before the pictures":
+        summarize(plan())
+        assert "|  1 | " in plan.lines[-1] and "TensorBoard's accuracy over N cannot be written" in plan.lines[-1]
 
 
 def test_what_needs_no_cache_says_nothing_of_its_size(plan):

@@ -122,6 +122,7 @@ def test_a_changed_bit_in_the_names_of_a_zip_file_is_a_value_error(tmp_path):
         ([{"phase": "L2"}, {"phase": "L3"}], [{"phase": "L3"}], 'L2, phase: "L2", now "L3"'),
         ([1], [1, 2], "2: null, now 2"),
         ([1], {"a": 1}, '[1], now {"a": 1}'),
+        ({"a": None}, {}, '{"a": null}, now {}'),
     ],
 )
 def test_what_differs_is_named(saved, now, line):
