@@ -27,14 +27,15 @@ ALGORITHMS = {
 
 
 def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
-    """The network, for maps (B, C, side, side) -> (B, classes), in evaluation mode.
+    """The network, for maps (B, C, side, side) -> maps or, if it flattens them, (B, C'), in evaluation mode.
 
     It may consist of 3x3 and 1x1 convolutions, ReLU, max-pools, flatten, linear layers and BatchNorm1d; side is 4, 2
-    or 1. Layers that require gradients share their weights with the result and are trained through it. All other
-    weights are copied here and transformed once; under `torch.no_grad` that is every layer. Copied linear layers that
-    follow one another become one.
+    or 1, and maps that are flattened have one pixel. Layers that require gradients share their weights with the result
+    and are trained through it. All other weights are copied here and transformed once; under `torch.no_grad` that is
+    every layer. Copied linear layers that follow one another become one.
     """
     layers: list[nn.Module] = [ToRows()]
+    flattens = False
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
             layers.append(Convolution(layer, side))
@@ -48,7 +49,8 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
         elif isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm1d):
             affine = Affine(*weight_and_bias(layer))
             layers.append(layers.pop().then(affine) if isinstance(layers[-1], Affine) else affine)
-    return nn.Sequential(*layers, OnlyPixel())
+        flattens = flattens or isinstance(layer, nn.Flatten)
+    return nn.Sequential(*layers, OnlyPixel() if flattens else ToMaps(side))
 
 
 def is_trained(layer: nn.Module) -> bool:
@@ -61,6 +63,17 @@ class ToRows(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.permute(2, 3, 0, 1).flatten(0, 1)
+
+
+class ToMaps(nn.Module):
+    """(side * side, B, C) -> (B, C, side, side)."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (self.side, self.side)).permute(2, 3, 0, 1)
 
 
 class OnlyPixel(nn.Module):

@@ -129,10 +129,11 @@ class Distillation:
         """The training step, accelerated where the views allow it."""
         start, end = self.phase.span
         if self.phase.at_logits:
-            network, compared_at = views.fast_network(self.scion_and_tail(teacher), start), len(teacher.network)
+            network, compared_at = self.scion_and_tail(teacher), len(teacher.network)
         else:
             network, compared_at = self.scion, end
-        return views.fast_step(partial(self._step, network, compared_at, views), self.optimizer)
+        fast = views.fast_network(network, start)
+        return views.fast_step(partial(self._step, fast, compared_at, views), self.optimizer)
 
     def _step(self, network: nn.Module, compared_at: int, views: Views, image: Tensor, view: Tensor) -> Tensor:
         """One optimiser step on view[b] of image[b]; returns the batch's loss."""

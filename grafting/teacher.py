@@ -76,7 +76,8 @@ class Views:
     def fast_network(self, network: nn.Module, start: int) -> nn.Module:
         """The same network on features at `start`, for training, accelerated where these views allow it; here itself.
 
-        network: scion and tail. Its parameters stay where they are and are trained through the result.
+        network: a scion, with or without the teacher's tail. Its parameters stay where they are and are trained through
+        the result.
         """
         return network
 

@@ -79,6 +79,23 @@ def test_gradients(span, batch, monkeypatch):
     assert len(transforms) - once == (trained if batch >= WINOGRAD_FROM else 0)
 
 
+@pytest.mark.parametrize(("span", "shape"), [((3, 4), (8, 2, 2)), ((4, 5), (8, 1, 1)), ((3, 5), (8, 1, 1))])
+@pytest.mark.parametrize("batch", [WINOGRAD_FROM - 1, WINOGRAD_FROM])
+def test_networks_that_end_in_feature_maps(span, shape, batch):
+    """Their maps and the gradients of their parameters."""
+    scion = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0))[span[0] - 3 : span[1] - 3])
+    features = small_teacher()[: span[0]](torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    fast = as_matrix_products(scion, features.shape[-1])
+    found, expected = fast(features), scion(features)
+    assert found.shape == expected.shape == (batch, *shape)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    found, expected = (
+        torch.autograd.grad(outputs.square().sum(), tuple(scion.parameters())) for outputs in (found, expected)
+    )
+    for gradient, reference in zip(found, expected, strict=True):
+        assert torch.allclose(gradient, reference, rtol=0, atol=1e-5 * reference.abs().max().item())
+
+
 def test_training_through_products_changes_the_network():
     """The parameters are shared, so what the optimiser changes is what the next step and the network itself use."""
     torch.manual_seed(0)

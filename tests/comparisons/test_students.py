@@ -46,20 +46,22 @@ def test_the_file_has_the_accuracy_of_the_cell(teacher, dataset, tmp_path, metho
 
 
 def test_hints_compare_the_outputs_of_the_block_and_kd_the_logits(teacher, dataset, tmp_path):
-    """The loss of each phase's first step, computed again by hand from the fresh networks."""
+    """The loss of each phase's first step, computed again by hand from the fresh networks. All train fast networks."""
     images = pictures(6, seed=9)
     frozen = FrozenTeacher(teacher, dataset.normalization, dataset.test())
     cell = small_cell(frozen, images, short_recipe(), tmp_path, 2, method=METHODS["fitnets"])
     image, view = torch.arange(6), torch.full((6,), IDENTITY)
     features = [frozen.few_shot(images).features(start, image, view) for start in range(7)]
-    found, expected = {}, {}
+    found, expected, accelerated = {}, {}, []
 
     def first_step(phase, network):
         outputs = network(features[3])
         theirs = features[6] if phase.name == "kd" else features[phase.span[1]]
         expected[phase.name] = phase.loss(outputs, theirs).item()
         views = frozen.few_shot(images)
+        views.fast_network = lambda network, start: accelerated.append(start) or network
         found[phase.name] = Distillation(phase, network, 2).step_for(frozen, views)(image, view).item()
 
     cell.setting.method.train(cell.setting.recipe, cell.networks, first_step, lambda: None)
     assert list(found) == ["hint 3", "hint 4", "kd"] and found == pytest.approx(expected)
+    assert accelerated == [3, 3, 3]
