@@ -79,9 +79,9 @@ def refine(logits: Tensor, settled_by: Tensor, level: int, compute: Level, featu
 
 
 def lead(logits: Tensor) -> Tensor:
-    """By how much the largest of each image's logits exceeds the second: (N, classes) -> (N,). NaN counts as -1."""
+    """By how much the largest of each image's logits exceeds the second: (N, classes) -> (N,). One not finite is -1."""
     largest = logits.topk(min(2, logits.shape[1])).values
-    return (largest[:, 0] - largest[:, -1]).nan_to_num(nan=-1.0)
+    return (largest[:, 0] - largest[:, -1]).nan_to_num(nan=-1.0, posinf=-1.0)
 
 
 def largest_error(logits: Tensor, finer: Tensor) -> Tensor:

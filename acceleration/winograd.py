@@ -31,12 +31,13 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
 
     It may consist of 3x3 and 1x1 convolutions, ReLU, max-pools, flatten, linear layers and BatchNorm1d; side is 4, 2
     or 1, and maps that are flattened have one pixel. Layers that require gradients share their weights with the result
-    and are trained through it. All other weights are copied here and transformed once; under `torch.no_grad` that is
-    every layer. Copied linear layers that follow one another become one.
+    and are trained through it. All others, under `torch.no_grad` every layer, must not change afterwards: their
+    kernels are transformed once, and linear ones that follow one another become one. Raises TypeError for any other
+    kind of layer.
     """
     layers: list[nn.Module] = [ToRows()]
     flattens = False
-    for layer in network.modules():
+    for _, layer in network.named_modules(remove_duplicate=False):  # a layer that occurs twice is used twice
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
             layers.append(Convolution(layer, side))
         elif isinstance(layer, nn.ReLU):
@@ -49,7 +50,10 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
         elif isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm1d):
             affine = Affine(*weight_and_bias(layer))
             layers.append(layers.pop().then(affine) if isinstance(layers[-1], Affine) else affine)
-        flattens = flattens or isinstance(layer, nn.Flatten)
+        elif isinstance(layer, nn.Flatten):
+            flattens = True
+        elif not isinstance(layer, nn.Sequential | nn.Identity):
+            raise TypeError(f"{type(layer).__name__} has no form as matrix products")
     return nn.Sequential(*layers, OnlyPixel() if flattens else ToMaps(side))
 
 

@@ -125,6 +125,7 @@ def measure_ours(args: argparse.Namespace, shots: int) -> dict[str, Any]:
     for phase, curve in result["phases"].items():
         seconds[f"{phase} training"] = curve["seconds"]["training"]
         seconds[f"{phase} test"] = curve["seconds"]["evaluation"]
+    seconds["stage 1 joined"] = result["stage1_joined"]["seconds"]
     seconds["saving"] = result["seconds"]["saving"]
     seconds["Python, files, curves"] = whole - sum(seconds.values())
     unit = 1 if sys.platform == "darwin" else 1024

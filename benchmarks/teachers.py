@@ -21,7 +21,7 @@ from experiments import results
 from experiments.commands import require_sweep
 from experiments.diagnosis import diagnose
 from experiments.job import Job, say
-from experiments.sweep import run
+from experiments.sweep import results_of, run
 from grafting.recipes import SHAPES10
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
@@ -127,10 +127,13 @@ def make(member: Member, job: Job, file: Path) -> None:
 
 
 def measure(job: Job, name: str, made: dict[str, Any]) -> None:
-    """Diagnose a teacher, run its cells, and write both."""
-    if run([job.plan()], job.device):
-        raise BadInput(f"{name}: not measured, since a cell failed ({job.output_dir / 'results'})")
+    """Diagnose a teacher, run its cells, and write both. Raises BadInput if a cell has no student."""
     images = fewshot.subset(job.dataset, PROBE_SHOTS, job.subset_seed, job.args.data_path)
+    plan = job.plan()
+    if run([plan], job.device):
+        raise BadInput(f"{name}: not measured, since a cell failed ({job.output_dir / 'results'})")
+    if len(results_of(plan)) < len(plan.cells):
+        raise BadInput(f"{name}: not measured, since another process is running a cell; repeat when it has ended")
     say(f"{name}: diagnosing")
     with arithmetic(job.args.precision, job.device):
         teacher = FrozenTeacher(job.frozen_teacher(), job.dataset.normalization, job.dataset.test())

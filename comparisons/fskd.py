@@ -138,8 +138,8 @@ def recover(student: nn.Sequential, teacher: FrozenTeacher, views: Views, batche
         for position, layer in enumerate(narrow):
             if isinstance(layer, nn.Conv2d):
                 kept = strongest(wide[position], layer.out_channels)
-                ours, theirs = nn.Sequential(*before, narrow[: position + 1]), wide[: position + 1]
-                pairs = ((x, y[:, kept]) for x, y in outputs(views, batches, ours, block, theirs))
+                ours = nn.Sequential(*before, narrow[: position + 1])
+                pairs = ((x, y[:, kept]) for x, y in outputs(views, batches, ours, block, wide[: position + 1]))
                 absorb(layer, *affine_map(pairs))
     head = teacher.network.classifier
     ours, theirs = nn.Sequential(*student[:-1], nn.Flatten()), nn.Sequential(nn.Flatten(), *head[:-1])
@@ -163,6 +163,7 @@ def outputs(
 
     ours: from the input of block 3. theirs: from the input of `block`.
     """
+    ours, theirs = views.fast_network(ours, FIRST_GRAFTED), views.fast_network(theirs, block)
     for image, view in batches:
         x, y = ours(views.features(FIRST_GRAFTED, image, view)), theirs(views.features(block, image, view))
         yield tuple(maps.float().movedim(1, -1).flatten(0, -2) for maps in (x, y))
@@ -171,13 +172,17 @@ def outputs(
 def affine_map(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Weight (C', C) and bias (C',) in float64 of the map x -> y of least squared error; of several, the smallest.
 
-    pairs: rows x (rows, C) and y (rows, C'). They are not kept: their products are summed, in float64.
+    pairs: rows x (rows, C) and y (rows, C'). They are not kept: their products are summed, in float64. Where a sum is
+    not finite, all are NaN.
     """
     gram = cross = 0.0
     for x, y in pairs:
         x = nn.functional.pad(x.double(), (0, 1), value=1.0)  # the bias
         gram, cross = gram + x.T @ x, cross + x.T @ y.double()
-    solution = torch.linalg.lstsq(gram.cpu(), cross.cpu(), driver="gelsd").solution.to(x.device)
+    if gram.isfinite().all() and cross.isfinite().all():
+        solution = torch.linalg.lstsq(gram.cpu(), cross.cpu(), driver="gelsd").solution.to(x.device)
+    else:
+        solution = torch.full_like(cross, torch.nan)
     return solution[:-1].T, solution[-1]
 
 
@@ -193,8 +198,9 @@ def absorb(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
 @torch.no_grad()
 def mean_distance(student: nn.Sequential, views: Views, batches: Batches) -> float:
     """The loss of Distillation, mean over the views."""
+    network = views.fast_network(student, FIRST_GRAFTED)
     losses = [
-        distance(student(views.features(FIRST_GRAFTED, image, view)), views.logits(image, view))
+        distance(network(views.features(FIRST_GRAFTED, image, view)), views.logits(image, view))
         for image, view in batches
     ]
     return torch.stack(losses).sum().item() / sum(len(image) for image, _ in batches)

@@ -114,7 +114,7 @@ def _official(official: type, root: Path, train: bool) -> torchvision_datasets.C
             return official(root, train=train)
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
         folder = root / official.base_folder
-        state = "its md5 differs from the official one" if folder.exists() else "missing"
+        state = "incomplete, or its md5 differs from the official one" if folder.exists() else "missing"
         raise BadInput(
             f"{folder}: {state}, and {official.url} cannot be downloaded ({error}); put the official python files there"
         ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 import threading
 import warnings
 import zlib
@@ -22,10 +21,10 @@ from utils import files
 from utils.errors import BadInput
 
 # What Pillow raises: for damaged pixels OSError, SyntaxError or ValueError, for damaged EXIF data almost anything.
-UNREADABLE = (*files.UNREADABLE, SyntaxError, struct.error, zlib.error, ZeroDivisionError)
+UNREADABLE = (*files.UNREADABLE, SyntaxError, zlib.error, ZeroDivisionError)
 MOST_ELONGATED = 100  # longer side by shorter side, before resizing
 SAVE_ANEW = "save it with 8 or 16 bits per channel"
-BITS_PER_SAMPLE = 258  # the tag of a TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF; if the second is 0, 0 is white
 
 
 def class_folders(directory: Path) -> list[str]:
@@ -101,13 +100,15 @@ def _middle(picture: Image.Image) -> Image.Image:
 def _require_known_range(picture: Image.Image, name: Path | str) -> None:
     """Raise BadInput unless 0 is black and the largest value of 8 or 16 bits is white.
 
-    Pillow gives 32-bit integers, and 12-bit and signed ones in a TIFF, as they are; those of PNG and PPM it scales to
-    16 bits.
+    Pillow gives 32-bit integers, and in a TIFF 12-bit, signed and inverted ones, as they are; those of PNG and PPM it
+    scales to 16 bits.
     """
     if picture.mode == "F":
         raise BadInput(f"{name}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         if picture.format == "TIFF":
+            if picture.tag_v2.get(PHOTOMETRIC) == 0:
+                raise BadInput(f"{name}: has 0 for white and 16 bits or more; save it with 0 for black")
             fills_16_bits = picture.mode != "I" and tuple(picture.tag_v2.get(BITS_PER_SAMPLE, ())) == (16,)
         else:
             fills_16_bits = picture.mode != "I" or picture.format in ("PNG", "PPM")

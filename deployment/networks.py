@@ -66,9 +66,9 @@ def shots_and_subset_seed_of(path: Path, subset_seed: int) -> tuple[int, int]:
 
     subset_seed: for a file without a record. Raises BadInput where neither says it.
     """
-    if record := records.of(path):
+    if setting := records.setting_of(path):
         with files.reading(records.path_of(path), records.KIND):
-            return int(record["setting"]["shots"]), int(record["setting"]["subset_seed"])
+            return int(setting["shots"]), int(setting["subset_seed"])
     if not (named := re.search(r"-(\d{1,4})perclass", path.name)):
         raise BadInput(
             f"{path}: neither a record nor its name (...-<N>perclass...) says from how many shots it was made;"

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -15,8 +16,10 @@ from experiments import ranks, results, student_commands
 from experiments.diagnosis import diagnose
 from experiments.job import Job, say, stop
 from experiments.ranks import SINGLE_PROCESS, Rank
+from experiments.setting import complete
 from experiments.summary import rebuild
 from experiments.sweep import Sweep, any_failed, summarize
+from grafting.method import GRAFTING
 from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
 from utils import files, signals
@@ -121,11 +124,12 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
     students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
+    student_dirs = sorted({str(Path(student).parent) for student in students})
     if students:
         command, student = ["python", "train_fskd.py"], students[-1]
         inputs = job.inputs("data_path", "teacher", "teacher_architecture")
         lines += [
-            f"students: {job.student_dir}",
+            f"students: {', '.join(student_dirs)}",
             f"compare one with its teacher: {shlex.join([*command, *job.inputs(), '--evaluate', student])}",
             f"use one: {shlex.join([*command, *inputs, '--export', student])}",
         ]
@@ -133,9 +137,25 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
 
 
 def _table(job: Job) -> int:
+    _require_own_results(job)
     rows, text = rebuild(job.output_dir)
     say(text)
     return 1 if any(row.failed for row in rows) else 0
+
+
+def _require_own_results(job: Job) -> None:
+    """Raise BadInput where the command names a data set or method, and --output_dir the results of another.
+
+    Pictures in folders may be of any data set.
+    """
+    for path in results.paths(job.output_dir)[:1]:
+        setting = complete(results.read(path)["setting"])
+        for asked, there, not_named in (
+            (job.name, setting["dataset"], job.args.dataset in ("CIFAR10", "Folder")),
+            (job.method.name, setting["method"], job.method == GRAFTING),
+        ):
+            if asked != there and not not_named:
+                raise BadInput(f"--output_dir {job.output_dir}: holds results of {there}, not of {asked}")
 
 
 def _build_dataset(job: Job) -> int:

@@ -7,7 +7,7 @@ these hashes are outdated, so a cell that `--fresh` has already run again is not
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils import files
@@ -33,14 +33,17 @@ class Fresh:
         """Whether the same command was interrupted before."""
         return self.path.exists() and files.read_json(self.path, KIND).get("settings") == self.settings
 
-    def remove_outdated(self) -> None:
-        """Remove the results and checkpoints from before the first of these commands. The cells must be locked."""
+    def begin(self) -> None:
+        """Write the list, unless the command continues."""
         if not self.continues():
             existing = [file for pair in self.cell_files for file in pair if file.exists()]
             outdated = {self._name(file): files.sha256_of_file(file) for file in existing}
             files.write_json(self.path, {"settings": self.settings, "outdated": outdated})
+
+    def remove_outdated(self, of_cell: Iterable[Path]) -> None:
+        """Remove those files of a cell that are on the list. The cell must be locked."""
         outdated = files.read_json(self.path, KIND)["outdated"]
-        for file in (file for pair in self.cell_files for file in pair):
+        for file in of_cell:
             if file.exists() and files.sha256_of_file(file) == outdated.get(self._name(file)):
                 file.unlink()
 

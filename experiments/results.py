@@ -75,7 +75,12 @@ def read(path: Path) -> Result:
             _require(type(setting[name]) is int and 0 <= setting[name] < 10**6, name)
         for step in setting["schedule"]:
             step["phase"], step["span"], step["epochs"]
+            for rate in ("lr_student", "lr_adapter"):
+                _require(_is_finite(step[rate]), rate)
         _require_percent(result["teacher"]["accuracy"], "teacher's accuracy")
+        _require(isinstance(result["teacher"].get("file", ""), str), "teacher's file")
+        command = result.get("command", [])
+        _require(isinstance(command, list) and all(isinstance(word, str) for word in command), "command")
         for process in (result, *result.get("earlier_processes", [])):
             _require(isinstance(process.get("machine", {}), dict), "machine")
         if result["status"] == "done":
@@ -97,7 +102,11 @@ def _require(valid: bool, name: str) -> None:
 
 
 def _require_percent(value: Any, name: str) -> None:
-    _require(type(value) in (int, float) and math.isfinite(value) and 0 <= value <= 100, name)
+    _require(_is_finite(value) and 0 <= value <= 100, name)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def paths(output_dir: Path) -> list[Path]:

@@ -83,6 +83,8 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
                 return [*_teacher_of(path, lambda t: is_plain_student_of(network, t), job), *found]
         elif job.args.teacher and not path.samefile(job.teacher_file):
             raise BadInput(f"--teacher {job.teacher_file}: {path} is a teacher itself; measure each alone")
+        elif job.args.teacher_architecture:
+            raise BadInput(f"--teacher_architecture: {path} is a teacher itself; leave the flag out")
         return found
     checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
@@ -95,22 +97,26 @@ def _teacher_of(path: Path, is_its: Callable[[BlockwiseVGG], bool], job: Job) ->
 
     Raises BadInput if the command names a file that is no teacher of this data set.
     """
-    try:
-        teacher = job.frozen_teacher() if job.teacher_file.exists() else None
-    except BadInput:
-        if job.args.teacher:
-            raise
-        teacher = None
-    if teacher is None or not is_its(teacher):
-        say(f"{path}: measured alone, since {job.teacher_file} is not its teacher; name it with --teacher")
-        return []
-    return [of_module(TEACHER, teacher, job.dataset, job.teacher_file)]
+    reason = "is not there"
+    if job.teacher_file.exists():
+        try:
+            teacher = job.frozen_teacher()
+        except BadInput:
+            if job.args.teacher:
+                raise
+            reason = "cannot be read as a teacher of this data set"
+        else:
+            if is_its(teacher):
+                return [of_module(TEACHER, teacher, job.dataset, job.teacher_file)]
+            reason = "is not its teacher"
+    say(f"{path}: measured alone, since {job.teacher_file} {reason}; name its teacher with --teacher")
+    return []
 
 
 def _recorded_dataset(path: Path) -> str | None:
     """The data set in the record of a teacher or student."""
     record = records.of(path) or {}
-    return record.get("dataset") or record.get("setting", {}).get("dataset")
+    return record.get("dataset") or records.setting_of(path).get("dataset")
 
 
 def _require_dataset(path: Path, dataset: str | None, job: Job) -> None:
@@ -150,8 +156,10 @@ def export(job: Job) -> int:
     _check_record(path, records.deciding(job.dataset, teacher_sha256))
     student = student_in(kind, state, path, teacher)
     shots, subset_seed = shots_and_subset_seed_of(path, job.subset_seed)
+    if subset_seed != job.subset_seed and job.args.subset_seed is not None:
+        raise BadInput(f"--subset_seed {job.subset_seed}: {path} was made with {subset_seed}; leave the flag out")
     few_shot = fewshot.subset(job.dataset, shots, subset_seed, job.args.data_path)
-    recorded = (records.of(path) or {}).get("setting", {}).get("subset_sha256")
+    recorded = records.setting_of(path).get("subset_sha256")
     if recorded and recorded != files.sha256(few_shot.tobytes()):
         raise BadInput(
             f"--export {path}: was made from other few-shot images than those in {job.args.data_path}; name the folder"

@@ -37,17 +37,19 @@ def record(dataset: ImageDataset, teacher_sha256: str, result_file: Path, studen
     }
 
 
-def require_free(student_files: Iterable[Path], setting: Mapping[str, Any], replaces: str | None) -> None:
-    """Raise BadInput if one of the files exists and is a student of another run.
+def require_free(student_files: Iterable[Path], setting: Mapping[str, Any], result: str, fresh: bool) -> None:
+    """Raise BadInput if one of the files exists and belongs to another run.
 
-    setting: of the cell that will write them; the same setting gives the same students. replaces: a result whose
-    students are replaced whatever their setting.
+    setting, result: of the cell that will write them, as in their records. A student with the same setting is free if
+    its result is the same, or is gone. fresh: so are all students of this result, whatever their setting.
     """
     for student in student_files:
         path = records.path_of(student)
         if not (path.exists() or student.exists()):
             continue
         there = files.read_json(path, records.KIND) if path.exists() else {}
-        is_replaced = replaces is not None and there.get("result") == replaces
-        if complete(there.get("setting")) != setting and not is_replaced:
+        same_setting, its_result = complete(there.get("setting")) == setting, str(there.get("result"))
+        is_own = its_result == result and (same_setting or fresh)
+        is_left_over = same_setting and not (student.parent / its_result).exists()
+        if not (is_own or is_left_over):
             raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")

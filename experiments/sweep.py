@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -102,8 +102,8 @@ class Sweep:
     def _require_free_students(self, cells: Sequence[CellKey]) -> None:
         """Raise BadInput where these cells would overwrite students of another run."""
         for cell in cells:
-            replaces = self._record(cell)["result"] if self.plan.fresh else None
-            students.require_free(self._student_files(cell).values(), self._setting(cell).content, replaces)
+            written, result = self._student_files(cell).values(), self._record(cell)["result"]
+            students.require_free(written, self._setting(cell).content, result, self.plan.fresh)
 
     def _record(self, cell: CellKey) -> dict[str, Any]:
         """What a student's record says besides its setting."""
@@ -185,7 +185,8 @@ class Sweep:
             with self._lock(cell):
                 if self._is_done(cell):
                     return "done by another process"
-                return self._run_cell(cell, teacher, record)
+                with self._lock_students(cell):
+                    return self._run_cell(cell, teacher, record)
         except filelock.Timeout:
             return "another process is running it"
 
@@ -271,16 +272,33 @@ class Sweep:
         path.parent.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(path).acquire(timeout=0)
 
-    def lock_all(self, locks: ExitStack) -> None:
-        """Lock every cell, until the stack ends. Raises BadInput if another process is running one."""
+    def _lock_students(self, cell: CellKey) -> AbstractContextManager:
+        """Lock the cell's students. Raises BadInput if a run with another output directory is writing them."""
+        student = self._student_files(cell)["best"]
+        try:
+            return filelock.FileLock(student.with_name(f".{student.stem}.lock")).acquire(timeout=0)
+        except filelock.Timeout:
+            raise BadInput(f"{student}: another run is writing it; another --student_dir keeps both") from None
+
+    def require_none_running(self) -> None:
+        """Raise BadInput if another process is running one of the cells."""
         for cell in self.plan.cells:
-            try:
-                locks.enter_context(self._lock(cell))
-            except filelock.Timeout:
-                path = self._result_file(cell)
-                raise BadInput(
-                    f"--fresh: another process is running the cell of {path}; stop that process first"
-                ) from None
+            with self._lock_for_fresh(cell):
+                pass
+
+    def remove_outdated(self) -> None:
+        """Remove the results and checkpoints that --fresh replaces."""
+        self.fresh.begin()
+        for cell in self.plan.cells:
+            with self._lock_for_fresh(cell):
+                self.fresh.remove_outdated((self._result_file(cell), self._checkpoint(cell)))
+
+    def _lock_for_fresh(self, cell: CellKey) -> AbstractContextManager:
+        try:
+            return self._lock(cell)
+        except filelock.Timeout:
+            path = self._result_file(cell)
+            raise BadInput(f"--fresh: another process is running the cell of {path}; stop that process first") from None
 
     def _result_file(self, cell: CellKey) -> Path:
         return results.path_of(self.plan.output_dir, *cell)
@@ -312,16 +330,13 @@ class Sweep:
 def begin(sweeps: Sequence[Sweep]) -> None:
     """Remove what --fresh replaces, of all or, if one of the cells is running, of none; then find what is left.
 
-    The locks of one plan at a time are held: those of many plans would be more files than a process may have open.
+    One lock at a time is held: those of many cells would be more files than a process may have open.
     """
     replacing = [sweep for sweep in sweeps if sweep.replaces]
     for sweep in replacing:
-        with ExitStack() as locks:
-            sweep.lock_all(locks)
+        sweep.require_none_running()
     for sweep in replacing:
-        with ExitStack() as locks:
-            sweep.lock_all(locks)
-            sweep.fresh.remove_outdated()
+        sweep.remove_outdated()
     for sweep in sweeps:
         sweep.find_left()
 

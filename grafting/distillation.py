@@ -26,10 +26,10 @@ from utils.seeds import generator
 
 
 class NotFinite(Exception):
-    """The loss of an epoch is infinite or not a number."""
+    """The loss of an epoch, or a weight after the last one, is infinite or not a number."""
 
     def __init__(self, phase: str, epoch: int):
-        super().__init__(f"the loss is not finite in {phase}, epoch {epoch}")
+        super().__init__(f"the loss or a weight is not finite in {phase}, epoch {epoch}")
         self.phase, self.epoch = phase, epoch
 
 
@@ -120,6 +120,8 @@ class Distillation:
                 if self.phase.selects(epoch) and self.curve.best_epoch == epoch:
                     self.best = on_cpu(self.scion)
             after_epoch(self)
+        if not all(parameter.isfinite().all() for parameter in self.scion.parameters()):
+            raise NotFinite(self.phase.name, self.phase.epochs)  # after the last step, no loss would show it
 
     def scion_and_tail(self, teacher: FrozenTeacher) -> nn.Sequential:
         """The scion and the teacher's blocks behind it: from the features in front of the scion to the logits."""

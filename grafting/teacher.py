@@ -74,10 +74,10 @@ class Views:
         return self.features(len(self.teacher.network), image, view)
 
     def fast_network(self, network: nn.Module, start: int) -> nn.Module:
-        """The same network on features at `start`, for training, accelerated where these views allow it; here itself.
+        """The same network on features at `start`, accelerated where these views allow it; here itself.
 
-        network: a scion, with or without the teacher's tail. Its parameters stay where they are and are trained through
-        the result.
+        network: blocks of student or teacher. Those of its parameters that require gradients stay where they are and
+        are trained through the result; others, under `torch.no_grad` all, must not change afterwards.
         """
         return network
 

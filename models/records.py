@@ -83,5 +83,14 @@ def of(network_file: Path) -> dict[str, Any] | None:
     return record if record.get("sha256") == files.sha256_of_file(network_file) else None
 
 
+def setting_of(network_file: Path) -> dict[str, Any]:
+    """The setting in the record of exactly this file; empty if there is none."""
+    with files.reading(path_of(network_file), KIND):
+        setting = (of(network_file) or {}).get("setting", {})
+        if not isinstance(setting, dict):
+            raise ValueError("its setting is not what fskd writes")
+        return setting
+
+
 def _names(keys: Any) -> str:
     return ", ".join(NAMES[key] for key in keys)

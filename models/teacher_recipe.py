@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 class TeacherRecipe:
     """SGD for a teacher. The learning rate depends on progress, so a recipe fits any number of epochs.
 
-    falls: drops of the learning rate, (progress in [0, 1), factor): after that progress it is multiplied by the
-    factor. one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: number
-    of epochs over which the rate first rises linearly. batchnorm: BatchNorm after every convolution, folded at the
-    end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head, prototype_head:
-    weights of the losses of heads on block 2's output (models/training_layers.py), which are dropped at the end: B0
-    learns from few images where these lie close to the means of their classes. balanced: bring block 2's output to one
-    size at the end (models/balancing.py). The last three make a teacher graftable; the authors' teachers have none.
+    falls: drops of the learning rate, (progress in [0, 1), factor): after that progress it is multiplied by the factor.
+    one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: over so many
+    epochs, whatever their number in all, the rate first rises linearly. batchnorm: BatchNorm after every convolution,
+    folded at the end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head,
+    prototype_head: weights of the losses of heads on block 2's output (models/training_layers.py), which are dropped at
+    the end: B0 learns from few images where these lie close to the means of their classes. balanced: bring block 2's
+    output to one size at the end (models/balancing.py). The last three make a teacher graftable; the authors' teachers
+    have none.
     """
 
     name: str

@@ -28,6 +28,7 @@ from models.training_layers import LinearHead, PrototypeHead, TeacherWithTrainin
 from models.vgg import Architecture, BlockwiseVGG, initialize
 from utils import files, machine
 from utils.errors import BadInput
+from utils.precision import arithmetic
 from utils.progress import bar
 from utils.seeds import generator, torch_generator
 
@@ -77,7 +78,8 @@ def train_teacher(
         files.remove_leftovers(written)
     training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report, after_epoch)
     teacher = training.run()
-    accuracy = training.test_accuracy(teacher)
+    with arithmetic("float32", device):
+        accuracy = training.test_accuracy(teacher)
     record = {
         "weights_sha256": checkpoints.weights_sha256(teacher),
         "test_accuracy": accuracy,
@@ -187,7 +189,8 @@ class TeacherTraining:
                 self._save()
         teacher = fold_batchnorm(self.model.network).eval()
         if self.recipe.balanced:
-            images = torch.from_numpy(train.images[:BALANCING_IMAGES]).to(self.device)
+            every = max(1, len(train.images) // BALANCING_IMAGES)  # pictures in folders come class by class
+            images = torch.from_numpy(train.images[::every][:BALANCING_IMAGES]).to(self.device)
             self.balanced_by = balance(teacher, map(self.dataset.normalization, images.split(TEST_BATCH)))
             self.report(
                 f"balancing: block 2's output is multiplied by {self.balanced_by:g} and block 3's first weights are"

@@ -388,16 +388,16 @@ def test_a_teacher_is_not_overwritten_without_fresh(with_teacher, capsys):
 
 
 def test_the_table_is_that_of_the_results_data_set(with_teacher, monkeypatch, recipe, capsys):
-    """Whatever --dataset says, the paper's column belongs to the data set in the results."""
+    """Without --dataset, the paper's column belongs to the data set in the results."""
     assert command("--nshot", "1", "--trials", "1") == 0
     capsys.readouterr()
-    assert train_fskd.main(["--table", "--dataset", "CIFAR100", "--output_dir", "runs/Folder"]) == 0
-    assert "64.22" not in capsys.readouterr().out
+    assert train_fskd.main(["--table", "--output_dir", "runs/Folder"]) == 0
+    assert "90.74" not in capsys.readouterr().out
     path = with_teacher / "runs/Folder/results/1-shot/trial-0.json"
-    path.write_text(path.read_text().replace('"dataset": "Tiny"', '"dataset": "CIFAR10"'))
-    assert train_fskd.main(["--table", "--dataset", "CIFAR100", "--output_dir", "runs/Folder"]) == 0
+    path.write_text(path.read_text().replace('"dataset": "Tiny"', '"dataset": "CIFAR100"'))
+    assert train_fskd.main(["--table", "--output_dir", "runs/Folder"]) == 0
     printed = capsys.readouterr().out
-    assert "90.74 ± 0.49" in printed and "64.22" not in printed
+    assert "64.22 ± 0.17" in printed and "90.74" not in printed
 
 
 STUDENT = "ckpt/student/vgg-student-graft-net-Tiny-1perclass-trial0.pth"
@@ -451,13 +451,17 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
     other.classifier[2].bias.data += 1
     checkpoints.write_teacher(other, Path("other.pth"))
     Path("damaged.pth").write_text("damaged")
-    for no_teacher_of_it in ("other.pth", "damaged.pth", None):  # it is no longer needed
+    for instead, reason in (
+        ("other.pth", "is not its teacher"),
+        ("damaged.pth", "cannot be read as a teacher of this data set"),
+        (None, "is not there"),
+    ):  # it is no longer needed
         its_teacher.unlink()
-        if no_teacher_of_it:
-            shutil.copy(no_teacher_of_it, its_teacher)
+        if instead:
+            shutil.copy(instead, its_teacher)
         assert train_fskd.main(["--predict", exported, "picture.png"]) == 0
         assert command("--evaluate", exported) == 0
-        assert f"measured alone, since {its_teacher} is not its teacher" in capsys.readouterr().out
+        assert f"measured alone, since {its_teacher} {reason}" in capsys.readouterr().out
     assert command("--evaluate", exported, "--teacher", "damaged.pth") == 2
     assert "damaged.pth: not a checkpoint, or damaged" in capsys.readouterr().err
 
@@ -474,6 +478,14 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
             "exists already and is no file of --json",
         ),
         (["--teacher", "missing.pth", "--evaluate", STUDENT], "--teacher missing.pth: no such file"),
+        (
+            ["--export", STUDENT, "--subset_seed", "3"],
+            f"--subset_seed 3: {STUDENT} was made with 6; leave the flag out",
+        ),
+        (
+            ["--evaluate", "other.pth", "--teacher_architecture", "vgg11"],
+            "--teacher_architecture: other.pth is a teacher itself; leave the flag out",
+        ),
     ],
 )
 def test_what_cannot_be_exported_or_used(with_teacher, capsys, arguments, message):
@@ -484,6 +496,27 @@ def test_what_cannot_be_exported_or_used(with_teacher, capsys, arguments, messag
     capsys.readouterr()
     assert command(*arguments) == 2
     assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("setting", ["null", "[]", '"x"'])
+def test_a_student_with_an_edited_record_is_one_line(with_teacher, capsys, setting):
+    assert command("--nshot", "1", "--trials", "1") == 0
+    record = Path(STUDENT).with_suffix(".json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "setting": json.loads(setting)}))
+    capsys.readouterr()
+    for flag in ("--evaluate", "--export"):
+        assert command(flag, STUDENT) == 2
+        line = capsys.readouterr().err
+        assert f"{record}: not the record of a network's file" in line and line.count("\n") == 1
+
+
+def test_the_table_of_another_method_is_refused(with_teacher, capsys):
+    assert command("--nshot", "1", "--trials", "1", "--output_dir", "mine") == 0
+    capsys.readouterr()
+    assert command("--table", "--output_dir", "mine", "--method", "kd") == 2
+    assert "--output_dir mine: holds results of grafting, not of kd" in capsys.readouterr().err
+    assert train_fskd.main(["--table", "--output_dir", "mine", "--dataset", "CIFAR100"]) == 2
+    assert "--output_dir mine: holds results of Tiny, not of CIFAR100" in capsys.readouterr().err
 
 
 def test_what_cannot_be_predicted(with_teacher, capsys):
@@ -651,7 +684,7 @@ def test_a_student_of_another_layout_is_refused(with_teacher, capsys):
 def test_a_failed_cell_is_exit_status_1(with_teacher, monkeypatch, capsys):
     monkeypatch.setattr("grafting.distillation.distance", lambda s, t: (s * float("nan")).sum())
     assert command("--nshot", "1", "--trials", "1") == 1
-    assert "failed: the loss is not finite in B0, epoch 1" in capsys.readouterr().out
+    assert "failed: the loss or a weight is not finite in B0, epoch 1" in capsys.readouterr().out
     assert command("--table") == 1
 
 

@@ -183,9 +183,9 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
         help="epochs between test accuracies in stage 1 and L=2 (default: a fifth of each phase); L=3 is measured every"
              " epoch, to find the best (--best_of)")
     add("--best_of", type=positive, metavar="K",
-        help="the best epoch is chosen among the last K of L=3, and each of these is measured; 1: the last epoch is"
-             " taken, so the test set chooses nothing, and most evaluation time is saved (default: all of L=3, as"
-             " in the paper)")
+        help="the best epoch is chosen among the last K of L=3 (at most all), and each of these is measured; 1: the"
+             " last epoch is taken, so the test set chooses nothing, and most evaluation time is saved (default: all of"
+             " L=3, as in the paper)")
     add("--device",
         help="torch device; cuda without a number spreads torchrun's processes over the GPUs (default: cuda if there is"
              " one, else cpu)")

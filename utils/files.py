@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import secrets
+import struct
 import warnings
 import zipfile
 import zlib
@@ -74,7 +75,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON, indented, but with every list or object of numbers on one line."""
-    write_text(path, _NUMBERS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=1)) + "\n")
+    write_text(path, _NUMBERS.sub(lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(content, indent=1)) + "\n")
 
 
 _NUMBER = r'\n\s+(?:"[^"\n]*": )?(?:-?[\d.]+(?:[eE][+-]?\d+)?|-?Infinity|NaN)'
@@ -139,7 +140,7 @@ def require_writable(directory: Path) -> None:
 
 UNREADABLE = (  # what unpicklers and tensor readers raise for files of another format
     pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
-    IndexError, AssertionError, ImportError, MemoryError, OverflowError,
+    IndexError, AssertionError, ImportError, MemoryError, OverflowError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 

@@ -64,5 +64,5 @@ def held_back() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    for number in arrived:
-        signal.raise_signal(number)
+        for number in arrived:  # also where the block has failed: that error may be caught
+            signal.raise_signal(number)

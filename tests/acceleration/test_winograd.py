@@ -115,6 +115,18 @@ def test_other_depths(name):
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
+def test_a_layer_that_occurs_twice_is_used_twice():
+    torch.manual_seed(0)
+    twice = nn.Conv2d(5, 5, 3, padding=1)
+    network, maps = nn.Sequential(twice, nn.ReLU(), twice), torch.randn(3, 5, 4, 4)
+    assert torch.allclose(as_matrix_products(network, 4)(maps), network(maps), atol=1e-5)
+
+
+def test_a_layer_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match="Sigmoid has no form as matrix products"):
+        as_matrix_products(nn.Sequential(nn.Conv2d(5, 5, 3, padding=1), nn.Sigmoid()), 4)
+
+
 def test_linear_layers_become_one():
     scion = nn.Sequential(*scions(TINY, CLASSES, torch.Generator().manual_seed(0)))
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import filelock
 import numpy as np
 import pytest
 from small import TINY, pictures, small_dataset
@@ -10,7 +11,7 @@ from small import TINY, pictures, small_dataset
 from benchmarks import law, teachers
 from benchmarks.teachers import Member
 from data.datasets import LabelledImages
-from experiments import job
+from experiments import job, results
 from grafting import recipes
 from models.teacher_recipe import TeacherRecipe
 
@@ -60,6 +61,23 @@ def test_what_it_would_ignore_is_refused(at_home, monkeypatch, capsys, flags):
 def test_a_teacher_that_is_missing_is_one_line(at_home, capsys):
     assert teachers.main(["--dataset", "Shapes10", "--teacher", "none.pth", "--output_dir", "mine"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks.teachers: none.pth: no such teacher")
+
+
+def test_a_cell_that_another_process_is_running_is_awaited(at_home, capsys):
+    """Nothing incomplete is written."""
+    path = results.path_of(teachers.WORK / "one", 10, 0)
+    path.parent.mkdir(parents=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        assert teachers.main([]) == 2
+    assert "one: not measured, since another process is running a cell" in capsys.readouterr().err
+    assert not (teachers.MEASURED / "one.json").exists()
+
+
+def test_too_few_pictures_are_found_before_any_cell(at_home, monkeypatch, capsys, dataset):
+    monkeypatch.setattr(teachers, "run", lambda *_: pytest.fail("cells were run"))
+    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
+    assert teachers.main([]) == 2
+    assert "has only 4 training images" in capsys.readouterr().err
 
 
 def test_what_is_measured_is_not_replaced(at_home, monkeypatch, capsys):

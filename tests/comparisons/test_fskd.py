@@ -7,6 +7,7 @@ import torch
 from small import pictures, short_recipe
 from torch import nn
 
+from acceleration.feature_cache import CachedTeacher
 from comparisons import fskd
 from comparisons.methods import METHODS
 from comparisons.plain_student import own_blocks
@@ -100,6 +101,22 @@ def test_the_views_that_a_method_uses(name, views, teacher, frozen):
     assert sorted(seen) == [(image, view) for image in (0, 1) for view in views]
 
 
+def test_the_student_is_the_same_from_cached_features(teacher, dataset, frozen):
+    """Their networks are matrix products."""
+    images = pictures(6, seed=9)
+    cached = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
+    features = frozen.few_shot(images).features(FIRST_GRAFTED, torch.arange(6), torch.full((6,), IDENTITY))
+    plain, fast = frozen.few_shot(images), cached.few_shot(images)
+    students, accelerated, fast_network = [], [], fast.fast_network
+    fast.fast_network = lambda network, start: accelerated.append(start) or fast_network(network, start)
+    for source, views in ((frozen, plain), (cached, fast)):
+        student = nn.Sequential(*own_blocks(fskd.pruned(teacher)))
+        fskd.recover(student, source, views, fskd.batches_of(views, range(VIEWS)))
+        students.append(student(features))
+    assert accelerated == [3, 3, 3, 3, 3, 4, 3, 5]
+    assert torch.allclose(*students, rtol=0, atol=1e-3 * students[0].abs().max().item())
+
+
 def test_each_layer_is_solved_against_the_teachers_outputs(teacher, frozen):
     """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
     student = nn.Sequential(*own_blocks(fskd.pruned(teacher)))
@@ -128,6 +145,18 @@ def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():
         with arithmetic("bfloat16", torch.device("cpu")):
             fskd.absorb(layer, *fskd.affine_map([(x, target)]))
     assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.bias, expected.bias)
+
+
+def test_outputs_that_overflow_are_no_result(teacher, dataset):
+    """PyTorch's least squares would end the sweep."""
+    for layer in list(fskd.convolutions(teacher))[-2:]:
+        layer.weight.mul_(1e25)
+    broken = fskd.LeastSquares(
+        fskd.FSKD().phases(short_recipe())[0], nn.Sequential(*own_blocks(fskd.pruned(teacher))), 1, (IDENTITY,)
+    )
+    overflowing = FrozenTeacher(teacher, dataset.normalization, dataset.test())
+    with pytest.raises(NotFinite):
+        broken.run(overflowing, overflowing.few_shot(pictures(1)), 1, None, (), lambda current: None)
 
 
 def test_a_loss_that_is_not_finite_is_no_result(teacher, frozen):

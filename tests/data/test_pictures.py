@@ -106,6 +106,16 @@ def test_signed_16_bits_are_refused(tmp_path):
         read_picture(path)
 
 
+def test_16_bits_with_0_for_white_are_refused(tmp_path):
+    """Pillow inverts 8 bits, but not 16."""
+    path = saved(tmp_path / "0.tif", Image.fromarray(RAMP.astype("<u2")))
+    black, white = (struct.pack("<HHIHH", 262, 3, 1, zero, 0) for zero in (1, 0))
+    assert path.read_bytes().count(black) == 1
+    path.write_bytes(path.read_bytes().replace(black, white))
+    with pytest.raises(BadInput, match=r"0\.tif: has 0 for white and 16 bits or more; save it with 0 for black"):
+        read_picture(path)
+
+
 def test_12_bits_are_refused(tmp_path):
     """Pillow gives them as they are, so white would be 4095 of 65535."""
     path = saved(tmp_path / "0.tif", Image.fromarray((RAMP >> 4).astype("<u2")))

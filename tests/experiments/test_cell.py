@@ -327,6 +327,6 @@ def test_a_student_written_just_before_a_power_cut_is_this_cells(make, monkeypat
     with pytest.raises(PowerCut):
         cell.run()
     content = json.loads(json.dumps(cell.setting.content))
-    students.require_free([cell.students["stage 1"]], content, None)
+    students.require_free([cell.students["stage 1"]], content, "result.json", fresh=False)
     with pytest.raises(BadInput, match="is a student of another run"):
-        students.require_free([cell.students["stage 1"]], {**content, "seed": 1}, None)
+        students.require_free([cell.students["stage 1"]], {**content, "seed": 1}, "result.json", fresh=False)

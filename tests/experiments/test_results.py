@@ -6,7 +6,8 @@ from experiments import results
 from utils import files
 from utils.errors import BadInput
 
-SETTING = {"dataset": "D", "shots": 1, "trial": 0, "schedule": [{"phase": "B0", "span": [3, 4], "epochs": 9}]}
+RATES = {"lr_student": 1e-4, "lr_adapter": 1e-4}
+SETTING = {"dataset": "D", "shots": 1, "trial": 0, "schedule": [{"phase": "B0", "span": [3, 4], "epochs": 9, **RATES}]}
 SELECTS = {**SETTING, "schedule": [{**SETTING["schedule"][0], "selects_among": 3}]}
 SOUND = {"status": "done", "best": 90.0, "best_epoch": 7, "last": 89, "setting": SETTING, "teacher": {"accuracy": 92.3}}
 
@@ -52,6 +53,12 @@ def test_only_results_are_read(tmp_path):
         ({"setting": {**SETTING, "dataset": None}}, "dataset"),
         ({"setting": {**SETTING, "schedule": 5}}, "not iterable"),
         ({"setting": {**SETTING, "schedule": [{}]}}, "phase"),
+        ({"setting": {**SETTING, "schedule": [{**SETTING["schedule"][0], "lr_student": "1e-4"}]}}, "lr_student"),
+        ({"setting": {**SETTING, "schedule": [{**SETTING["schedule"][0], "lr_adapter": None}]}}, "lr_adapter"),
+        ({"teacher": {"accuracy": 92.3, "file": None}}, "file"),
+        ({"command": None}, "command"),
+        ({"command": "train_fskd.py"}, "command"),
+        ({"command": [3]}, "command"),
         ({"setting": {}}, "dataset"),
         ({"setting": None}, "subscriptable"),
         ({"status": "asleep"}, "asleep"),

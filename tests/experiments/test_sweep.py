@@ -12,7 +12,7 @@ from acceleration.feature_cache import CachedTeacher
 from comparisons.methods import METHODS
 from data.datasets import LabelledImages
 from experiments import pictures as pictures_of_cells
-from experiments import results, sweep
+from experiments import results, students, sweep
 from experiments.plan import Plan
 from experiments.sweep import Sweep, summarize
 from experiments.tensorboard import rewrite_cell
@@ -92,7 +92,7 @@ def test_files_of_a_sweep(plan, teacher):
         "phase": "B0", "span": [3, 4], "epochs": 3, "lr_student": 5e-5, "lr_adapter": 5e-4, "batch": 12,
     }  # fmt: skip
     assert one["machine"]["torch"] == torch.__version__ and "command" in one and one["seconds"]["training"] > 0
-    assert sorted(path.name for path in plan().student_dir.iterdir()) == sorted(
+    assert sorted(path.name for path in plan().student_dir.glob("[!.]*")) == sorted(
         f"vgg-student-graft-{kind}-Tiny-{n}perclass-trial{t}{end}.{suffix}"
         for n in (1, 2) for t in (0, 1) for kind, end in (("block", ""), ("net", ""), ("net", "-last"))
         for suffix in ("pth", "json")
@@ -266,6 +266,45 @@ def test_students_that_another_run_has_written_meanwhile_are_not_replaced(plan):
         late.run()
 
 
+def test_two_runs_do_not_write_the_same_students_at_once(plan):
+    """The second is refused while the first is in its cell, and has no result then."""
+    cells, shared = ((1, 0),), plan().student_dir
+    other = Sweep(plan("other", seed=1, student_dir=shared, cells=cells), CPU)
+    refused = []
+
+    def meanwhile(line):
+        if line.startswith("1-shot trial 0: first the teacher's features"):
+            with pytest.raises(
+                BadInput, match=r"trial0\.pth: another run is writing it; another --student_dir"
+            ) as found:
+                other.run()
+            refused.append(found)
+
+    run(plan(report=meanwhile, cells=cells))
+    assert len(refused) == 1 and not results.paths(other.plan.output_dir)
+    assert result(plan(), 1, 0)["students"]["best"] == str(
+        students.paths(shared, plan().teacher.architecture, "grafting", "Tiny", 1, 0)["best"]
+    )
+
+
+def test_fresh_opens_one_lock_at_a_time(plan, monkeypatch):
+    """Locks of many cells would be more files than a process may have open."""
+    held, most, acquire, release = set(), [], filelock.FileLock.acquire, filelock.FileLock.release
+
+    def counted(lock, *given, **named):
+        proxy = acquire(lock, *given, **named)
+        held.add(lock.lock_file)
+        most.append(len(held))
+        return proxy
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", counted)
+    monkeypatch.setattr(
+        filelock.FileLock, "release", lambda lock, *a, **k: held.discard(lock.lock_file) or release(lock, *a, **k)
+    )
+    Sweep(plan(fresh=True), CPU)
+    assert max(most) == 1 and len(most) == 8
+
+
 def test_fresh_is_prepared_by_the_leader_only(plan):
     one = plan(cells=((1, 0),))
     run(one)
@@ -296,13 +335,16 @@ def test_results_that_could_not_share_a_table_are_refused_before_any_work(plan, 
 
 def test_students_of_another_run_are_not_overwritten(plan):
     run(plan("one", cells=((1, 0),)))
-    students = plan("one").student_dir
-    other = plan("two", cells=((1, 0),), student_dir=students, seed=1)
+    student_dir = plan("one").student_dir
+    other = plan("two", cells=((1, 0),), student_dir=student_dir, seed=1)
     for changed in (other, replace(other, fresh=True)):
         with pytest.raises(BadInput, match=r"perclass-trial0\.pth: is a student of another run; another --student_dir"):
             Sweep(changed, CPU)
-    Sweep(replace(other, seed=0), CPU)  # would write the same
-    for record in students.glob("*.json"):
+    with pytest.raises(BadInput, match="is a student of another run"):
+        Sweep(replace(other, seed=0), CPU)  # the same setting, but perhaps other rounding
+    results.path_of(plan("one").output_dir, 1, 0).unlink()
+    Sweep(replace(other, seed=0), CPU)
+    for record in student_dir.glob("*.json"):
         record.unlink()
     with pytest.raises(BadInput, match="is a student of another run"):
         Sweep(replace(other, seed=0), CPU)
@@ -396,7 +438,7 @@ def test_a_cell_that_another_process_runs_is_skipped(plan):
 def test_what_a_killed_process_left_behind_is_removed(plan):
     run(plan(cells=((1, 0),)))
     first = plan(cells=((1, 0),))
-    written = [*first.student_dir.iterdir(), *results.paths(first.output_dir), first.output_dir / "table.md"]
+    written = [*first.student_dir.glob("[!.]*"), *results.paths(first.output_dir), first.output_dir / "table.md"]
     written.append(first.output_dir / "results/1-shot/trial-0.checkpoint.pt")
     leftovers = [path.with_name(f".{path.name}.0123abcd.tmp") for path in written]
     assert len(leftovers) == 3 + 3 + 1 + 1 + 1

@@ -2,6 +2,8 @@ import json
 import os
 import signal
 import stat
+import struct
+import zipfile
 
 import pytest
 import torch
@@ -44,6 +46,19 @@ def test_an_interruption_waits_until_the_file_is_in_place(tmp_path, monkeypatch,
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
 
 
+def test_an_interruption_of_a_write_that_fails_is_not_lost(tmp_path, monkeypatch):
+    """A full disk is one line, after which a sweep goes on; a job that is to end must end."""
+
+    def full(fd):
+        signal.raise_signal(signal.SIGINT)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(tmp_path / "file", "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_ignored_interruption_stays_ignored(tmp_path, monkeypatch):
     """A job that a shell starts in the background ignores SIGINT; a write must not change that."""
     monkeypatch.setattr(os, "fsync", lambda fd: signal.raise_signal(signal.SIGINT))
@@ -56,7 +71,7 @@ def test_an_ignored_interruption_stays_ignored(tmp_path, monkeypatch):
 def test_json_has_lists_of_numbers_on_one_line(tmp_path):
     content = {
         "losses": [1.5, -2e-07, 3], "accuracies": {"1": 90.0, "20": 91.25}, "names": ["a", "[\n1\n]"], "empty": [],
-        "deep": [{"span": [3, 4], "phase": "B0"}], "mixed": [1, None], "number": 7,
+        "deep": [{"span": [3, 4], "phase": "B0"}], "mixed": [1, None], "number": 7, "by_class": {"a b": 1, "a  b": 2},
     }  # fmt: skip
     files.write_json(tmp_path / "file", content)
     text = (tmp_path / "file").read_text()
@@ -98,6 +113,15 @@ def test_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(b"abc") == files.sha256_of_file(tmp_path / "f") == known
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack requires 4 bytes"), zipfile.BadZipFile("several disks")])
+def test_what_readers_raise_for_damaged_files_is_one_line(tmp_path, error):
+    with (
+        pytest.raises(BadInput, match="x: not a file of tensors, or damaged"),
+        files.reading(tmp_path / "x", "a file of tensors"),
+    ):
+        raise error
 
 
 def test_a_changed_bit_in_the_names_of_a_zip_file_is_a_value_error(tmp_path):
