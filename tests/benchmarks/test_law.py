@@ -1,5 +1,6 @@
 """The rule of --diagnose: recomputed from the committed files, and what was measured beside it."""
 
+import shutil
 import statistics
 from dataclasses import replace
 
@@ -76,10 +77,15 @@ def test_what_is_said_of_other_data_sets_is_measured():
     assert {RECIPES[name].steps(1, 10) for name in ("CIFAR10", "Shapes10")} == {expectation.RULE_STEPS}
 
 
-def test_without_measured_teachers_there_is_no_fit(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("measured", [[], ["quick.json", "quick-scaled-4.json"]])
+def test_without_two_trained_teachers_there_is_no_fit(tmp_path, monkeypatch, capsys, measured):
+    """Its error is that at teachers left out, each with its rescaled copies."""
+    for name in measured:
+        shutil.copy(ROOT / law.MEASURED / name, tmp_path)
     monkeypatch.setattr(law, "MEASURED", tmp_path)
     assert law.main() == 2
-    assert "no results of Shapes10" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "fewer than two trained teachers of Shapes10" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(measured)
 
 
 def test_a_teacher_measured_at_one_n_only_is_not_fitted():
