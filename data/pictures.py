@@ -107,7 +107,7 @@ def _require_known_range(picture: Image.Image, name: Path | str) -> None:
         raise BadInput(f"{name}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         if picture.format == "TIFF":
-            if picture.tag_v2.get(PHOTOMETRIC) == 0:
+            if picture.tag_v2.get(PHOTOMETRIC, 0) == 0:  # as Pillow takes a missing one
                 raise BadInput(f"{name}: has 0 for white and 16 bits or more; save it with 0 for black")
             fills_16_bits = picture.mode != "I" and tuple(picture.tag_v2.get(BITS_PER_SAMPLE, ())) == (16,)
         else:

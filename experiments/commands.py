@@ -144,7 +144,7 @@ def _table(job: Job) -> int:
 
 
 def _require_own_results(job: Job) -> None:
-    """Raise BadInput where the command names a data set or method, and --output_dir the results of another.
+    """Raise BadInput where the command names a data set or method other than the default and than the results'.
 
     Pictures in folders may be of any data set.
     """

@@ -41,7 +41,8 @@ def require_free(student_files: Iterable[Path], setting: Mapping[str, Any], resu
     """Raise BadInput if one of the files exists and belongs to another run.
 
     setting, result: of the cell that will write them, as in their records. A student with the same setting is free if
-    its result is the same, or is gone. fresh: so are all students of this result, whatever their setting.
+    its result is the same, or if neither that result nor its checkpoint exists. fresh: so are all students of this
+    result, whatever their setting.
     """
     for student in student_files:
         path = records.path_of(student)
@@ -50,6 +51,7 @@ def require_free(student_files: Iterable[Path], setting: Mapping[str, Any], resu
         there = files.read_json(path, records.KIND) if path.exists() else {}
         same_setting, its_result = complete(there.get("setting")) == setting, str(there.get("result"))
         is_own = its_result == result and (same_setting or fresh)
-        is_left_over = same_setting and not (student.parent / its_result).exists()
+        place = Path(os.path.normpath(student.parent / its_result))  # as it was made, whatever is a link
+        is_left_over = same_setting and not (place.exists() or place.with_suffix(".checkpoint.pt").exists())
         if not (is_own or is_left_over):
             raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")

@@ -328,9 +328,10 @@ class Sweep:
 
 
 def begin(sweeps: Sequence[Sweep]) -> None:
-    """Remove what --fresh replaces, of all or, if one of the cells is running, of none; then find what is left.
+    """Remove what --fresh replaces, of all or, if one of the cells is running now, of none; then find what is left.
 
-    One lock at a time is held: those of many cells would be more files than a process may have open.
+    One lock at a time is held: those of many cells would be more files than a process may have open. A cell that
+    another process starts meanwhile is refused; the same command then continues.
     """
     replacing = [sweep for sweep in sweeps if sweep.replaces]
     for sweep in replacing:

@@ -189,8 +189,8 @@ class TeacherTraining:
                 self._save()
         teacher = fold_batchnorm(self.model.network).eval()
         if self.recipe.balanced:
-            every = max(1, len(train.images) // BALANCING_IMAGES)  # pictures in folders come class by class
-            images = torch.from_numpy(train.images[::every][:BALANCING_IMAGES]).to(self.device)
+            every = math.ceil(len(train.images) / BALANCING_IMAGES)  # pictures in folders come class by class
+            images = torch.from_numpy(train.images[::every].copy()).to(self.device)
             self.balanced_by = balance(teacher, map(self.dataset.normalization, images.split(TEST_BATCH)))
             self.report(
                 f"balancing: block 2's output is multiplied by {self.balanced_by:g} and block 3's first weights are"

@@ -63,7 +63,7 @@ def test_a_teacher_that_is_missing_is_one_line(at_home, capsys):
     assert capsys.readouterr().err.startswith("benchmarks.teachers: none.pth: no such teacher")
 
 
-def test_a_cell_that_another_process_is_running_is_awaited(at_home, capsys):
+def test_a_teacher_with_a_cell_that_another_process_is_running_is_not_measured(at_home, capsys):
     """Nothing incomplete is written."""
     path = results.path_of(teachers.WORK / "one", 10, 0)
     path.parent.mkdir(parents=True)

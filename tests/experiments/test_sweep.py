@@ -342,12 +342,25 @@ def test_students_of_another_run_are_not_overwritten(plan):
             Sweep(changed, CPU)
     with pytest.raises(BadInput, match="is a student of another run"):
         Sweep(replace(other, seed=0), CPU)  # the same setting, but perhaps other rounding
-    results.path_of(plan("one").output_dir, 1, 0).unlink()
+    there = results.path_of(plan("one").output_dir, 1, 0)
+    there.rename(there.with_suffix(".checkpoint.pt"))  # as of a run that was interrupted
+    with pytest.raises(BadInput, match="is a student of another run"):
+        Sweep(replace(other, seed=0), CPU)
+    there.with_suffix(".checkpoint.pt").unlink()
     Sweep(replace(other, seed=0), CPU)
     for record in student_dir.glob("*.json"):
         record.unlink()
     with pytest.raises(BadInput, match="is a student of another run"):
         Sweep(replace(other, seed=0), CPU)
+
+
+def test_students_behind_a_link_are_not_overwritten(plan, tmp_path):
+    """Their records name the result by its relative path, which leads elsewhere from the folder behind the link."""
+    (tmp_path / "deep/down/students").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/down/students")
+    run(plan("one", cells=((1, 0),), student_dir=tmp_path / "link"))
+    with pytest.raises(BadInput, match="is a student of another run"):
+        Sweep(plan("two", cells=((1, 0),), student_dir=tmp_path / "link"), CPU)
 
 
 @pytest.mark.parametrize("setting", ["null", "[]", "3"])

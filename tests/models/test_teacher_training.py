@@ -232,6 +232,19 @@ def test_what_is_measured_is_told_after_every_epoch_also_what_was_before_an_inte
     assert told[3][0]["learning_rate"] == recipe.rate(1)
 
 
+def test_balancing_looks_at_all_parts_of_the_training_set(dataset, tmp_path, monkeypatch):
+    """Pictures in folders come class by class."""
+    seen = []
+    monkeypatch.setattr(teacher_training, "BALANCING_IMAGES", 7)
+    monkeypatch.setattr(
+        teacher_training, "balance", lambda network, batches: seen.extend(torch.cat(list(batches))) or 1.0
+    )
+    recipe = replace(CIFAR10.teachers["quick"], epochs=1)
+    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+    expected = dataset.normalization(torch.from_numpy(dataset.train().images[::2].copy()))
+    assert torch.equal(torch.stack(seen), expected)
+
+
 def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["published"], epochs=2, lr=float("inf"))
     with pytest.raises(BadInput, match="the loss is not finite in epoch"):
