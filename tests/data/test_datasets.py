@@ -86,9 +86,11 @@ def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path):
 def test_files_that_cannot_be_downloaded_are_one_line(official_files, monkeypatch):
     monkeypatch.setattr(torchvision_datasets.CIFAR10, "url", torchvision_datasets.CIFAR10.url + ".gone")
     (official_files / torchvision_datasets.CIFAR10.filename).unlink()
-    (official_files / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
-    with pytest.raises(BadInput, match="cifar-10-batches-py: its md5 differs") as refusal:
-        open_dataset("CIFAR10", official_files).test()
+    test_batch = official_files / "cifar-10-batches-py" / "test_batch"
+    for damage in (lambda: test_batch.write_bytes(b"damaged"), test_batch.unlink):
+        damage()
+        with pytest.raises(BadInput, match="cifar-10-batches-py: incomplete, or its md5 differs") as refusal:
+            open_dataset("CIFAR10", official_files).test()
     shutil.rmtree(official_files / "cifar-10-batches-py")
     with pytest.raises(BadInput, match="cifar-10-batches-py: missing"):
         open_dataset("CIFAR10", official_files).test()
