@@ -141,6 +141,18 @@ def test_best_weights_are_those_of_the_best_epoch(started, recipe, monkeypatch):
     assert not all(torch.equal(run.best[key], states[2][key]) for key in run.best)
 
 
+def test_a_weight_that_is_not_finite_after_the_last_step_is_no_result(started, recipe):
+    """No loss is computed with it any more."""
+    phase = recipe.stage1[0]
+
+    def poison(d):
+        if d.curve.epoch == phase.epochs:
+            next(d.scion.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(NotFinite, match=f"not finite in B0, epoch {phase.epochs}"):
+        started(phase, after=poison)
+
+
 def test_a_loss_that_is_not_finite_stops_the_phase(started, recipe):
     def poison(d):
         if d.curve.epoch == 2:
