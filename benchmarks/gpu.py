@@ -65,7 +65,7 @@ class Size:
 
 TESTS = ("acceleration", "utils/test_precision.py")
 FULL = Size(("CIFAR10", "CIFAR100"), "vgg16", 10, 50_000, 10_000, None, 20, 500, TESTS)
-REDUCED = Size(("CIFAR10",), "vgg11-small", 2, 200, 100, 1, 1, 2, ("acceleration/test_cuda_graphs.py",))
+REDUCED = Size(("CIFAR10",), "vgg11-small", 1, 200, 100, 1, 1, 2, ("acceleration/test_cuda_graphs.py",))
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.setting import Setting
+from experiments.planned_cell import CHECKPOINT, PlannedCell
 from grafting.distillation import Curve, Distillation
 from grafting.recipes import Phase, batch_size
 from grafting.teacher import FrozenTeacher, Views
@@ -22,7 +22,6 @@ from models.vgg import FIRST_GRAFTED
 from utils import files
 from utils.seeds import torch_generator
 
-CHECKPOINT = "a cell's checkpoint; remove it to start the cell again"
 CHECKPOINT_SECONDS = 20.0  # between checkpoints: a power cut loses about this much work
 AfterEpoch = Callable[[str, Curve], None]  # a callback: phase, and its curve so far
 
@@ -30,31 +29,24 @@ AfterEpoch = Callable[[str, Curve], None]  # a callback: phase, and its curve so
 class Cell:
     """A running cell. `checkpoint()` saves what a restart needs, `resume()` loads it.
 
-    students: paths of the files to write: the scions after "stage 1", the student at its "best" and at its "last"
-    epoch. record: what determines their predictions besides the weights (models/records.py). process: what the result
-    file says about this process: machine, command, flags that do not affect the numbers. after_epoch: called with a
-    phase's name and curve after each of its epochs.
+    process: what the result file says about this process: machine, command, flags that do not affect the numbers.
+    after_epoch: called with a phase's name and curve after each of its epochs.
     """
 
     def __init__(
         self,
-        setting: Setting,
+        planned: PlannedCell,
         teacher: FrozenTeacher,
         views: Views,
         eval_every: int | None,
-        checkpoint: Path,
-        students: dict[str, Path],
-        record: dict[str, Any],
         process: dict[str, Any],
         after_epoch: AfterEpoch,
     ):
-        self.setting = setting
+        self.planned = planned
+        self.setting = setting = planned.setting
         self.teacher = teacher
         self.views = views
         self.eval_every = eval_every
-        self.path = checkpoint
-        self.students = students
-        self.record = record
         self.process = process
         self.after_epoch = after_epoch
         self.purpose = (setting.seed, setting.shots, setting.trial)
@@ -90,7 +82,8 @@ class Cell:
 
     def _write(self, kind: str, write: Callable[[Path], None]) -> None:
         """Write a student's file and its record. The record comes first: a file without one would be another run's."""
-        path, record = self.students[kind], {"student": kind, **self.record, "setting": self.setting.content}
+        path = self.planned.students[kind]
+        record = {"student": kind, **self.planned.record, "setting": self.setting.content}
         records.announce(path, record)
         write(path)
         records.write(path, record)
@@ -105,7 +98,7 @@ class Cell:
             return
         self.current = distillation(phase, scion, self.setting.shots)
         if self._restored:
-            with files.reading(self.path, CHECKPOINT):
+            with files.reading(self.planned.checkpoint, CHECKPOINT):
                 restore_adam(self.current.optimizer, self._restored["optimizer"])
                 if self._restored["best"] is not None:
                     require_same_layout(self._restored["best"], scion.state_dict())
@@ -126,7 +119,7 @@ class Cell:
         """Save phase, networks, optimiser, best weights and curves. Random numbers need no state (utils/seeds.py)."""
         started = monotonic()
         files.write_tensors(
-            self.path,
+            self.planned.checkpoint,
             {
                 "setting": json.dumps(self.setting.content),
                 "curves": json.dumps({name: asdict(curve) for name, curve in self.curves.items()}),
@@ -144,17 +137,17 @@ class Cell:
 
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one. Raises BadInput for one made with other settings."""
-        if not self.path.exists():
+        if not self.planned.checkpoint.exists():
             return
-        saved = files.read_tensors(self.path, CHECKPOINT)
-        with files.reading(self.path, CHECKPOINT):
+        saved = files.read_tensors(self.planned.checkpoint, CHECKPOINT)
+        with files.reading(self.planned.checkpoint, CHECKPOINT):
             setting = json.loads(saved["setting"])
             curves = {name: curve_from(fields) for name, fields in json.loads(saved["curves"]).items()}
             self.written = dict(json.loads(saved["students"]))
             self.stage1_joined = json.loads(saved.get("stage1_joined", "null"))  # versions before did not measure it
             self.earlier_processes = list(json.loads(saved["processes"]))
-        self.setting.require_same(setting, self.path)
-        with files.reading(self.path, CHECKPOINT):
+        self.setting.require_same(setting, self.planned.checkpoint)
+        with files.reading(self.planned.checkpoint, CHECKPOINT):
             for network, state in zip(self.networks, saved["scions"], strict=True):
                 network.load_state_dict(state)
             if saved["phase"] not in curves or "optimizer" not in saved or "best" not in saved:
@@ -163,13 +156,6 @@ class Cell:
         self._restored = saved
         for name, curve in curves.items():
             self.after_epoch(name, curve)
-
-
-def setting_in(checkpoint: Path) -> dict[str, Any]:
-    """The setting of the cell that made the checkpoint. Raises BadInput for a damaged one."""
-    saved = files.read_tensors(checkpoint, CHECKPOINT)
-    with files.reading(checkpoint, CHECKPOINT):
-        return dict(json.loads(saved["setting"]))
 
 
 def restore_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.cell import Cell
 from experiments.setting import complete
-from grafting.distillation import Curve, NotFinite
 from utils import files
 from utils.errors import BadInput
 
@@ -20,46 +17,6 @@ Result = dict[str, Any]
 
 def path_of(output_dir: Path, shots: int, trial: int) -> Path:
     return output_dir / "results" / f"{shots}-shot" / f"trial-{trial}.json"
-
-
-def content(cell: Cell, failure: NotFinite | None, teacher: dict[str, Any], features_seconds: float) -> Result:
-    """What the result file of a finished or failed cell holds.
-
-    teacher: its file and test accuracy. features_seconds: time spent on the cache of teacher features.
-    """
-    if failure is None:
-        outcome: dict[str, Any] = {"status": "done", **figures(cell.current.curve)}
-    else:
-        outcome = {"status": "failed", "phase": failure.phase, "epoch": failure.epoch}
-    spent = {what: sum(c.seconds[what] for c in cell.curves.values()) for what in ("training", "evaluation")}
-    if cell.stage1_joined:
-        spent["evaluation"] += cell.stage1_joined["seconds"]
-    return {
-        **outcome,
-        "setting": cell.setting.content,
-        "teacher": teacher,
-        "stage1_joined": cell.stage1_joined,
-        "phases": {name: _phase_content(curve) for name, curve in cell.curves.items()},
-        "seconds": {"features": features_seconds, **spent, "saving": cell.saving_seconds},
-        "students": cell.written,
-        **cell.process,
-        "earlier_processes": cell.earlier_processes,
-    }
-
-
-def figures(curve: Curve) -> dict[str, Any]:
-    """Best test accuracy (%), its epoch, and the last test accuracy."""
-    return {
-        "best": curve.accuracies[curve.best_epoch],
-        "best_epoch": curve.best_epoch,
-        "last": curve.accuracies[curve.epoch],
-    }
-
-
-def _phase_content(curve: Curve) -> dict[str, Any]:
-    """A curve, with its figures unless it broke off before they were measured."""
-    is_whole = curve.epoch in curve.accuracies and any(epoch >= curve.best_from for epoch in curve.accuracies)
-    return {**(figures(curve) if is_whole else {}), **asdict(curve)}
 
 
 def read(path: Path) -> Result:

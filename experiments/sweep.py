@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import accumulate
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -16,23 +12,20 @@ import filelock
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from acceleration.feature_cache import CachedTeacher
 from data.fewshot import subset
-from data.views import VIEWS
 from experiments import pictures, results, students
-from experiments.cell import Cell, setting_in
+from experiments.cell_runner import CellRunner, write_if_possible
 from experiments.fresh import Fresh
 from experiments.plan import CellKey, Plan
+from experiments.planned_cell import PlannedCell
 from experiments.setting import Setting, require_comparable
 from experiments.summary import write_summary
-from experiments.tensorboard import RunningCurves, quiet_writers, write_picture
-from grafting.distillation import Curve, NotFinite
-from grafting.teacher import Views
-from models import checkpoints, records
+from experiments.tensorboard import quiet_writers
+from models import checkpoints
 from models.vgg import frozen
-from utils import files, machine
+from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
 from utils.progress import bar
@@ -56,67 +49,41 @@ class Sweep:
         self.device = device
         for directory in (plan.output_dir, plan.student_dir):
             files.require_writable(directory)
-        shots = sorted({shots for shots, _ in plan.cells})
-        self.subsets = {n: subset(plan.dataset, n, plan.subset_seed, plan.data_path) for n in shots}
-        self.subset_sha256 = {n: files.sha256(images.tobytes()) for n, images in self.subsets.items()}
-        self.teacher_sha256 = checkpoints.weights_sha256(plan.teacher)
-        self.test_sha256 = plan.dataset.test().sha256()
-        settings = [self._setting(cell).content for cell in sorted(plan.cells)]
-        self.fresh = Fresh(plan.output_dir, self._cell_files(), settings)
+        self.cells = planned(plan)
+        self.fresh = Fresh(plan.output_dir, self.cells)
         self.replaces = plan.fresh and plan.is_leader
         if self.replaces and not self.fresh.continues():
-            self._require_comparable(except_for=plan.cells)
-            self._require_free_students(plan.cells)
-        self.left: list[CellKey] = []
+            self._require_comparable(except_for=self.cells)
+            self._require_free_students(self.cells)
+        self.left: list[PlannedCell] = []
         if begins:
             begin([self])
 
     def find_left(self) -> None:
         """Find the cells that have no result. Raises BadInput where one could not be run or continued."""
-        plan = self.plan
-        self.left = [cell for cell in plan.cells if not self._is_done(cell)]
-        for cell in set(plan.cells) - set(self.left):
-            self._checkpoint(cell).unlink(missing_ok=True)  # of a cell that was killed just after its last write
+        self.left = []
+        for cell in self.cells:
+            if cell.is_done():
+                cell.checkpoint.unlink(missing_ok=True)  # of a cell that was killed just after its last write
+            else:
+                self.left.append(cell)
         self._require_comparable()
         self._require_free_students(self.left)
         for cell in self.left:
-            self._require_own_checkpoint(cell)
+            cell.require_own_checkpoint()
 
-    def _require_comparable(self, except_for: Sequence[CellKey] = ()) -> None:
+    def _require_comparable(self, except_for: Sequence[PlannedCell] = ()) -> None:
         """Raise BadInput now if the table at the end could not be made. except_for: cells that will be run again."""
-        outdated = [self._result_file(cell) for cell in except_for]
-        there = results.read_all(self.plan.output_dir, outdated)
-        first_of_shots = {shots: (shots, trial) for shots, trial in reversed(self.plan.cells)}
-        ours = {f"{shots}-shot of this command": self._setting(cell).content for shots, cell in first_of_shots.items()}
-        require_comparable({**{results.name_of(result): result["setting"] for result in there}, **ours})
+        there = results.read_all(self.plan.output_dir, [cell.result for cell in except_for])
+        settings = {results.name_of(result): result["setting"] for result in there}
+        for cell in self.cells:
+            settings.setdefault(f"{cell.setting.shots}-shot of this command", cell.setting.content)
+        require_comparable(settings)
 
-    def _require_own_checkpoint(self, cell: CellKey) -> None:
-        """Raise BadInput for a checkpoint that is damaged or of other settings."""
-        try:
-            if self._checkpoint(cell).exists():
-                self._setting(cell).require_same(setting_in(self._checkpoint(cell)), self._checkpoint(cell))
-        except BadInput:
-            if self._checkpoint(cell).exists():  # if not, another process has just finished the cell
-                raise
-
-    def _require_free_students(self, cells: Sequence[CellKey]) -> None:
+    def _require_free_students(self, cells: Sequence[PlannedCell]) -> None:
         """Raise BadInput where these cells would overwrite students of another run."""
         for cell in cells:
-            written, result = self._student_files(cell).values(), self._record(cell)["result"]
-            students.require_free(written, self._setting(cell).content, result, self.plan.fresh)
-
-    def _record(self, cell: CellKey) -> dict[str, Any]:
-        """What a student's record says besides its setting."""
-        plan = self.plan
-        return students.record(plan.dataset, self.teacher_sha256, self._result_file(cell), plan.student_dir)
-
-    def _student_files(self, cell: CellKey) -> dict[str, Path]:
-        plan = self.plan
-        return students.paths(plan.student_dir, plan.teacher.architecture, plan.method.name, plan.dataset.name, *cell)
-
-    @property
-    def shots_left(self) -> list[int]:
-        return sorted({shots for shots, _ in self.left})
+            cell.require_free_students(self.plan.fresh)
 
     def run(self, prepared: PreparedTeacher | None = None) -> PreparedTeacher | None:
         """Run the cells that are neither done nor running in another process.
@@ -124,12 +91,9 @@ class Sweep:
         Returns the frozen teacher with its cached features, if there was something to run; another sweep of the same
         teacher, subsets and precision takes it as `prepared`.
         """
-        if len(self.left) < len(self.plan.cells):
-            done = len(self.plan.cells) - len(self.left)
-            advice = (
-                f"remove {self.fresh.path} to start --fresh again" if self.plan.fresh else "--fresh runs them again"
-            )
-            self.plan.report(f"{done} of {len(self.plan.cells)} cells are done already; {advice}")
+        if done := len(self.cells) - len(self.left):
+            again = f"remove {self.fresh.path} to start --fresh again" if self.plan.fresh else "--fresh runs them again"
+            self.plan.report(f"{done} of {len(self.cells)} cells are done already; {again}")
         if self.left:
             with arithmetic(self.plan.precision, self.device), quiet_writers():
                 prepared = prepared or self._prepare_teacher()
@@ -140,7 +104,7 @@ class Sweep:
         """The frozen teacher, and its entry in the result files."""
         plan, dtype = self.plan, cache_dtype(self.plan.precision)
         network = frozen(plan.teacher).to(self.device, memory_format=torch.channels_last)
-        subsets = [self.subsets[shots] for shots in self.shots_left]
+        subsets = list(self._subsets_left().values())
         teacher = CachedTeacher(network, plan.dataset.normalization, plan.dataset.test(), subsets, plan.memory, dtype)
         started = perf_counter()
         plan.report(f"computing the teacher's features and test accuracy on {len(teacher.test_labels):,} images")
@@ -154,190 +118,85 @@ class Sweep:
             "seconds": seconds,
         }
 
+    def _subsets_left(self) -> dict[int, np.ndarray]:
+        """The few-shot images of the cells that are left, by N."""
+        return {cell.setting.shots: cell.images for cell in sorted(self.left, key=lambda cell: cell.setting.shots)}
+
     def _run_cells(self, teacher: CachedTeacher, record: dict[str, Any]) -> None:
-        for shots in self.shots_left if self.plan.method.all_views else ():
-            if missing := teacher.not_cached(len(self.subsets[shots])):
+        subsets, names = self._subsets_left(), self.plan.dataset.class_names()
+        for shots, images in subsets.items():
+            if self.plan.method.all_views and (missing := teacher.not_cached(len(images))):
                 self.plan.report(f"N = {shots}: {missing}")
-        self._write_few_shot_images()
+        for shots, images in subsets.items():
+            draw = partial(pictures.few_shot_images, images, shots, names)
+            write_if_possible(self.plan, f"few-shot images/N = {shots:02d}", draw)
         count = f"{len(self.left)} {'cell' if len(self.left) == 1 else 'cells'}"
-        self.plan.report(f"{count}, of N = {', '.join(map(str, self.shots_left))}")
-        summarized = -math.inf
+        self.plan.report(f"{count}, of N = {', '.join(map(str, subsets))}")
+        runner, summarized = CellRunner(self.plan, self.device, teacher, record), -math.inf
         with bar(desc="all cells", total=len(self.left), unit="cell") as cells_done:
             for cell in self.left:
-                line = self._run_if_free(cell, teacher, record)
-                self.plan.report(f"{results.cell_name(*cell)}: {line}")
-                if perf_counter() - summarized > SUMMARY_SECONDS or cell == self.left[-1]:
+                self.plan.report(f"{cell.name}: {_run_if_free(cell, runner)}")
+                if perf_counter() - summarized > SUMMARY_SECONDS or cell is self.left[-1]:
                     summarize_so_far(self.plan)
                     summarized = perf_counter()
                 cells_done.update()
 
-    def _is_done(self, cell: CellKey) -> bool:
-        """Whether the cell has a result. Raises BadInput if it was made with other settings."""
-        path = self._result_file(cell)
-        if not path.exists():
-            return False
-        self._setting(cell).require_same(results.read(path)["setting"], path)
-        return True
 
-    def _run_if_free(self, cell: CellKey, teacher: CachedTeacher, record: dict[str, Any]) -> str:
-        """Run the cell unless another process does. Returns the message for the user."""
-        try:
-            with self._lock(cell):
-                if self._is_done(cell):
-                    return "done by another process"
-                with self._lock_students(cell):
-                    return self._run_cell(cell, teacher, record)
-        except filelock.Timeout:
-            return "another process is running it"
+def _run_if_free(cell: PlannedCell, runner: CellRunner) -> str:
+    """Run the cell unless another process does. Returns the message for the user."""
+    try:
+        with cell.lock():
+            if cell.is_done():
+                return "done by another process"
+            with cell.lock_students():
+                return runner.run(cell)
+    except filelock.Timeout:
+        return "another process is running it"
 
-    def _run_cell(self, key: CellKey, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
-        """Run one cell and write its result. Returns the message for the user."""
-        self._require_free_students([key])  # again: another run may have written some meanwhile
-        plan, setting = self.plan, self._setting(key)
-        result_file, checkpoint, written = self._result_file(key), self._checkpoint(key), self._student_files(key)
-        for path in (result_file, checkpoint, *written.values(), *map(records.path_of, written.values())):
-            files.remove_leftovers(path)
-        started = perf_counter()
-        images, cached = self.subsets[setting.shots], plan.method.all_views
-        if cached and (count := teacher.images_to_compute(images)):
-            plan.report(
-                f"{results.cell_name(*key)}: first the teacher's features of {count} images, each in {VIEWS} views"
-            )
-        views = teacher.few_shot(images) if cached else Views(teacher, images)
-        features_seconds = perf_counter() - started
-        curves = RunningCurves(plan.output_dir, setting.content, teacher_record["accuracy"], plan.report)
-        process = {
-            "machine": machine.description(self.device),
-            "command": sys.orig_argv[1:],  # unlike sys.argv as it was typed, without folders of this machine
-            "eval_every": plan.eval_every,
-            "cached_starts": teacher.affordable_starts(len(images)) if cached else None,
-            "test_predictions_settled_by": teacher.settled,  # counts on while the cell runs
-        }
-        teacher.settled.clear()
-        phases = plan.method.phases(plan.recipe)
-        *before, epochs = accumulate((phase.epochs for phase in phases), initial=0)
-        epochs_done = bar(desc=results.cell_name(*key), unit="epoch", total=epochs)
-        epochs_before = dict(zip((phase.name for phase in phases), before, strict=True))
-        after_epoch = partial(_after_epoch, curves, epochs_done, epochs_before)
-        cell = Cell(
-            setting, teacher, views, plan.eval_every, checkpoint, written, self._record(key), process, after_epoch
-        )
-        failure = None
-        try:
-            try:
-                cell.run()
-            except NotFinite as error:
-                failure = error
-            process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
-            process["test_predictions_settled_by"] = dict(teacher.settled)  # without those of the confusion matrix
-            content = results.content(cell, failure, teacher_record, features_seconds)
-            curves.finish(content)
-        finally:
-            curves.close()
-            epochs_done.refresh()  # its last state: between updates tqdm waits
-            epochs_done.close()
-        if not failure:
-            self._write_confusion(key, teacher, cell)
-        files.write_json(result_file, content)
-        checkpoint.unlink(missing_ok=True)
-        if failure:
-            return f"failed: {failure}"
-        seconds = content["seconds"]["features"] + content["seconds"]["training"] + content["seconds"]["evaluation"]
-        best, epoch, last = (content[what] for what in ("best", "best_epoch", "last"))
-        return f"best {best:.2f}% (epoch {epoch}), last {last:.2f}%, {seconds:.0f} s"
 
-    def _write_few_shot_images(self) -> None:
-        """The images of every N that is left, for TensorBoard."""
-        names = self.plan.dataset.class_names()
-        for shots in self.shots_left:
-            draw = partial(pictures.few_shot_images, self.subsets[shots], shots, names)
-            self._write_picture(f"few-shot images/N = {shots:02d}", draw)
+def planned(plan: Plan) -> list[PlannedCell]:
+    """The cells of a plan, in its order."""
+    dataset = plan.dataset
+    subsets = {n: subset(dataset, n, plan.subset_seed, plan.data_path) for n in sorted({n for n, _ in plan.cells})}
+    subset_sha256 = {n: files.sha256(images.tobytes()) for n, images in subsets.items()}
+    teacher_sha256, test_sha256 = checkpoints.weights_sha256(plan.teacher), dataset.test().sha256()
 
-    def _write_confusion(self, key: CellKey, teacher: CachedTeacher, cell: Cell) -> None:
-        """The confusion matrices of teacher and student, for TensorBoard."""
-        matrices = pictures.confusion(teacher, cell.current)
+    def cell(key: CellKey) -> PlannedCell:
         shots, trial = key
-        draw = partial(pictures.confusion_picture, matrices, self.plan.dataset.class_names())
-        self._write_picture(f"confusion matrix/N = {shots:02d}, trial {trial}", draw)
-
-    def _write_picture(self, tag: str, draw: Callable[[], np.ndarray]) -> None:
-        """Draw a picture for TensorBoard. No result depends on it."""
-        try:
-            write_picture(self.plan.output_dir, tag, draw())
-        except OSError as error:
-            self.plan.report(f"the picture {tag!r} could not be written: {error.strerror or error}")
-
-    def _lock(self, cell: CellKey) -> AbstractContextManager:
-        path = self._result_file(cell).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(path).acquire(timeout=0)
-
-    def _lock_students(self, cell: CellKey) -> AbstractContextManager:
-        """Lock the cell's students. Raises BadInput if a run with another output directory is writing them."""
-        student = self._student_files(cell)["best"]
-        try:
-            return filelock.FileLock(student.with_name(f".{student.stem}.lock")).acquire(timeout=0)
-        except filelock.Timeout:
-            raise BadInput(f"{student}: another run is writing it; another --student_dir keeps both") from None
-
-    def require_none_running(self) -> None:
-        """Raise BadInput if another process is running one of the cells."""
-        for cell in self.plan.cells:
-            with self._lock_for_fresh(cell):
-                pass
-
-    def remove_outdated(self) -> None:
-        """Remove the results and checkpoints that --fresh replaces."""
-        self.fresh.begin()
-        for cell in self.plan.cells:
-            with self._lock_for_fresh(cell):
-                self.fresh.remove_outdated((self._result_file(cell), self._checkpoint(cell)))
-
-    def _lock_for_fresh(self, cell: CellKey) -> AbstractContextManager:
-        try:
-            return self._lock(cell)
-        except filelock.Timeout:
-            path = self._result_file(cell)
-            raise BadInput(f"--fresh: another process is running the cell of {path}; stop that process first") from None
-
-    def _result_file(self, cell: CellKey) -> Path:
-        return results.path_of(self.plan.output_dir, *cell)
-
-    def _checkpoint(self, cell: CellKey) -> Path:
-        return self._result_file(cell).with_suffix(".checkpoint.pt")
-
-    def _cell_files(self) -> list[tuple[Path, Path]]:
-        return [(self._result_file(cell), self._checkpoint(cell)) for cell in self.plan.cells]
-
-    def _setting(self, cell: CellKey) -> Setting:
-        plan, (shots, trial) = self.plan, cell
-        return Setting(
-            dataset=plan.dataset.name,
+        setting = Setting(
+            dataset=dataset.name,
             shots=shots,
             trial=trial,
             seed=plan.seed,
             subset_seed=plan.subset_seed,
             precision=plan.precision,
-            teacher_sha256=self.teacher_sha256,
-            subset_sha256=self.subset_sha256[shots],
-            test_sha256=self.test_sha256,
-            normalization=plan.dataset.normalization.content,
+            teacher_sha256=teacher_sha256,
+            subset_sha256=subset_sha256[shots],
+            test_sha256=test_sha256,
+            normalization=dataset.normalization.content,
             recipe=plan.recipe,
             method=plan.method,
         )
+        result = results.path_of(plan.output_dir, *key)
+        architecture, method = plan.teacher.architecture, plan.method.name
+        return PlannedCell(
+            setting,
+            subsets[shots],
+            result,
+            students.paths(plan.student_dir, architecture, method, dataset.name, *key),
+            students.record(dataset, teacher_sha256, result, plan.student_dir),
+        )
+
+    return [cell(key) for key in plan.cells]
 
 
 def begin(sweeps: Sequence[Sweep]) -> None:
-    """Remove what --fresh replaces, of all or, if one of the cells is running now, of none; then find what is left.
-
-    One lock at a time is held: those of many cells would be more files than a process may have open. A cell that
-    another process starts meanwhile is refused; the same command then continues.
-    """
-    replacing = [sweep for sweep in sweeps if sweep.replaces]
-    for sweep in replacing:
-        sweep.require_none_running()
-    for sweep in replacing:
-        sweep.remove_outdated()
+    """Remove what --fresh replaces, of all or, if one of the cells is running now, of none; then find what is left."""
+    replacing = [sweep.fresh for sweep in sweeps if sweep.replaces]
+    for fresh in replacing:
+        fresh.require_none_running()
+    for fresh in replacing:
+        fresh.remove_outdated()
     for sweep in sweeps:
         sweep.find_left()
 
@@ -380,18 +239,3 @@ def summarize_so_far(plan: Plan) -> None:
             write_summary(plan.output_dir)
     except (BadInput, OSError) as error:
         plan.report(f"the table could not be written: {error}")
-
-
-def _after_epoch(
-    curves: RunningCurves, epochs_done: tqdm, epochs_before: dict[str, int], phase: str, curve: Curve
-) -> None:
-    """Update the TensorBoard curves and the progress bar, which shows the loss and the last accuracy."""
-    epochs_done.set_postfix_str(progress(phase, curve), refresh=False)
-    epochs_done.update(epochs_before[phase] + curve.epoch - epochs_done.n)
-    curves(phase, curve)
-
-
-def progress(phase: str, curve: Curve) -> str:
-    """A phase so far: "L3, loss 0.0123, test 91.18%"."""
-    accuracy = f", test {curve.accuracies[max(curve.accuracies)]:.2f}%" if curve.accuracies else ""
-    return f"{phase}, loss {curve.losses[-1]:.3g}{accuracy}"

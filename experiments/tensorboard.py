@@ -41,6 +41,7 @@ from grafting.distillation import Curve
 from utils.text import markdown_table
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
+EVENTS_WAITING = 10_000  # for the thread that writes them; behind the usual ten, whoever writes many waits for each
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 OVER_SHOTS = "accuracy over N"
 MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
@@ -61,6 +62,11 @@ def step_of(shots: int) -> int:
     return round(1000 * math.log10(shots))
 
 
+def writer_in(directory: Path, suffix: str = "") -> SummaryWriter:
+    """A writer of a new event file, whose name ends in the suffix."""
+    return SummaryWriter(str(directory), max_queue=EVENTS_WAITING, flush_secs=FLUSH_SECONDS, filename_suffix=suffix)
+
+
 class CellCurves:
     """The run of one cell, written after every epoch. A resumed cell writes it again from the beginning.
 
@@ -72,7 +78,7 @@ class CellCurves:
         shots, trial, schedule = setting["shots"], setting["trial"], setting["schedule"]
         directory = root(output_dir) / "cells" / f"{shots:02d}-shot" / f"trial-{trial}"
         shutil.rmtree(directory, ignore_errors=True)
-        self.writer = SummaryWriter(str(directory), flush_secs=FLUSH_SECONDS)
+        self.writer = writer_in(directory)
         self.group = f"cells, N = {shots:02d}"
         self.written = {step["phase"]: 0 for step in schedule}
         self.measured = dict(self.written)  # up to which epochs the test accuracy is written
@@ -225,7 +231,7 @@ def replacing(directory: Path, suffix: str = "") -> Iterator[SummaryWriter]:
     They are removed when the new one is whole: a run that disappears gets another colour when it is back.
     """
     before = list(directory.glob(f"events.*{suffix}"))
-    with SummaryWriter(str(directory), filename_suffix=suffix) as writer:
+    with writer_in(directory, suffix) as writer:
         yield writer
     for file in before:
         file.unlink(missing_ok=True)
@@ -268,7 +274,7 @@ class TeacherCurves:
         """Write the new ones of a training's epochs: loss, accuracies in percent, learning rate."""
         if self.writer is None:
             shutil.rmtree(self.directory, ignore_errors=True)
-            self.writer = SummaryWriter(str(self.directory), flush_secs=FLUSH_SECONDS)
+            self.writer = writer_in(self.directory)
         for epoch, figures in enumerate(epochs[self.written :], start=self.written + 1):
             for name, value in figures.items():
                 self.writer.add_scalar(f"training of a teacher/{name.replace('_', ' ')}", value, epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import signal
 import subprocess
@@ -50,6 +51,12 @@ def quick_pictures(request, monkeypatch):
     if "real_pictures" not in request.fixturenames:
         monkeypatch.setattr(figure, "draw", pixel)
         monkeypatch.setattr(pictures, "confusion_picture", pixels)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """Files are not forced to the disk: no test cuts its power, and it takes longer than small cells."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
 from experiments.cell import Cell
+from experiments.planned_cell import PlannedCell
 from experiments.setting import Setting
 from grafting.method import GRAFTING
 from grafting.recipes import CIFAR10, Recipe
@@ -79,20 +82,41 @@ def short_recipe(stage1: tuple[int, int, int] = (3, 2, 2), stage2: tuple[int, in
     )
 
 
+class PowerCut(BaseException):
+    pass
+
+
+def run_in_pieces(make: Callable[..., Cell], epochs: int) -> Cell:
+    """Run a cell that is cut after each of its epochs; every time, one more epoch has been done. Returns the last.
+
+    make: makes it, with these arguments of Cell. Checkpoints must follow each epoch; a cut comes before its own.
+    """
+    for done in range(epochs + 1):
+        trained: dict[str, int] = {}
+
+        def cut(phase, curve, done=done, trained=trained):
+            trained[phase] = curve.epoch
+            if sum(trained.values()) > done:
+                raise PowerCut
+
+        cell = make(after_epoch=cut)
+        if done < epochs:
+            with pytest.raises(PowerCut):
+                cell.run()
+    cell.run()
+    return cell
+
+
 def small_cell(teacher, images, recipe, folder: Path, shots: int, trial: int = 0, **changed) -> Cell:
     """A cell on few-shot images whose files are in `folder`. changed: fields of its Setting, or arguments of Cell."""
     setting = {
         "seed": 0, "subset_seed": 6, "precision": "tf32", "teacher_sha256": "t", "subset_sha256": "s",
         "test_sha256": "e", "normalization": teacher.normalization.content, "recipe": recipe, "method": GRAFTING,
     }  # fmt: skip
-    arguments = {
-        "eval_every": 2,
-        "checkpoint": folder / "cell.checkpoint.pt",
-        "students": {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")},
-        "record": {"class_names": list("abc")},
-        "process": {"command": "one"},
-        "after_epoch": lambda phase, curve: None,
-    }
+    arguments = {"eval_every": 2, "process": {"command": "one"}, "after_epoch": lambda phase, curve: None}
     setting |= {name: value for name, value in changed.items() if name in setting}
     arguments |= {name: value for name, value in changed.items() if name in arguments}
-    return Cell(Setting("Tiny", shots, trial, **setting), teacher, teacher.few_shot(images), **arguments)
+    students = {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
+    record = {"class_names": list("abc")}
+    planned = PlannedCell(Setting("Tiny", shots, trial, **setting), images, folder / "cell.json", students, record)
+    return Cell(planned, teacher, teacher.few_shot(images), **arguments)

@@ -14,7 +14,7 @@ from conftest import ROOT
 from small import small_teacher
 
 import train_fskd
-from experiments.sweep import progress
+from experiments.cell_runner import progress
 from grafting.distillation import Curve
 from models import checkpoints
 

@@ -16,7 +16,7 @@ from comparisons import methods
 from comparisons.whole import Whole
 from data.datasets import LabelledImages
 from experiments import job, results
-from experiments.sweep import Sweep
+from experiments.cell_runner import CellRunner
 from grafting import recipes
 from models import checkpoints
 
@@ -59,7 +59,7 @@ def test_a_grid_has_a_row_for_each_entry_and_names_the_best(at_home, capsys, mon
     ], "test accuracies that the choice does not need"
     assert printed.count("teacher ckpt") == 1, "the teacher was prepared for each entry"
 
-    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(CellRunner, "run", lambda *_: pytest.fail("a finished cell was run again"))
     assert grid.main(COMMAND) == 0
 
 
@@ -83,7 +83,7 @@ def test_a_grid_at_another_n(at_home, capsys):
 def test_an_entry_that_another_process_is_running(at_home, capsys, monkeypatch):
     assert grid.main(COMMAND) == 0
     results.path_of(at_home / "grid" / grid.label_of(ENTRIES[1]), 10, 0).unlink()
-    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: "another process is running it")
+    monkeypatch.setattr(CellRunner, "run", lambda *_: "another process is running it")
     assert grid.main(COMMAND) == 0
     assert "| 0.002 | 0.002 | not finished |" in (at_home / "grid/grid.md").read_text()
 

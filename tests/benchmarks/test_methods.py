@@ -6,7 +6,7 @@ from acceleration.feature_cache import FeatureCache
 from benchmarks import methods
 from comparisons.methods import METHODS
 from experiments import results
-from experiments.sweep import Sweep
+from experiments.cell_runner import CellRunner
 from grafting.method import GRAFTING
 
 COMMAND = ["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2", "--best_of", "1", "--output_dir", "all"]
@@ -33,7 +33,7 @@ def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch
     assert (folder / "methods.md").read_text() in printed and (folder / "methods.svg").exists()
     assert all(f"| {name} |" in printed for name in METHODS) and "best epoch" not in printed
 
-    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(CellRunner, "run", lambda *_: pytest.fail("a finished cell was run again"))
     assert methods.main(COMMAND) == 0
 
 
@@ -55,15 +55,15 @@ def test_some_methods(with_teacher):
 def test_an_interrupted_fresh_runs_no_method_twice(with_teacher, monkeypatch):
     command = [*COMMAND, "--nshot", "1", "--trials", "1", "--methods", "grafting", "fskd"]
     assert methods.main(command) == 0
-    run_cell, run = Sweep._run_cell, []
+    run_cell, run = CellRunner.run, []
 
-    def cut_in_the_second(sweep, *cell):
-        run.append(sweep.plan.method.name)
+    def cut_in_the_second(runner, cell):
+        run.append(runner.plan.method.name)
         if run == ["grafting", "fskd"]:
             raise KeyboardInterrupt
-        return run_cell(sweep, *cell)
+        return run_cell(runner, cell)
 
-    monkeypatch.setattr(Sweep, "_run_cell", cut_in_the_second)
+    monkeypatch.setattr(CellRunner, "run", cut_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         methods.main([*command, "--fresh"])
     assert methods.main([*command, "--fresh"]) == 0
@@ -75,7 +75,7 @@ def test_an_interrupted_fresh_runs_no_method_twice(with_teacher, monkeypatch):
 def test_a_method_that_cannot_be_run_is_found_before_any_cell(with_teacher, monkeypatch, capsys):
     command = [*COMMAND, "--nshot", "1", "--trials", "1"]
     assert methods.main([*command, "--methods", "fskd", "--seed", "1"]) == 0
-    monkeypatch.setattr(Sweep, "_run_cell", lambda *_: pytest.fail("a cell was run"))
+    monkeypatch.setattr(CellRunner, "run", lambda *_: pytest.fail("a cell was run"))
     capsys.readouterr()
     assert methods.main([*command, "--methods", "grafting", "fskd"]) == 2
     assert "seed" in capsys.readouterr().err

@@ -37,9 +37,9 @@ def test_the_file_has_the_accuracy_of_the_cell(teacher, dataset, tmp_path, metho
     frozen = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
     cell = small_cell(frozen, images, short_recipe(), tmp_path, 2, method=METHODS[method])
     cell.run()
-    kind, state = checkpoints.read(cell.students["last"])
-    student = checkpoints.teacher_from_state(state, cell.students["last"], CLASSES)
-    (figures,) = compare(candidates(kind, state, cell.students["last"], student.eval(), dataset), dataset)
+    kind, state = checkpoints.read(cell.planned.students["last"])
+    student = checkpoints.teacher_from_state(state, cell.planned.students["last"], CLASSES)
+    (figures,) = compare(candidates(kind, state, cell.planned.students["last"], student.eval(), dataset), dataset)
     assert figures.name == "student without adapters"
     curve = cell.curves[cell.current.phase.name]
     assert figures.accuracy == curve.accuracies[curve.epoch]

@@ -1,10 +1,11 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from small import pictures, small_cell, weights
+from small import PowerCut, pictures, run_in_pieces, short_recipe, small_cell, weights
 
 from acceleration import winograd
 from acceleration.feature_cache import CachedTeacher
@@ -35,7 +36,7 @@ def make(teacher, dataset, recipe, tmp_path):
 def outcome(cell):
     """All numbers of a finished cell, and the weights in its three files."""
     curves = {name: (curve.losses, curve.accuracies) for name, curve in cell.curves.items()}
-    return curves, {kind: weights(path) for kind, path in cell.students.items()}
+    return curves, {kind: weights(path) for kind, path in cell.planned.students.items()}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -43,7 +44,7 @@ def test_the_same_cell_gives_the_same_bits(make, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        one, two = make("one"), make("two")
+        one, two = (make(name, recipe=short_recipe((1, 1, 1), (1, 2))) for name in ("one", "two"))
         one.run(), two.run()
     finally:
         torch.set_num_threads(before)
@@ -127,29 +128,13 @@ def test_cached_and_frozen_teacher_agree(make, images, trained_by):
         assert cached.curves[phase].accuracies == curve.accuracies
 
 
-class PowerCut(BaseException):
-    pass
-
-
 def test_an_interrupted_cell_ends_with_the_same_bits(make, images, monkeypatch):
     """Interrupted after each of the 13 epochs, with a checkpoint after every epoch."""
     undisturbed = make("undisturbed", images=images)
     undisturbed.run()
-    expected = outcome(undisturbed)
     monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", -1.0)
-    for epoch in range(1, 14):
-        left = iter(range(1, epoch))
-
-        def cut(phase, curve, left=left):
-            if next(left, None) is None:
-                raise PowerCut
-
-        name = f"cut after {epoch}"
-        with pytest.raises(PowerCut):
-            make(name, after_epoch=cut, images=images).run()
-        again = make(name, images=images)
-        again.run()
-        assert outcome(again) == expected, name
+    last = run_in_pieces(partial(make, "cut", images=images), 13)
+    assert len(last.earlier_processes) == 12 and outcome(last) == outcome(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +171,7 @@ def test_an_incomplete_checkpoint_is_refused(make, content):
     cell = make("one")
     cell.run()
     cell.checkpoint()
-    cell.path.write_bytes(content if content is not None else cell.path.read_bytes()[:-200])
+    cell.planned.checkpoint.write_bytes(content if content is not None else cell.planned.checkpoint.read_bytes()[:-200])
     with pytest.raises(BadInput, match=r"cell's checkpoint, or damaged .*; remove it"):
         make("one").run()
 
@@ -202,9 +187,9 @@ def with_checkpoint(make, monkeypatch, change):
     cell = make("cut", after_epoch=cut)
     with pytest.raises(PowerCut):
         cell.run()
-    saved = torch.load(cell.path, weights_only=True)
+    saved = torch.load(cell.planned.checkpoint, weights_only=True)
     change(saved)
-    torch.save(saved, cell.path)
+    torch.save(saved, cell.planned.checkpoint)
     return make("cut")
 
 
@@ -264,9 +249,10 @@ def test_learning_rates_are_the_settings_whatever_a_checkpoint_says(make, monkey
 
 def test_a_resumed_cell_knows_its_earlier_processes_and_where_they_wrote(make, monkeypatch, tmp_path):
     again = with_checkpoint(make, monkeypatch, lambda saved: None)
-    first_file = again.students["stage 1"]
+    first_file = again.planned.students["stage 1"]
     again.process = {"command": "two"}
-    again.students = {kind: tmp_path / "elsewhere" / path.name for kind, path in again.students.items()}
+    elsewhere = {kind: tmp_path / "elsewhere" / path.name for kind, path in again.planned.students.items()}
+    again.planned = replace(again.planned, students=elsewhere)
     again.run()
     assert again.earlier_processes == [{"command": "one"}]
     assert again.written == {
@@ -280,7 +266,7 @@ def test_a_resumed_cell_knows_its_earlier_processes_and_where_they_wrote(make, m
 def test_every_student_has_a_record(make):
     cell = make("one")
     cell.run()
-    for kind, path in cell.students.items():
+    for kind, path in cell.planned.students.items():
         record = json.loads(path.with_suffix(".json").read_text())
         assert record["student"] == kind and record["class_names"] == ["a", "b", "c"]
         assert record["sha256"] == files.sha256_of_file(path)
@@ -298,7 +284,7 @@ def test_stage_1_writes_its_last_weights_and_stage_2_starts_from_them(make):
 
     cell.distill = recording
     cell.run()
-    b0, b1, b2 = checkpoints.read(cell.students["stage 1"])[1]
+    b0, b1, b2 = checkpoints.read(cell.planned.students["stage 1"])[1]
     joined = {f"{k}.{key}": value for k, state in enumerate((b0, b1)) for key, value in state.items()}
     assert all(torch.equal(starts["L2"][key], value) for key, value in joined.items())
     assert all(torch.equal(starts["L3"][f"2.{key}"], value) for key, value in b2.items())
@@ -309,7 +295,7 @@ def test_best_and_last_are_two_files(make, teacher, dataset):
     cell = make("one")
     cell.run()
     curve = cell.curves["L3"]
-    best, last = (checkpoints.read(cell.students[kind]) for kind in ("best", "last"))
+    best, last = (checkpoints.read(cell.planned.students[kind]) for kind in ("best", "last"))
     assert best[0] == last[0] == "stage 2"
     assert all(torch.equal(value, last[1][key]) for key, value in cell.current.scion.state_dict().items())
     assert (curve.best_epoch == curve.epoch) == all(torch.equal(best[1][key], last[1][key]) for key in best[1])
@@ -327,6 +313,6 @@ def test_a_student_written_just_before_a_power_cut_is_this_cells(make, monkeypat
     with pytest.raises(PowerCut):
         cell.run()
     content = json.loads(json.dumps(cell.setting.content))
-    students.require_free([cell.students["stage 1"]], content, "result.json", fresh=False)
+    students.require_free([cell.planned.students["stage 1"]], content, "result.json", fresh=False)
     with pytest.raises(BadInput, match="is a student of another run"):
-        students.require_free([cell.students["stage 1"]], {**content, "seed": 1}, "result.json", fresh=False)
+        students.require_free([cell.planned.students["stage 1"]], {**content, "seed": 1}, "result.json", fresh=False)

@@ -5,7 +5,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from small import pictures, weights
+from small import PowerCut, pictures, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from acceleration.feature_cache import CachedTeacher
@@ -13,6 +13,7 @@ from comparisons.methods import METHODS
 from data.datasets import LabelledImages
 from experiments import pictures as pictures_of_cells
 from experiments import results, students, sweep
+from experiments.cell_runner import CellRunner
 from experiments.plan import Plan
 from experiments.sweep import Sweep, summarize
 from experiments.tensorboard import rewrite_cell
@@ -49,21 +50,17 @@ def run(plan):
 
 def run_cut(plan, after):
     """Run the plan until `after` cells are done and the next one has started."""
-    sweep, begun, run_cell = Sweep(plan, CPU), [], Sweep._run_cell
+    begun, run_cell = [], CellRunner.run
 
-    def cut(cell, *rest):
+    def cut(runner, cell):
         begun.append(cell)
         if len(begun) > after:
             raise PowerCut
-        return run_cell(sweep, cell, *rest)
+        return run_cell(runner, cell)
 
-    sweep._run_cell = cut
-    with pytest.raises(PowerCut):
-        sweep.run()
-
-
-class PowerCut(BaseException):
-    pass
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(CellRunner, "run", cut)
+        Sweep(plan, CPU).run()
 
 
 def result(plan, shots, trial):
@@ -137,15 +134,13 @@ def test_memory_and_eval_every_change_no_result(plan):
         assert (plain[cell][0], plain[cell][2]) == (best, last)
 
 
-def test_finished_cells_are_not_run_again(plan):
+def test_finished_cells_are_not_run_again(plan, monkeypatch):
     run(plan(cells=((1, 0), (2, 0))))
     before = result(plan(), 1, 0)
-    watched = Sweep(plan(), CPU)
-    begun = []
-    original = watched._run_cell
-    watched._run_cell = lambda cell, *rest: begun.append(cell) or original(cell, *rest)
-    watched.run()
-    assert begun == [(1, 1), (2, 1)]
+    begun, run_cell = [], CellRunner.run
+    monkeypatch.setattr(CellRunner, "run", lambda runner, cell: begun.append(cell.name) or run_cell(runner, cell))
+    Sweep(plan(), CPU).run()
+    assert begun == ["1-shot trial 1", "2-shot trial 1"]
     assert result(plan(), 1, 0) == before
     assert "2 of 4 cells are done already; --fresh runs them again" in plan.lines
 
@@ -205,7 +200,7 @@ def test_an_interrupted_fresh_continues_from_its_own_checkpoint_only(plan):
     checkpoint.write_text("from before")
     sweep = Sweep(replace(begun, fresh=True), CPU)
     assert not checkpoint.exists()
-    files.write_tensors(checkpoint, {"setting": json.dumps(sweep._setting((1, 0)).content)})
+    files.write_tensors(checkpoint, {"setting": json.dumps(sweep.cells[0].setting.content)})
     Sweep(replace(begun, fresh=True), CPU)
     assert checkpoint.exists()
 
