@@ -75,7 +75,7 @@ class CachedTeacher(FrozenTeacher):
         return self.cache is not None and self.cache.starts == starts and self.cache.holds(images)
 
     def cached_together(self, images: np.ndarray, starts: tuple[int, ...]) -> np.ndarray:
-        """The images and those of the subsets behind them that fit the budget too, each image once."""
+        """The images and those of the later subsets, as far as they fit into the budget, each image once."""
         chosen = by_bytes(images)
         place = next((i for i, subset in enumerate(self.subsets) if np.array_equal(subset, images)), len(self.subsets))
         for subset in self.subsets[place + 1 :]:

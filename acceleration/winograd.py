@@ -29,11 +29,11 @@ ALGORITHMS = {
 def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
     """The network, for maps (B, C, side, side) -> maps or, if it flattens them, (B, C'), in evaluation mode.
 
-    It may consist of 3x3 and 1x1 convolutions, ReLU, max-pools, flatten, linear layers and BatchNorm1d; side is 4, 2
-    or 1, and maps that are flattened have one pixel. Layers that require gradients share their weights with the result
-    and are trained through it. All others, under `torch.no_grad` every layer, must not change afterwards: their
-    kernels are transformed once, and linear ones that follow one another become one. Raises TypeError for any other
-    kind of layer.
+    It may consist of 3x3 convolutions of 4x4 or 2x2 pixels, 1x1 convolutions, ReLU, max-pools, flatten, linear layers
+    and BatchNorm1d; side is 4, 2 or 1, and maps that are flattened have one pixel. Layers that require gradients share
+    their weights with the result and are trained through it. All others, under `torch.no_grad` every layer, must not
+    change afterwards: their kernels are transformed once, and linear ones that follow one another become one. Raises
+    TypeError for any other kind of layer.
     """
     layers: list[nn.Module] = [ToRows()]
     flattens = False

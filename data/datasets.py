@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
 
+import filelock
 import numpy as np
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -107,9 +109,12 @@ def _cifar(official: type, classes: int, normalization: Normalization, subset_se
 def _official(official: type, root: Path, train: bool) -> torchvision_datasets.CIFAR10:
     """The official files through torchvision, which checks their md5 and downloads them when they are missing."""
     try:
-        try:
+        with suppress(RuntimeError):  # raised for a file that is missing or whose md5 differs
             return official(root, train=train)
-        except RuntimeError:  # raised for a file that is missing or whose md5 differs
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / f".{official.filename}.lock"):
+            with suppress(RuntimeError):  # another process may have just downloaded them
+                return official(root, train=train)
             download_and_extract_archive(official.url, root, filename=official.filename, md5=official.tgz_md5)
             return official(root, train=train)
     except (OSError, RuntimeError, EOFError, HTTPException) as error:

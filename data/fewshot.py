@@ -13,25 +13,29 @@ from pathlib import Path
 
 import numpy as np
 
-from data.datasets import ImageDataset, LabelledImages
+from data.datasets import ImageDataset
 from data.views import IMAGE_SIZE
 from utils import files
 from utils.errors import BadInput
 
 
-def draw(train: LabelledImages, classes: int, shots: int, seed: int) -> np.ndarray:
+def draw(dataset: ImageDataset, shots: int, seed: int) -> np.ndarray:
     """Class by class, shuffle the positions of the class's images and take the first `shots`.
 
     Returns (shots * classes, 3, 32, 32) uint8. Raises BadInput when a class has too few images.
     """
-    source = random.Random(seed)
+    source, train = random.Random(seed), dataset.train()
     chosen: list[int] = []
-    for label in range(classes):
+    for label in range(dataset.classes):
         members = np.flatnonzero(train.labels == label)
         positions = list(range(len(members)))
         source.shuffle(positions)
         if len(positions) < shots:
-            raise BadInput(f"--nshot {shots}: class {label} has only {len(positions)} training images")
+            name, most = dataset.class_names()[label], np.bincount(train.labels, minlength=dataset.classes).min()
+            raise BadInput(
+                f"--nshot {shots}: class {name!r} has only {len(positions)} training images; give at most {most}, the"
+                " number of the smallest class"
+            )
         chosen.extend(members[positions[:shots]])
     return train.images[chosen]
 
@@ -49,10 +53,10 @@ def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.
     cannot be written, the subset is drawn again each time. Raises BadInput for a file that holds anything else.
     """
     if not dataset.published_subsets:
-        return draw(dataset.train(), dataset.classes, shots, seed)
+        return draw(dataset, shots, seed)
     path = path_of(dataset, shots, seed, data_path)
     if not path.exists():
-        images = draw(dataset.train(), dataset.classes, shots, seed)
+        images = draw(dataset, shots, seed)
         with suppress(BadInput):  # the folder may be read-only
             _write(images, path)
         return images
@@ -68,7 +72,7 @@ def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.
 def build(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:
     """Draw a subset and write its file. Raises BadInput if it cannot be written."""
     path = path_of(dataset, shots, seed, data_path)
-    _write(draw(dataset.train(), dataset.classes, shots, seed), path)
+    _write(draw(dataset, shots, seed), path)
     return path
 
 

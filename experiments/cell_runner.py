@@ -20,7 +20,7 @@ from experiments import pictures, results
 from experiments.cell import Cell
 from experiments.plan import Plan
 from experiments.planned_cell import PlannedCell
-from experiments.tensorboard import RunningCurves, write_picture
+from experiments.tensorboard import CellCurves, RunningCurves, write_picture
 from grafting.distillation import Curve, NotFinite
 from grafting.teacher import Views
 from utils import files, machine
@@ -46,8 +46,10 @@ class CellRunner:
         started = perf_counter()
         views = self._views(planned)
         features_seconds = perf_counter() - started
-        accuracy, process, failure = self.teacher_record["accuracy"], self._process(planned), None
-        curves = RunningCurves(self.plan.output_dir, planned.setting.content, accuracy, self.plan.report)
+        process, failure = self._process(planned), None
+        accuracy = self.teacher_record["accuracy"]
+        make_curves = partial(CellCurves, self.plan.output_dir, planned.setting.content, accuracy)
+        curves = RunningCurves(make_curves, self.plan.report)
         with closing(curves), self._epochs_bar(planned) as show:
 
             def after_epoch(phase: str, curve: Curve) -> None:
@@ -58,7 +60,7 @@ class CellRunner:
             try:
                 cell.run()
             except NotFinite as error:
-                failure = error
+                failure = error.with_traceback(None)  # the traceback would keep this cell's features in memory
             process["peak_gpu_memory"] = machine.peak_gpu_memory(self.device)
             process["test_predictions_settled_by"] = dict(self.teacher.settled)  # without the confusion matrix's
             result = result_of(cell, failure, self.teacher_record, features_seconds)
@@ -109,7 +111,9 @@ class CellRunner:
             epochs_done.close()
 
     def _write_confusion(self, cell: Cell) -> None:
-        """The confusion matrices of teacher and student, for TensorBoard."""
+        """The confusion matrices of teacher and student, for TensorBoard, if there are not too many classes."""
+        if self.plan.dataset.classes > pictures.DRAWN_CLASSES:
+            return
         setting, matrices = cell.setting, pictures.confusion(self.teacher, cell.current)
         draw = partial(pictures.confusion_picture, matrices, self.plan.dataset.class_names())
         write_if_possible(self.plan, f"confusion matrix/N = {setting.shots:02d}, trial {setting.trial}", draw)

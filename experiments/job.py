@@ -7,7 +7,7 @@ import glob
 import shlex
 import sys
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import filelock
@@ -18,7 +18,7 @@ from comparisons.methods import METHODS
 from data.datasets import ImageDataset, dataset_name, open_dataset
 from experiments.plan import Plan
 from experiments.ranks import SINGLE_PROCESS, Rank
-from experiments.tensorboard import TeacherCurves
+from experiments.tensorboard import RunningCurves, TeacherCurves, quiet_writers
 from grafting.recipes import RECIPES
 from models import checkpoints, records, teacher_training
 from models.download import fetch_teacher
@@ -128,9 +128,9 @@ class Job:
         for directory in (self.teacher_file.parent, self.output_dir):
             files.require_writable(directory)
         lock = filelock.FileLock(self.teacher_file.with_name(f".{self.teacher_file.stem}.lock"))
-        curves = TeacherCurves(self.output_dir, self.teacher_file.stem)
+        curves = RunningCurves(partial(TeacherCurves, self.output_dir, self.teacher_file.stem), say)
         try:
-            with lock.acquire(timeout=-1 if only_if_missing else 0), closing(curves):
+            with lock.acquire(timeout=-1 if only_if_missing else 0), quiet_writers(), closing(curves):
                 if only_if_missing and self.teacher_file.exists():
                     return
                 accuracy = teacher_training.train_teacher(

@@ -17,6 +17,7 @@ from grafting.teacher import FrozenTeacher
 
 SHOWN_CLASSES, SHOWN_SHOTS = 20, 10
 NAMED_CLASSES = 20  # more names than these cannot be read beside a matrix
+DRAWN_CLASSES = 1000  # of more, a matrix shows nothing, and takes memory as the square of their number
 ZOOM = 2
 
 

@@ -123,21 +123,22 @@ class CellCurves:
 
 
 class RunningCurves:
-    """The curves of a cell that runs, which does not depend on them: where they cannot be written, it goes on.
+    """The curves of a training, which does not depend on them: where they cannot be written, it goes on.
 
-    As CellCurves; report: is given a line about the first error. After it nothing is written.
+    make: makes CellCurves or TeacherCurves, whose methods these are. report: is given a line about the first error.
+    After it nothing is written.
     """
 
-    def __init__(self, output_dir: Path, setting: Mapping[str, Any], teacher: float, report: Callable[[str], None]):
+    def __init__(self, make: Callable[[], CellCurves | TeacherCurves], report: Callable[[str], None]):
         self.report = report
-        self.curves: CellCurves | None = None
+        self.curves: CellCurves | TeacherCurves | None = None
         with self._reporting():
-            self.curves = CellCurves(output_dir, setting, teacher)
+            self.curves = make()
 
-    def __call__(self, phase: str, curve: Curve) -> None:
+    def __call__(self, *measured: Any) -> None:
         with self._reporting():
             if self.curves:
-                self.curves(phase, curve)
+                self.curves(*measured)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         with self._reporting():
@@ -154,7 +155,7 @@ class RunningCurves:
         try:
             yield
         except OSError as error:
-            self.report(f"TensorBoard's curves cannot be written ({error.strerror or error}); the cell goes on without")
+            self.report(f"TensorBoard's curves cannot be written ({error.strerror or error}); training goes on without")
             broken, self.curves = self.curves, None
             with suppress(OSError):
                 if broken:

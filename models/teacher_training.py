@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,8 @@ class TeacherTraining:
     """A teacher's training. `run()` returns the trained teacher, in the plain layout.
 
     resume_file: a checkpoint, written after every epoch; training resumes from it if it exists. report: called with a
-    message after every epoch. after_epoch: called after every epoch with what was measured in each epoch so far.
+    message after every epoch. after_epoch: called after every epoch, and after resuming, with what was measured in each
+    epoch so far.
     """
 
     def __init__(
@@ -174,11 +175,11 @@ class TeacherTraining:
             for epoch in range(done, self.recipe.epochs):
                 figures = self._train(epoch, images, labels, steps_done)
                 if not math.isfinite(figures["loss"]):
-                    self.resume_file.unlink(missing_ok=True)  # it would refuse another seed
-                    raise BadInput(f"--train_teacher: the loss is not finite in epoch {epoch + 1}; try another --seed")
+                    self._refuse(f"the loss is not finite in epoch {epoch + 1}")
                 with self._autocast():
                     figures["test_accuracy"] = self.test_accuracy(self.model.network)
                 self.history.append(figures)
+                self._save()
                 self.after_epoch(self.history)
                 left = (perf_counter() - started) / (epoch + 1 - done) * (self.recipe.epochs - epoch - 1)
                 self.report(
@@ -186,8 +187,9 @@ class TeacherTraining:
                     f" {figures['training_accuracy']:.2f}%, test accuracy {figures['test_accuracy']:.2f}%,"
                     f" {_brief_time(left)} left"
                 )
-                self._save()
         teacher = fold_batchnorm(self.model.network).eval()
+        if not all(value.isfinite().all() for value in teacher.state_dict().values()):  # after the last step
+            self._refuse("a weight is not finite after the last epoch")
         if self.recipe.balanced:
             every = math.ceil(len(train.images) / BALANCING_IMAGES)  # pictures in folders come class by class
             images = torch.from_numpy(train.images[::every].copy()).to(self.device)
@@ -197,6 +199,10 @@ class TeacherTraining:
                 " divided by it, so the logits stay the same"
             )
         return teacher
+
+    def _refuse(self, fault: str) -> NoReturn:
+        self.resume_file.unlink(missing_ok=True)  # it would refuse another seed
+        raise BadInput(f"--train_teacher: {fault}; try another --seed")
 
     def _train(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""
@@ -270,3 +276,4 @@ class TeacherTraining:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.history = json.loads(saved["history"])
         self.report(f"{self.resume_file}: resuming after epoch {len(self.history)}")
+        self.after_epoch(self.history)

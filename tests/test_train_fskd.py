@@ -213,6 +213,16 @@ def test_train_teacher(at_home, capsys, recipe_name):
     assert list((at_home / "runs/Folder/tensorboard/teacher/mine").glob("events.*"))
 
 
+def test_where_tensorboard_cannot_be_written_a_teacher_is_trained(at_home, capsys):
+    (at_home / "runs/Folder").mkdir(parents=True)
+    (at_home / "runs/Folder/tensorboard").write_text("no folder")
+    quick = ["--teacher_recipe", "quick", "--teacher_epochs", "2", "--teacher_architecture", "vgg11-small"]
+    assert command("--train_teacher", *quick, "--teacher", "mine.pth") == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("TensorBoard's curves cannot be written (") == 1 and "Traceback" not in shown.err
+    assert len(json.loads((at_home / "mine.json").read_text())["epochs"]) == 2
+
+
 def test_a_teacher_is_made_graftable(with_teacher, capsys):
     source = "ckpt/teacher/vgg16-blockwise-folder.pth"
     assert command("--train_teacher", "--teacher_from", source, "--teacher", "b.pth", "--teacher_epochs", "0") == 0
@@ -335,7 +345,10 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
         (["--evaluate", "empty.pth"], "empty.pth: not a checkpoint, or damaged"),
         (["--evaluate", "missing.pth"], "missing.pth: no such file"),
         (["--evaluate", "array.pkl"], "array.pkl: "),
-        (["--teacher", "good.pth", "--nshot", "5", *HERE], "--nshot 5: class 0 has only 4 training images"),
+        (
+            ["--teacher", "good.pth", "--nshot", "5", *HERE],
+            "class 'a' has only 4 training images; give at most 4",
+        ),
         (["--teacher", "good.pth", "--nshot", "1", "--output_dir", "empty.pth"], "cannot be written"),
         (["--train_teacher", "--teacher", "new.pth", "--output_dir", "empty.pth"], "empty.pth: cannot be written"),
     ],

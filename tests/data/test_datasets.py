@@ -1,4 +1,5 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from http.client import IncompleteRead
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def test_the_hash_is_of_the_images_bytes_then_the_labels():
 def test_missing_files_are_fetched_and_checked(official_files, tmp_path):
     fetched = open_dataset("CIFAR10", tmp_path / "new").train()
     assert np.array_equal(fetched.images, open_dataset("CIFAR10", official_files).train().images)
+
+
+def test_two_processes_fetch_missing_files_once(official_files, tmp_path, monkeypatch):
+    """The second one comes while the first one downloads, and waits for it."""
+    fetch, fetched, second = datasets.download_and_extract_archive, [], []
+
+    def fetch_slowly(*arguments, **named):
+        fetched.append(arguments)
+        if len(fetched) == 1:
+            second.append(pool.submit(open_dataset("CIFAR10", tmp_path / "new").test))
+            with pytest.raises(TimeoutError):
+                second[0].result(timeout=0.5)
+        fetch(*arguments, **named)
+
+    monkeypatch.setattr(datasets, "download_and_extract_archive", fetch_slowly)
+    with ThreadPoolExecutor() as pool:
+        first = open_dataset("CIFAR10", tmp_path / "new").test()
+        assert np.array_equal(second[0].result().images, first.images)
+    assert len(fetched) == 1
 
 
 def test_a_damaged_file_is_fetched_again(official_files):

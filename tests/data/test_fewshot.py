@@ -23,7 +23,7 @@ PUBLISHED_SHA256 = {
 @pytest.mark.parametrize(("name", "shots"), PUBLISHED_SHA256)
 def test_subsets_of_the_official_files_have_the_published_bytes(real_data, name, shots):
     dataset = open_dataset(name, real_data(name))
-    images = fewshot.draw(dataset.train(), dataset.classes, shots, dataset.subset_seed)
+    images = fewshot.draw(dataset, shots, dataset.subset_seed)
     assert files.sha256(images.tobytes()) == PUBLISHED_SHA256[name, shots]
 
 
@@ -61,11 +61,11 @@ def test_where_no_file_can_be_written_the_subset_is_drawn(official_files, tmp_pa
     dataset = open_dataset("CIFAR10", official_files)
     (tmp_path / "occupied").touch()
     folder = tmp_path / "occupied" / "raw"  # nothing can be written below a file
-    drawn = fewshot.draw(dataset.train(), 10, 2, 6)
+    drawn = fewshot.draw(dataset, 2, 6)
     assert np.array_equal(fewshot.subset(dataset, 2, 6, folder), drawn)
     with pytest.raises(BadInput, match=r"cifar10-random-2-per-class\.pkl: cannot be written"):
         fewshot.build(dataset, 2, 6, folder)
-    with pytest.raises(BadInput, match="--nshot 100: class 0 has only 60"):
+    with pytest.raises(BadInput, match="--nshot 100: class '0' has only 60 training images; give at most 60"):
         fewshot.subset(dataset, 100, 6, folder)
 
 
@@ -110,7 +110,7 @@ def test_other_files_are_refused(official_files, content, fault, capsys):
 
 
 def test_more_shots_than_images_is_refused(dataset):
-    with pytest.raises(BadInput, match="--nshot 5: class 0 has only 4"):
+    with pytest.raises(BadInput, match="--nshot 5: class 'a' has only 4 training images; give at most 4"):
         fewshot.subset(dataset, 5, 6, None)
 
 

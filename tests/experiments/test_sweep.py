@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import filelock
@@ -13,6 +15,7 @@ from comparisons.methods import METHODS
 from data.datasets import LabelledImages
 from experiments import pictures as pictures_of_cells
 from experiments import results, students, sweep
+from experiments.cell import Cell
 from experiments.cell_runner import CellRunner
 from experiments.plan import Plan
 from experiments.sweep import Sweep, summarize
@@ -551,6 +554,34 @@ def test_confusion_matrices_are_those_of_the_result(plan, monkeypatch):
     events = EventAccumulator(str(plan().output_dir / "tensorboard/pictures"))
     events.Reload()
     assert sorted(events.Tags()["images"]) == ["confusion matrix/N = 02, trial 1", "few-shot images/N = 02"]
+
+
+def test_of_very_many_classes_no_matrix_is_drawn(plan, monkeypatch):
+    """It would take memory as the square of their number, before the result is written."""
+    monkeypatch.setattr(pictures_of_cells, "DRAWN_CLASSES", 2)
+    monkeypatch.setattr(pictures_of_cells, "confusion", lambda *_: pytest.fail("counted"))
+    Sweep(plan(cells=((1, 0),)), CPU).run()
+    assert result(plan(), 1, 0)["status"] == "done"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cell_leaves_none_of_its_features_in_memory(plan, monkeypatch, fails):
+    """Without the garbage collector, which may come too late for the next cell's cache."""
+    views, run_cell = [], Cell.run
+
+    def watched(cell):
+        views.append(weakref.ref(cell.views))
+        run_cell(cell)
+        if fails:
+            raise NotFinite("L3", 1)
+
+    monkeypatch.setattr(Cell, "run", watched)
+    gc.disable()
+    try:
+        Sweep(plan(cells=((1, 0),)), CPU).run()
+        assert views[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_finished_cell_has_the_run_that_table_rebuilds(plan):

@@ -162,7 +162,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(dataset, tmp_path, kind
         train("cut", cut_after_two)
     lines = []
     assert train("cut", lines.append) == undisturbed
-    assert "resuming after epoch 1" in lines[0]
+    assert "resuming after epoch 2" in lines[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "cut.json", "cut.pth", "undisturbed.json", "undisturbed.pth",
     ]  # fmt: skip
@@ -252,6 +252,23 @@ def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
     assert not (tmp_path / "t.pth").exists()
 
 
+def test_a_teacher_whose_last_step_overflows_is_not_written(dataset, tmp_path, monkeypatch):
+    """No loss shows it."""
+    train = TeacherTraining._train
+
+    def overflowing(training, epoch, *rest):
+        figures = train(training, epoch, *rest)
+        if epoch == 1:
+            next(training.model.network.parameters()).data.mul_(float("inf"))
+        return figures
+
+    monkeypatch.setattr(TeacherTraining, "_train", overflowing)
+    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
+    with pytest.raises(BadInput, match="a weight is not finite after the last epoch; try another --seed"):
+        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unfinished_training_of_other_settings_is_refused(dataset, tmp_path):
     recipe = replace(CIFAR10.teachers["quick"], epochs=2)
     resume_file = tmp_path / "t.resume.pt"
@@ -334,7 +351,7 @@ def test_an_interrupted_fresh_training_is_resumed(dataset, tmp_path):
     path.write_bytes(b"a teacher")
 
     def interrupt(line):
-        if line.startswith("epoch 2"):
+        if line.startswith("epoch 1"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
