@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import download_and_extract_archive
 
 from data import shapes
-from data.pictures import class_folders, find_pictures, mean_and_std, read_picture
+from data.pictures import class_folders, find_files, find_pictures, is_picture, mean_and_std, read_picture
 from data.views import IMAGE_SIZE, Normalization
 from utils.errors import BadInput
 from utils.text import in_one_line
@@ -48,7 +49,8 @@ class ImageDataset:
     """A data set. `train()` and `test()` return LabelledImages; the images are read at the first call.
 
     subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are
-    stored as files with the released names. class_names(): the name of each class, in the labels' order.
+    stored as files with the released names. class_names(): the name of each class, in the labels' order. skipped: which
+    files are no pictures, for the user; empty if there are none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ImageDataset:
     train: Callable[[], LabelledImages]
     test: Callable[[], LabelledImages]
     class_names: Callable[[], tuple[str, ...]]
+    skipped: str = ""
 
 
 def dataset_name(name: str, data_path: Path) -> str:
@@ -111,6 +114,8 @@ def _official(official: type, root: Path, train: bool) -> torchvision_datasets.C
     try:
         with suppress(RuntimeError):  # raised for a file that is missing or whose md5 differs
             return official(root, train=train)
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            raise BadInput(f"--data_path {root}: holds train/ and test/, not {official.__name__}; add --dataset Folder")
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / f".{official.filename}.lock"):
             with suppress(RuntimeError):  # another process may have just downloaded them
@@ -164,7 +169,16 @@ def _folder(root: Path) -> ImageDataset:
         partial(read, "train"),
         partial(read, "test"),
         lambda: names,
+        _skipped(root),
     )
+
+
+def _skipped(root: Path) -> str:
+    """The files in train/ and test/ that are not read: how many, with which extensions."""
+    others = [path for split in ("train", "test") for path in find_files(root / split) if not is_picture(path)]
+    counts = Counter(path.suffix.lower() or "no extension" for path in others)
+    listed = ", ".join(f"{count} {extension}" for extension, count in sorted(counts.items()))
+    return f"skipped, since they do not end in {', '.join(IMG_EXTENSIONS)}: {listed}" if others else ""
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
@@ -176,8 +190,8 @@ def _class_names(root: Path) -> tuple[str, ...]:
     if names != others:
         unmatched = min(set(names) ^ set(others))
         raise BadInput(f"{root}: class {unmatched!r} is in only one of train/ and test/; both need the same folders")
-    if not names:
-        raise BadInput(f"{root / 'train'}: no folder in it; --dataset Folder needs a folder of pictures per class")
+    if len(names) < 2:
+        raise BadInput(f"{root / 'train'}: needs a folder of pictures for each of two or more classes")
     return tuple(names)
 
 

@@ -32,8 +32,18 @@ def class_folders(directory: Path) -> list[str]:
     return sorted(next(os.walk(directory, onerror=_refuse))[1])
 
 
+def is_picture(path: Path) -> bool:
+    """Whether the file's extension is one of those that torchvision's ImageFolder reads."""
+    return path.name.lower().endswith(IMG_EXTENSIONS)
+
+
 def find_pictures(folder: Path) -> list[Path]:
-    """Every file below `folder` with the extension of a picture, in the order of torchvision's ImageFolder.
+    """Every picture below `folder`, as `find_files` finds them."""
+    return list(filter(is_picture, find_files(folder)))
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Every file below `folder`, in the order of torchvision's ImageFolder, without macOS's companions ("._name").
 
     Links are followed. Each directory is read only once, and those that contain `folder` are not read at all, so a
     loop of links adds nothing. Raises BadInput for a directory that cannot be read.
@@ -47,7 +57,7 @@ def find_pictures(folder: Path) -> list[Path]:
             continue
         entered.add(real_path)
         inner.sort()
-        found += [(directory, name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
+        found += [(directory, name) for name in names if not name.startswith("._")]
     return [Path(directory, name) for directory, name in sorted(found)]
 
 
@@ -84,6 +94,10 @@ def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
             raise BadInput(f"{name}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
+        except FileNotFoundError:
+            raise BadInput(f"{name}: no such file") from None
+        except IsADirectoryError:
+            raise BadInput(f"{name}: is a folder; name the pictures in it") from None
         except UNREADABLE as error:
             reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
             raise BadInput(f"{name}: cannot be read as a picture ({reason}); replace or remove it") from error

@@ -118,6 +118,8 @@ def write(network: FoldedStudent, header: Header, path: Path) -> None:
         model = torch.onnx.export(
             program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
         ).model_proto
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
         write_onnx(model, header.text, path)
 
 

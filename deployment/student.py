@@ -55,7 +55,7 @@ class Student(nn.Module):
         """The classes of pictures of any size, each a file or a Pillow image.
 
         They are turned upright, converted to RGB, resized and cropped as in training (data/pictures.py). Raises
-        BadInput for a picture that cannot be read.
+        BadInput for a picture that cannot be read, TypeError for anything else, such as an array.
         """
         if isinstance(pictures, str | os.PathLike | Image.Image):
             raise TypeError("predict() takes a list of pictures; put the picture into a list")
@@ -72,7 +72,12 @@ class Student(nn.Module):
 
 def _pixels(picture: str | os.PathLike[str] | Image.Image) -> np.ndarray:
     """(3, 32, 32) uint8."""
-    return from_picture(picture, "a picture") if isinstance(picture, Image.Image) else from_picture(picture, picture)
+    if isinstance(picture, Image.Image):
+        return from_picture(picture, "a picture")
+    if not isinstance(picture, str | os.PathLike):
+        kind = type(picture).__name__
+        raise TypeError(f"a picture is a file or a Pillow image, not {kind}; PIL.Image.fromarray(array) makes one")
+    return from_picture(picture, picture)
 
 
 def load(path: str | os.PathLike[str]) -> Student:

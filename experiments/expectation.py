@@ -15,6 +15,8 @@ from pathlib import Path
 from models.balancing import TARGET_RMS
 
 SMALL = 1.0  # an output of block 2 with a smaller root mean square costs B0 accuracy on CIFAR10 (models/balancing.py)
+LITTLE = 0.2  # of the way from chance to 100%; a network of other data with as many classes stays below
+FOREIGN = 3.0  # points by which one image per class is better than the teacher; of no teacher that was measured
 POOR = 3.0  # points below the teacher at N = 1; the paper's CIFAR10 student is 2.09 below
 
 
@@ -41,6 +43,13 @@ WITH_MORE_STEPS = (
 )
 
 
+def doubt(teacher: float, classes: int) -> str:
+    """What to add to a teacher's test accuracy (%) that is little better than chance."""
+    chance = 100 / classes
+    is_little = teacher < chance + LITTLE * (100 - chance)
+    return f"; little better than chance ({chance:.0f}%): was it trained on these data?" if is_little else ""
+
+
 def describe(
     teacher: float, one_shot: float, rms: float, steps: int, inputs: Sequence[str], teacher_file: Path
 ) -> list[str]:
@@ -48,6 +57,8 @@ def describe(
 
     teacher, one_shot: in percent. steps: of a cell at N = 1. inputs: the flags that name the data set.
     """
+    if teacher < one_shot - FOREIGN:
+        return ["One image per class, read off block 2, beats the teacher itself: was it trained on these data?"]
     losses = {shots: rule.loss(teacher - one_shot) for shots, rule in RULES.items()}
     students = " and ".join(f"{teacher - loss:.1f}% at N = {shots}" for shots, loss in losses.items())
     errors = " and ".join(f"{rule.error:.1f}" for rule in RULES.values())

@@ -70,7 +70,10 @@ class Job:
     @cached_property
     def dataset(self) -> ImageDataset:
         self.announce(f"reading the images of {self.name}")
-        return open_dataset(self.args.dataset, self.args.data_path)
+        dataset = open_dataset(self.args.dataset, self.args.data_path)
+        if dataset.skipped:
+            self.announce(dataset.skipped)
+        return dataset
 
     @cached_property
     def subset_seed(self) -> int:
@@ -106,7 +109,8 @@ class Job:
             fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
         else:
             existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{glob.escape(self.name.lower())}.pth")))
-            train = shlex.join([*self.inputs("data_path", "teacher_architecture"), "--train_teacher"])
+            inputs = self.inputs("data_path", "teacher_architecture")
+            train = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", "--teacher_recipe", "quick"])
             choose = f"name one with --teacher: {', '.join(existing)}" if existing else f"train one: {train}"
             raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
 

@@ -53,10 +53,9 @@ class Setting:
         for name in self.content:
             if other.get(name) != self.content[name]:
                 what, saved_now = name.replace("_", " "), files.difference(other.get(name), self.content[name])
-                raise BadInput(
-                    f"{path}: made with another {what} ({saved_now});"
-                    " --fresh runs the cell again, another --output_dir keeps both"
-                )
+                fresh = "" if name in ("dataset", "method") else "--fresh runs the cell again, "
+                advice = f"{fresh}another --output_dir keeps both"
+                raise BadInput(f"{path}: made with another {what} ({saved_now}); {advice}")
 
 
 def _phase_content(phase: Phase, shots: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def evaluate(job: Job) -> int:
     path = job.args.evaluate
     files.require_there(path)
     if job.args.json:
-        _require_json_target(job.args.json)
+        _require_json_target(job.args.json, path)
     networks = _networks_in(path, job)
     say(f"{path}: measuring accuracy and speed on the test images")
     with arithmetic(job.args.precision, job.device):
@@ -48,8 +48,10 @@ def evaluate(job: Job) -> int:
     return 0
 
 
-def _require_json_target(target: Path) -> None:
+def _require_json_target(target: Path, network_file: Path) -> None:
     """Raise BadInput now if --json would replace a file that is not its own, or could not be written."""
+    if target.absolute() == records.path_of(network_file).absolute():
+        raise BadInput(f"--json {target}: is where the record of {network_file} belongs; name another file")
     if target.exists():
         try:
             is_own = files.read_json(target, "a file of --json").keys() == {"file", "networks"}

@@ -17,6 +17,7 @@ from acceleration.feature_cache import CachedTeacher
 from data.fewshot import subset
 from experiments import pictures, results, students
 from experiments.cell_runner import CellRunner, write_if_possible
+from experiments.expectation import doubt
 from experiments.fresh import Fresh
 from experiments.plan import CellKey, Plan
 from experiments.planned_cell import PlannedCell
@@ -109,7 +110,7 @@ class Sweep:
         started = perf_counter()
         plan.report(f"computing the teacher's features and test accuracy on {len(teacher.test_labels):,} images")
         accuracy = teacher.accuracy(nn.Identity(), len(network))
-        plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%")
+        plan.report(f"teacher {plan.teacher_file}: test accuracy {accuracy:.2f}%{doubt(accuracy, network.classes)}")
         seconds, count = perf_counter() - started, len(teacher.test_labels)
         return teacher, {
             "file": str(plan.teacher_file),

@@ -47,7 +47,8 @@ def fetch_teacher(path: Path, classes: int, dataset: str, releases: tuple[str, .
                 return files.write_bytes(path, arrived.read_bytes())
     raise BadInput(
         f"{path}: missing, and cannot be fetched ({'; '.join(reasons)});"
-        f" put a teacher there, or train one: --dataset {dataset} --train_teacher"
+        f" put a teacher there, or train one: python train_fskd.py --dataset {dataset} --train_teacher --teacher_recipe"
+        " quick (the public recipe is the default, a job for a GPU)"
     )
 
 

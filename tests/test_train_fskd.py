@@ -188,7 +188,8 @@ def test_shards_divide_the_cells(with_teacher, capsys):
 
 
 def test_diagnose(with_teacher, capsys, monkeypatch):
-    monkeypatch.setattr(expectation, "POOR", -100.0)  # every teacher is poor
+    monkeypatch.setattr(expectation, "POOR", -100.0)  # every teacher is poor,
+    monkeypatch.setattr(expectation, "FOREIGN", 100.0)  # and of these data
     assert command("--diagnose", "--nshot", "4", "--data_path", "other") == 0
     printed = capsys.readouterr().out
     assert "12 few-shot images (N = 4)" in printed
@@ -336,8 +337,14 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
         (["--device", "abacus"], "--device abacus: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--table"], "runs/Folder/results: no results found"),
-        ([], "ckpt/teacher/vgg16-blockwise-folder.pth: no such teacher; train one: --dataset Folder --train_teacher"),
-        (["--teacher_architecture", "vgg11"], "one: --dataset Folder --teacher_architecture vgg11 --train_teacher"),
+        (
+            [],
+            "train one: python train_fskd.py --dataset Folder --train_teacher --teacher_recipe quick",
+        ),
+        (
+            ["--teacher_architecture", "vgg11"],
+            "one: python train_fskd.py --dataset Folder --teacher_architecture",
+        ),
         (["--teacher", "missing.pth"], "missing.pth: no such teacher"),
         (["--teacher", "."], ".: is a directory; expected a checkpoint"),
         (["--teacher", "empty.pth"], "empty.pth: not a checkpoint, or damaged"),
@@ -488,7 +495,7 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
         (["--json", STUDENT, "--evaluate", STUDENT], f"--json {STUDENT}: exists already and is no file of --json"),
         (
             ["--json", str(Path(STUDENT).with_suffix(".json")), "--evaluate", STUDENT],
-            "exists already and is no file of --json",
+            f"is where the record of {STUDENT} belongs; name another file",
         ),
         (["--teacher", "missing.pth", "--evaluate", STUDENT], "--teacher missing.pth: no such file"),
         (

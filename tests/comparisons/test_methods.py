@@ -56,7 +56,7 @@ def test_the_method_is_part_of_the_setting(make, method):
     here, grafting = make("one", method), make("one", GRAFTING.name)
     assert here.setting.content["method"] == method
     for mine, other in ((here, grafting), (grafting, here)):
-        with pytest.raises(BadInput, match=r"made with another method .*--fresh"):
+        with pytest.raises(BadInput, match=r"made with another method \(.*\); another --output_dir keeps both"):
             mine.setting.require_same(other.setting.content, here.planned.checkpoint)
 
 

@@ -128,6 +128,26 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_files_that_are_not_read_are_counted(folder):
+    assert open_dataset("Folder", folder).skipped == ""
+    for name in ("train/cat/0.gif", "train/cat/1.GIF", "test/dog/notes", "test/dog/2.heic", "train/cat/._0.png"):
+        (folder / name).write_bytes(b"")  # the last is what macOS leaves beside a file
+    dataset = open_dataset("Folder", folder)
+    assert dataset.skipped.endswith(" .webp: 2 .gif, 1 .heic, 1 no extension") and len(dataset.train().labels) == 6
+
+
+def test_pictures_in_folders_are_not_taken_for_cifar(folder):
+    with pytest.raises(BadInput, match="holds train/ and test/, not CIFAR10; add --dataset Folder"):
+        open_dataset("CIFAR10", folder).train()
+
+
+def test_a_single_class_is_refused(folder):
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "dog")
+    with pytest.raises(BadInput, match="train: needs a folder of pictures for each of two or more classes"):
+        open_dataset("Folder", folder)
+
+
 def test_folder(folder):
     dataset = open_dataset("Folder", folder)
     assert dataset.classes == 2 and dataset.class_names() == ("cat", "dog")
@@ -156,7 +176,7 @@ def test_folder_faults(folder, tmp_path):
         open_dataset("Folder", tmp_path / "nowhere")
     for split in ("train", "test"):
         (tmp_path / "empty" / split).mkdir(parents=True)
-    with pytest.raises(BadInput, match="train: no folder in it"):
+    with pytest.raises(BadInput, match="train: needs a folder of pictures for each of two or more classes"):
         open_dataset("Folder", tmp_path / "empty")
 
 

@@ -142,8 +142,6 @@ def test_a_picture_beyond_pillows_limit_is_refused(tmp_path, monkeypatch, limit)
         ("ValueError", lambda path: path.write_bytes(b"P3\n1 1\n255\n1 2 256\n")),
         ("SyntaxError", lambda path: colours(32, 32).save(path, exif=b"Exif\0\0no header of a TIFF")),
         ("error", lambda path: colours(32, 32).save(path, exif=b"Exif\0\0II*\0\1")),  # struct's
-        ("FileNotFoundError", lambda path: path.unlink()),
-        ("IsADirectoryError", lambda path: (path.unlink(), path.mkdir())),
     ],
 )
 def test_a_damaged_picture_is_one_line(tmp_path, cause, damage):
@@ -154,6 +152,12 @@ def test_a_damaged_picture_is_one_line(tmp_path, cause, damage):
     line = str(refusal.value)
     assert line.startswith(f"{path}: cannot be read as a picture (") and line.endswith("); replace or remove it")
     assert "\n" not in line and type(refusal.value.__cause__).__name__ == cause
+
+
+def test_what_is_no_file_is_said_to_be_none(tmp_path):
+    for path, line in ((tmp_path / "0.png", "no such file"), (tmp_path, "is a folder; name the pictures in it")):
+        with pytest.raises(BadInput, match=f"^{path}: {line}$"):
+            read_picture(path)
 
 
 def test_no_damage_raises_anything_else(tmp_path, monkeypatch):

@@ -76,6 +76,22 @@ def test_every_format_is_the_students_function(source, exported, ending):
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+def test_an_array_is_no_picture(exported):
+    with pytest.raises(TypeError, match=r"not ndarray; PIL\.Image\.fromarray"):
+        load(exported(".pth")).predict([np.zeros((32, 32, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".int8.onnx"])
+def test_the_first_size_of_an_onnx_network_is_called_batch(exported, ending):
+    path = exported(ending)
+    import onnx
+
+    graph = onnx.load(path).graph
+    for value, sizes in ((graph.input[0], ["batch", 3, 32, 32]), (graph.output[0], ["batch", 3])):
+        dimensions = value.type.tensor_type.shape.dim
+        assert [dimension.dim_param or dimension.dim_value for dimension in dimensions] == sizes
+
+
 def test_a_file_that_is_another_function_is_not_put_in_place(source, tmp_path, monkeypatch):
     fold = export_module.fold
 

@@ -8,7 +8,7 @@ import pytest
 
 import train_fskd
 from experiments import expectation
-from experiments.expectation import Rule, describe
+from experiments.expectation import Rule, describe, doubt
 
 INPUTS, FILE = ["--dataset", "Folder", "--data_path", "my pictures"], Path("ckpt/mine.pth")
 
@@ -34,6 +34,17 @@ def test_the_students_and_the_errors():
     expected, fitted, _, _ = described(70.0, 0.25)
     assert "80.0% at N = 1 and 88.0% at N = 10" in expected and "errors of 4.0 and 0.8 points" in expected
     assert "840 steps" in fitted
+
+
+def test_a_network_of_other_data_gets_no_forecast():
+    (line,) = described(93.1, 2.0)
+    assert "was it trained on these data?" in line
+    assert len(described(92.9, 2.0)) == 3  # collapsed so far that one image is as good as the teacher
+
+
+def test_accuracies_near_chance_are_in_doubt():
+    assert doubt(27.9, 10) == "; little better than chance (10%): was it trained on these data?"
+    assert doubt(28.1, 10) == doubt(60.1, 2) == "" != doubt(59.9, 2)
 
 
 @pytest.mark.parametrize("rms", [1.0, 8.0, math.inf, 0.0])
