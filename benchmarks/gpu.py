@@ -257,7 +257,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The rows as one table."""
     there = report["machine"]
     head = f"{there['device']} ({there['device_type']}), torch {there['torch']}"
-    return table(f"{head} | | unit", (f"{what} | {value:,.2f} | {unit}" for what, value, unit in report["rows"]))
+    return table(f"{head} | value | unit", (f"{what} | {value:,.2f} | {unit}" for what, value, unit in report["rows"]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What few shots lose against a teacher: a least-squares fit on the teachers of benchmarks/teachers.py.
+"""How much accuracy a student loses, by one measurement of its teacher: a least-squares fit.
 
     python -m benchmarks.law
 
-Reads benchmarks/results/law/*.json, prints the table of the teachers and the coefficients for
-experiments/expectation.py, and writes law.md beside the files. Shapes10's teachers are fitted; all others only show
-how far the rule carries.
+Reads what benchmarks/teachers.py has written into benchmarks/results/law. Prints the table of the teachers and the
+coefficients for experiments/expectation.py, and writes law.md beside the files. Shapes10's teachers are fitted; all
+others only show how far the rule carries.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ class Point:
         return self.accuracy - self.one_shot
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
     try:
         points = read(MEASURED)
         if len({point.origin for point in fitted(points)}) < 2:  # one is left out in turn

@@ -1,4 +1,4 @@
-"""What few shots make of many teachers: the measurements from which benchmarks/law.py fits its rule.
+"""Trains, diagnoses and grafts a family of teachers; benchmarks/law.py fits its rule to them.
 
     python -m benchmarks.teachers
     python -m benchmarks.teachers --dataset CIFAR10 --nshot 1 10 --trials 1 --output_dir runs/CIFAR10

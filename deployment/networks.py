@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data.datasets import ImageDataset
-from deployment.comparison import Candidate
+from deployment.evaluation import Candidate
 from deployment.export import OnRawImages
 from deployment.folding import fold
 from deployment.formats import Header, Network

@@ -12,7 +12,7 @@ import torch
 from data import fewshot
 from deployment import export as exporting
 from deployment import formats
-from deployment.comparison import TEACHER, Candidate, compare, markdown
+from deployment.evaluation import TEACHER, Candidate, compare, markdown
 from deployment.networks import (
     candidates,
     exported,

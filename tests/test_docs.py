@@ -11,7 +11,7 @@ from committed import as_committed, tracked
 from conftest import ROOT
 from markdown_it import MarkdownIt
 
-from benchmarks import speed
+from benchmarks import gpu, speed
 from data.datasets import open_dataset
 from experiments import results, tables
 from grafting.recipes import PUBLISHED_SHOTS, RECIPES, batch_size, recipe_of
@@ -85,6 +85,8 @@ def test_tables_of_the_benchmark():
     for report in tracked("benchmarks/results/speed-*.json"):
         content = json.loads(report.read_text())
         assert_tables(speed.markdown(content), 2 + 2 * len(content["cells"]))
+    for report in tracked("benchmarks/results/gpu-*.json"):
+        assert_tables(gpu.markdown(json.loads(report.read_text())), 1)
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)

@@ -33,8 +33,7 @@ from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.vgg import BlockwiseVGG
 from utils.arguments import JOINS as JOIN_CHOICES
-from utils.arguments import METHODS as METHOD_CHOICES
-from utils.arguments import READS
+from utils.arguments import METHOD_NAMES, READS
 
 
 def command(*arguments):
@@ -67,7 +66,7 @@ def test_every_flag_has_help_and_is_read():
 
 def test_the_choices_are_those_of_the_method():
     assert tuple(JOINS) == JOIN_CHOICES
-    assert set(METHODS) == {*METHOD_CHOICES, "grafting-straight", "grafting-back"}
+    assert set(METHODS) == {*METHOD_NAMES, "grafting-straight", "grafting-back"}
 
 
 def test_help_shows_three_examples_and_every_default(capsys):

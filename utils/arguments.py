@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 # Choices, spelled out here so that the command line is parsed without loading torch; a test compares them.
-METHODS = ("grafting", "whole", "kd", "fitnets", "fskd", "fskd-images")  # comparisons/methods.py
+METHOD_NAMES = ("grafting", "whole", "kd", "fitnets", "fskd", "fskd-images")  # comparisons/methods.py
 JOINS = ("front", "straight", "back")  # grafting/method.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
@@ -166,7 +166,7 @@ def parser(
 
 # fmt: off
 def add_methods(add: Callable[..., Any]) -> None:
-    add("--method", choices=METHODS, default=METHODS[0],
+    add("--method", choices=METHOD_NAMES, default=METHOD_NAMES[0],
         help="how the student is made: grafting, the paper's, or a method that it is compared with"
              " (docs/comparisons.md)")
     add("--optimize_span", choices=JOINS, default=JOINS[0],

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the end at once while modules are loaded; later exceptions, delayed while a file is written."""
+"""Ctrl-C and SIGTERM: they end the process while modules are loaded; later they raise, but not within a write."""
 
 from __future__ import annotations
 

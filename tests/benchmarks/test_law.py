@@ -83,7 +83,7 @@ def test_without_two_trained_teachers_there_is_no_fit(tmp_path, monkeypatch, cap
     for name in measured:
         shutil.copy(ROOT / law.MEASURED / name, tmp_path)
     monkeypatch.setattr(law, "MEASURED", tmp_path)
-    assert law.main() == 2
+    assert law.main([]) == 2
     assert "fewer than two trained teachers of Shapes10" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(measured)
 

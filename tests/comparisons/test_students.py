@@ -9,7 +9,7 @@ from acceleration.feature_cache import CachedTeacher
 from comparisons.methods import METHODS
 from comparisons.plain_student import fresh_student
 from data.views import IDENTITY
-from deployment.comparison import compare
+from deployment.evaluation import compare
 from deployment.networks import candidates
 from grafting.distillation import Distillation
 from grafting.teacher import FrozenTeacher

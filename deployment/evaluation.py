@@ -1,4 +1,4 @@
-"""Networks side by side on a test set: how good, how honest, how large, how fast."""
+"""Networks side by side on a test set: accuracy, calibration, size and speed."""
 
 from __future__ import annotations
 

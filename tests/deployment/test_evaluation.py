@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from deployment import comparison
-from deployment.comparison import Candidate, compare, lowest_classes, markdown, multiply_adds
+from deployment import evaluation
+from deployment.evaluation import Candidate, compare, lowest_classes, markdown, multiply_adds
 from deployment.networks import candidates
 from grafting.scions import scions
 from models.vgg import frozen
@@ -26,7 +26,7 @@ class Constant(nn.Module):
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
-    monkeypatch.setattr(comparison, "ROUNDS", {1: 1, 256: 1})
+    monkeypatch.setattr(evaluation, "ROUNDS", {1: 1, 256: 1})
 
 
 def candidate(k):
