@@ -21,7 +21,7 @@ from utils.arguments import Parser, parser
 from utils.torchrun import prints_for_all
 
 # Threads that wait sleep instead of spinning: beside another job, a training step is then up to three times as fast,
-# and alone at most 12% slower (docs/speed.md). OpenMP reads this when torch is loaded.
+# and alone as fast within what two runs differ by (docs/speed.md). OpenMP reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

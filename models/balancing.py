@@ -1,7 +1,8 @@
 """Balancing: a teacher whose block 2 has outputs of a given size, and the same logits to the last bit.
 
-Stage 1 trains B0 with a few small Adam steps from a fixed initialisation, so the size of its input, the output of
-block 2, can matter (docs/teachers.md: it did on CIFAR10, not on CIFAR100). The teacher does not depend on that size:
+Stage 1 trains B0 with a few small Adam steps from initial weights whose size does not depend on the teacher, so the
+size of its input, the output of block 2, can matter (docs/teachers.md: it did for B0 on Shapes10; for students nothing
+was shown). The teacher does not depend on that size:
 ReLU and max-pooling are positively homogeneous, f(a x) = a f(x) for a > 0. So the last convolution of block 2 (weight
 and bias) can be multiplied by a and the weight of the first convolution of block 3 divided by a. A power of two
 changes no digit of any number.

@@ -14,9 +14,9 @@ class TeacherRecipe:
     epochs, whatever their number in all, the rate first rises linearly. batchnorm: BatchNorm after every convolution,
     folded at the end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head,
     prototype_head: weights of the losses of heads on block 2's output (models/training_layers.py), which are dropped at
-    the end: B0 learns from few images where these lie close to the means of their classes. balanced: bring block 2's
-    output to one size at the end (models/balancing.py). The last three make a teacher graftable; the authors' teachers
-    have none.
+    the end. They pull the outputs of a class towards their mean, from which B0 can learn with few images. balanced:
+    bring block 2's output to one size at the end (models/balancing.py). The last three make a teacher graftable; the
+    authors' teachers have none.
     """
 
     name: str

@@ -196,8 +196,7 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--memory", type=gigabytes, metavar="GB",
         help="memory for the cached teacher features, in 10^9 bytes per process (default: three quarters of what"
              " is free at the start, within the limits of the container or job, shared by the processes of torchrun;"
-             " of two runs on one machine the later one takes what the earlier one leaves; to two that are started at"
-             " the same moment, give each its own)")
+             " where two runs start at the same moment, give --memory to each)")
     add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),
         help="the I-th of K shares of the cells, for job arrays")
     add("--fresh", action="store_true",
