@@ -142,7 +142,7 @@ def measure(job: Job, name: str, made: dict[str, Any]) -> None:
         "dataset": job.name,
         "teacher": {"accuracy": found.teacher, "weights_sha256": checkpoints.weights_sha256(teacher.network), **made},
         "blocks": [asdict(block) for block in found.blocks],
-        "cells": [compact(result) for result in results.read_all(job.output_dir) if result["status"] == "done"],
+        "cells": [compact(result) for result in results_of(plan)],
         "machine": machine.description(job.device),
     }
     files.write_json(MEASURED / f"{name}.json", content)

@@ -61,7 +61,8 @@ def test_cells_of_committed_results_are_copied_rightly(tmp_path):
         for n, loss in BY_NAME[name].losses.items():
             best = statistics.fmean(result["best"] for result in found if result["setting"]["shots"] == n)
             assert loss == BY_NAME[name].accuracy - best
-        assert {result["teacher"]["accuracy"] for result in found} == {BY_NAME[name].accuracy}
+        of_trial_0 = {result["teacher"]["accuracy"] for result in found if result["setting"]["trial"] == 0}
+        assert of_trial_0 == {BY_NAME[name].accuracy}  # other trials may be of another machine, as in the tables
 
 
 def test_what_is_said_of_other_data_sets_is_measured():

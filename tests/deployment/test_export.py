@@ -1,6 +1,8 @@
 """An exported file is the student's function in every format, and nothing that is not is put in place."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -74,6 +76,25 @@ def test_every_format_is_the_students_function(source, exported, ending):
         assert found.shape == expected.shape
         tolerance = 0.2 if ending == ".int8.onnx" else 1e-4
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_what_the_docs_say_of_use_without_the_repository(exported, ending, tmp_path, monkeypatch, capsys):
+    needs_onnx(".onnx")
+    page = (ROOT / "docs/deployment.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    (of_pt2,) = re.findall(r"`(torch\.export\.load.*)`", page)
+    shutil.copy(exported(".onnx"), tmp_path / "student.onnx")
+    shutil.copy(exported(".pt2"), tmp_path / "student.pt2")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs/star.jpg", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch}
+    exec(code, names)
+    logits = torch.from_numpy(names["logits"]) if ending == ".onnx" else eval(of_pt2, names)
+    predicted = dict(load(exported(".pth")).predict(["docs/star.jpg"])[0])
+    assert capsys.readouterr().out.strip() == max(predicted, key=predicted.get)
+    assert logits.softmax(1)[0].tolist() == pytest.approx([predicted[name] for name in "abc"], abs=1e-4)
 
 
 def test_an_array_is_no_picture(exported):
