@@ -27,6 +27,7 @@ from data.views import IMAGE_SIZE, Normalization
 from utils.errors import BadInput
 from utils.text import in_one_line
 
+NAMED_FAULTS = 10  # pictures that cannot be read, in one message
 NAMES = ("CIFAR10", "CIFAR100", "Shapes10", "Folder")
 
 
@@ -203,7 +204,13 @@ def _read_folder(split: Path, names: tuple[str, ...]) -> LabelledImages:
             raise BadInput(f"{split / name}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
         paths += found
         labels += [label] * len(found)
-    images = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    images, faults = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8), []
     for image, path in zip(images, paths, strict=True):
-        image[:] = read_picture(path)
+        try:
+            image[:] = read_picture(path)
+        except BadInput as fault:
+            faults.append(str(fault))
+    if faults:
+        more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
+        raise BadInput("; ".join(faults[:NAMED_FAULTS]) + more)
     return LabelledImages(images, np.asarray(labels, np.int64))

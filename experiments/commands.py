@@ -68,7 +68,8 @@ def how_to_continue(args: argparse.Namespace) -> str:
         return "the same command starts again"
     output_dir = Job(args).output_dir
     done = len(results.paths(output_dir))
-    return f"{done} cells are done in {output_dir}; the same command continues from the last checkpoint"
+    cells = "1 cell is" if done == 1 else f"{done} cells are"
+    return f"{cells} done in {output_dir}; the same command continues from the last checkpoint"
 
 
 def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:

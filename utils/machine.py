@@ -34,7 +34,8 @@ def device_named(name: str | None, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
         torch.ones(1, dtype=torch.float64, device=device).item()
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        raise BadInput(f"--device {name}: {str(error).splitlines()[0][:120]}") from error
+        reason = str(error).splitlines()[0][:120]
+        raise BadInput(f"--device {name}: {reason}; --device cpu is always there") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

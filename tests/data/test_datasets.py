@@ -141,6 +141,14 @@ def test_pictures_in_folders_are_not_taken_for_cifar(folder):
         open_dataset("CIFAR10", folder).train()
 
 
+def test_pictures_that_cannot_be_read_are_named_together(folder, monkeypatch):
+    monkeypatch.setattr(datasets, "NAMED_FAULTS", 2)
+    for name in ("cat/1.png", "cat/2.png", "dog/0.png"):
+        (folder / "train" / name).write_bytes(b"damaged")
+    with pytest.raises(BadInput, match=r"^\S*cat/1\.png: [^;]*; replace[^;]*; \S*cat/2\.png: [^;]*; .*; and 1 more$"):
+        open_dataset("Folder", folder)
+
+
 def test_a_single_class_is_refused(folder):
     for split in ("train", "test"):
         shutil.rmtree(folder / split / "dog")
