@@ -1,8 +1,11 @@
 """README.md and docs/: every command is a valid command line, and "Use the student" works as it stands."""
 
+import argparse
+import importlib
 import re
 import shlex
 import shutil
+import sys
 
 import pytest
 from conftest import ROOT
@@ -11,13 +14,20 @@ import train_fskd
 
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.M | re.S)
-COMMANDS = sorted(
+LINES = [
+    (page.name, " ".join(line.split()))
+    for page in PAGES
+    for language, block in BLOCK.findall(page.read_text())
+    for line in block.replace("\\\n", " ").splitlines()
+    if language == "bash" and "$" not in line  # not inside a shell's loop
+]
+INLINE = [(page.name, line) for page in PAGES for line in re.findall(r"`(python -m [^`]+)`", page.read_text())]
+COMMANDS = sorted({(page, line) for page, line in LINES if "train_fskd.py" in line})
+OF_MODULES = sorted(
     {
-        (page.name, line)
-        for page in PAGES
-        for language, block in BLOCK.findall(page.read_text())
-        for line in block.replace("\\\n", " ").splitlines()
-        if language == "bash" and "train_fskd.py" in line and "$" not in line  # not inside a shell's loop
+        (page, line)
+        for page, line in LINES + INLINE
+        if re.match(r"python -m (benchmarks|experiments)\.\w+ [^#]", line) and "..." not in line
     }
 )
 
@@ -26,6 +36,25 @@ COMMANDS = sorted(
 def test_every_command_is_parsed(page, line):
     words = shlex.split(line, comments=True)
     assert train_fskd.arguments(words[words.index("train_fskd.py") + 1 :])
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("page", "line"), OF_MODULES)
+def test_every_command_of_a_module_is_parsed(page, line, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop_there(*arguments, **named):
+        parse(*arguments, **named)
+        raise Parsed
+
+    _, _, module, *words = shlex.split(line, comments=True)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_there)
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with pytest.raises(Parsed):
+        importlib.import_module(module).main()
 
 
 def test_use_the_student(with_teacher, capsys):
