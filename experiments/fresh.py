@@ -49,16 +49,19 @@ class Fresh:
         outdated = files.read_json(self.path, KIND)["outdated"]
         for cell in self.cells:
             with _locked(cell):
-                for file in (cell.result, cell.checkpoint):
-                    if file.exists() and files.sha256_of_file(file) == outdated.get(self._name(file)):
-                        file.unlink()
+                for name, _ in self._sha256(cell).items() & outdated.items():
+                    (self.output_dir / name).unlink()
 
     def _write_list(self) -> None:
         """Write the list, unless the command continues."""
         if not self.continues():
-            existing = [file for cell in self.cells for file in (cell.result, cell.checkpoint) if file.exists()]
-            outdated = {self._name(file): files.sha256_of_file(file) for file in existing}
+            outdated = {name: sha256 for cell in self.cells for name, sha256 in self._sha256(cell).items()}
             files.write_json(self.path, {"settings": self.settings, "outdated": outdated})
+
+    def _sha256(self, cell: PlannedCell) -> dict[str, str]:
+        """Of the cell's result and checkpoint, by name, of those that exist."""
+        existing = [file for file in (cell.result, cell.checkpoint) if file.exists()]
+        return {self._name(file): files.sha256_of_file(file) for file in existing}
 
     def end(self) -> None:
         """Remove the list once every cell has a result: the next `--fresh` then runs them all again."""
