@@ -98,13 +98,25 @@ def join() -> Rank:
         raise BadInput(f"RANK is set, MASTER_ADDR is not: {START}")
     _whole_number("MASTER_PORT")
     try:
-        distributed.init_process_group("gloo", timeout=JOIN_TIMEOUT)
+        distributed.init_process_group(
+            "gloo", store=_store(), rank=rank.index, world_size=rank.count, timeout=JOIN_TIMEOUT
+        )
         group = distributed.new_group(timeout=TIMEOUT)
     except RuntimeError as error:
         raise BadInput(f"RANK={rank.index}: the other processes cannot be reached; {START}") from error
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // rank.local_count))
     return replace(rank, group=group)
+
+
+def _store() -> distributed.Store:
+    """Where the ranks find each other's addresses. Raises RuntimeError if it cannot be reached.
+
+    torchrun keeps one store for all attempts of --max_restarts (pytorch/pytorch issue 135712); so each attempt has
+    keys of its own, and no rank waits for a process of the attempt before.
+    """
+    store, _, _ = next(distributed.rendezvous("env://", timeout=JOIN_TIMEOUT))
+    return distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave() -> None:

@@ -35,6 +35,7 @@ from utils.seeds import generator, torch_generator
 TEST_BATCH = 500
 AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
 BALANCING_IMAGES = 2000
+FEW_STEPS = 500  # of the optimiser, in all, for a new network; Shapes10's quick recipe takes 882
 
 
 def _brief_time(seconds: float) -> str:
@@ -117,6 +118,7 @@ class TeacherTraining:
     ):
         self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
         self.resume_file, self.report, self.after_epoch = resume_file, report, after_epoch
+        self.is_new = isinstance(start, Architecture)
         random = torch_generator(seed, "teacher")
         if isinstance(start, Path):
             network = checkpoints.read_teacher(start, dataset.classes)
@@ -167,9 +169,11 @@ class TeacherTraining:
         labels = torch.from_numpy(train.labels).to(self.device)
         started, done, epochs = perf_counter(), len(self.history), self.recipe.epochs
         steps = len(batch_sizes(len(labels), self.recipe.batch))
+        few = self.is_new and epochs * steps < FEW_STEPS
+        advice = "; few for a new network: --teacher_epochs gives more" if few else ""
         self.report(
             f"training a teacher on the {len(labels):,} labelled training images of {self.dataset.name}: recipe"
-            f" {self.recipe.name}, {epochs - done} epochs of {steps} steps"
+            f" {self.recipe.name}, {epochs - done} epochs of {steps} steps{advice}"
         )
         with bar(desc="teacher", unit="step", total=epochs * steps, initial=done * steps) as steps_done:
             for epoch in range(done, self.recipe.epochs):

@@ -14,6 +14,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import train_fskd  # noqa: F401  before torch is loaded: threads that wait then sleep, as in the program
+
+# isort: split
 import numpy as np
 import pytest
 import torch

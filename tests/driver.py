@@ -2,7 +2,7 @@
 
     python tests/driver.py ARGUMENTS
 
-KILL_RANK: the rank that kills itself; KILL_AFTER: after so many epochs.
+KILL_RANK: the rank that kills itself, before torchrun restarts it; KILL_AFTER: after so many epochs.
 """
 
 import os
@@ -23,7 +23,7 @@ job.open_dataset = lambda name, path: small_dataset()
 cell.CHECKPOINT_SECONDS = -1.0
 figure.draw, pictures.confusion_picture = pixel, pixels
 
-if os.environ.get("KILL_RANK") == os.environ.get("RANK", "0"):
+if os.environ.get("KILL_RANK") == os.environ.get("RANK") and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
     train, epochs = distillation.train, iter(range(int(os.environ["KILL_AFTER"])))
 
     def train_until_killed(*arguments):

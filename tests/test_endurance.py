@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from small import pixel, pixels, short_recipe, small_dataset, small_teacher, weights
 
+import train_fskd
 from experiments import cell, figure, pictures
 from experiments.plan import Plan
 from experiments.sweep import Sweep, summarize
@@ -132,14 +133,13 @@ def test_two_runs_in_one_folder_do_each_cell_once(folders):
     assert numbers(both, both / "students") == numbers(folders / "undisturbed", folders / "undisturbed/students")
 
 
-def command(folder, *launcher, **environment):
-    """The small sweep through the command line; (exit status, output). pytest shows its stderr where a test fails."""
-    teacher = str(folder.parent / "teacher.pth")
-    arguments = ["--nshot", "1", "2", "--trials", "2", "--teacher", teacher, "--device", "cpu"]
+def under_torchrun(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """The small sweep by two ranks, restarted once if one is lost; (exit status, output). pytest shows its stderr."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
     running = subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "tests/driver.py"), *arguments, "--output_dir", str(folder)],
+        [sys.executable, *torchrun, str(ROOT / "tests/driver.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
     )  # fmt: skip
     try:
         printed, errors = running.communicate(timeout=SECONDS)
@@ -153,17 +153,13 @@ def command(folder, *launcher, **environment):
     return running.returncode, printed
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-
-def test_torchrun_gives_the_table_of_one_process_after_a_lost_rank(tmp_path):
-    checkpoints.write_teacher(small_teacher(), tmp_path / "teacher.pth")
-    assert command(tmp_path / "one")[0] == 0
-    expected = numbers(tmp_path / "one", tmp_path / "one/student")
-    table = (tmp_path / "one/table.md").read_text()
-
-    status, _ = command(tmp_path / "lost", *TORCHRUN, KILL_RANK="1", KILL_AFTER="5")
-    assert status != 0
-    status, printed = command(tmp_path / "lost", *TORCHRUN)
-    assert status == 0 and printed.count(table) == 1
-    assert numbers(tmp_path / "lost", tmp_path / "lost/student") == expected
+def test_torchrun_gives_the_table_of_one_process_after_a_lost_rank(with_teacher):
+    one, lost = with_teacher / "one", with_teacher / "lost"
+    (teacher,) = with_teacher.rglob("*.pth")
+    arguments = ["--teacher", str(teacher), "--nshot", "1", "2", "--trials", "2", "--device", "cpu", "--output_dir"]
+    assert train_fskd.main(["--dataset", "Folder", *arguments, str(one)]) == 0
+    status, printed = under_torchrun(with_teacher, *arguments, str(lost), KILL_RANK="1", KILL_AFTER="5")
+    assert status == 0 and printed.count((one / "table.md").read_text()) == 1
+    continued = [path for path in lost.rglob("trial-*.json") if json.loads(path.read_text())["earlier_processes"]]
+    assert continued, "no rank was lost"
+    assert numbers(lost, lost / "student") == numbers(one, one / "student")

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from small import pixel, pixels
+from small import TINY, pixel, pixels
 
 from benchmarks import gpu
 from experiments import figure, pictures
+from models.vgg import ARCHITECTURES
 
 PARTS = (
     gpu.TESTS_STATUS,
@@ -27,11 +28,15 @@ PARTS = (
 
 
 def test_every_part_is_measured(tmp_path, monkeypatch, capsys):
+    """Except the tests that are a part of it."""
     if not torch.cuda.is_available():  # a forked process cannot use CUDA, not even to ask what Adam asks of it
         monkeypatch.setattr(gpu, "START_METHOD", "fork")  # no time for loading torch in each process
+    monkeypatch.setitem(ARCHITECTURES, gpu.REDUCED.architecture, TINY)
     monkeypatch.setattr(figure, "draw", pixel)
     monkeypatch.setattr(pictures, "confusion_picture", pixels)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--reduced", "--device", "cpu", "--output", str(tmp_path)])
+    passed = subprocess.CompletedProcess([], 0, "1 passed in 1.00s\n", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: passed)
     assert gpu.main() == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert all(any(part in what for what, _, _ in report["rows"]) for part in PARTS)
@@ -57,6 +62,10 @@ def test_random_images_stand_for_a_data_set(name, classes):
     assert dataset.train().images.shape == (500, 3, 32, 32)
     assert sorted(set(dataset.test().labels)) == list(range(classes))
     assert gpu.recipe_of(gpu.FULL, name) is gpu.RECIPES[name]
+
+
+def test_the_tests_that_it_runs_are_there():
+    assert all((ROOT / "tests" / name).exists() for size in (gpu.FULL, gpu.REDUCED) for name in size.tests)
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_a_rank_that_is_done_does_not_mind_that_the_leader_has_ended(monkeypatch
 def test_variables_left_over_in_the_environment_are_one_line(monkeypatch, variables, line):
     for name, value in {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", **variables}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined"))
+    monkeypatch.setattr(ranks.distributed, "rendezvous", lambda *_, **__: pytest.fail("joined"))
     with pytest.raises(BadInput, match=line):
         ranks.join()
 
@@ -115,7 +115,7 @@ def test_processes_that_cannot_be_reached_are_one_line(monkeypatch):
     def unreachable(*_, **__):
         raise RuntimeError("connect() timed out\n[another library's traceback]")
 
-    monkeypatch.setattr(ranks.distributed, "init_process_group", unreachable)
+    monkeypatch.setattr(ranks.distributed, "rendezvous", unreachable)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")

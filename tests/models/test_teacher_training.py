@@ -368,3 +368,14 @@ def test_what_killed_writes_have_left_is_removed(dataset, tmp_path):
         (tmp_path / f".{name}.0123abcd.tmp").write_text("torn")
     teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pets [v2].json", "pets [v2].pth"]
+
+
+def test_a_new_network_with_few_steps_is_said(dataset, teacher, tmp_path):
+    """Two epochs of a step each; a trained network needs few."""
+    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
+    checkpoints.write_teacher(teacher, tmp_path / "teacher.pth")
+    lines = []
+    for start in (TINY, tmp_path / "teacher.pth"):
+        TeacherTraining(dataset, start, recipe, 0, CPU, tmp_path / f"{len(lines)}", lines.append).run()
+    announced = [line.partition("steps")[2] for line in lines if line.startswith("training a teacher")]
+    assert announced == ["; few for a new network: --teacher_epochs gives more", ""]
