@@ -31,7 +31,7 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
 
     It may consist of 3x3 convolutions of 4x4 or 2x2 pixels, 1x1 convolutions, ReLU, max-pools, flatten, linear layers
     and BatchNorm1d; side is 4, 2 or 1, and maps that are flattened have one pixel. Layers that require gradients share
-    their weights with the result and are trained through it. All others, under `torch.no_grad` every layer, must not
+    their weights with the result and are trained through it. All others (under `torch.no_grad`, every layer) must not
     change afterwards: their kernels are transformed once, and linear ones that follow one another become one. Raises
     TypeError for any other kind of layer.
     """

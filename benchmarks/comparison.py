@@ -98,9 +98,8 @@ def require_one_experiment(found: Sequence[Result]) -> None:
         names.add(name)
         for shots, may_differ in ((None, {*OF_METHOD, *SHOTS_FIELDS}), (setting["shots"], OF_METHOD)):
             other_name, other = first.setdefault(shots, (name, setting))
-            for field in set(setting) - may_differ:
-                if setting[field] != other.get(field):
-                    raise BadInput(f"{name} differs from {other_name} in its {field.replace('_', ' ')}")
+            if differing := [f for f in sorted(set(setting) - may_differ) if setting[f] != other.get(f)]:
+                raise BadInput(f"{name} differs from {other_name} in its {differing[0].replace('_', ' ')}")
 
 
 def trials_of(found: Sequence[Result]) -> list[Trial]:

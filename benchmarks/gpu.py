@@ -170,11 +170,12 @@ def processes(size: Size, device: str | None, folder: Path) -> list[Row]:
 def teachers(size: Size, device: str | None, folder: Path) -> list[Row]:
     """An epoch of each teacher recipe of the first data set."""
     name = size.datasets[0]
+    dataset = dataset_of(size, name)  # drawn before the clock runs
     rows: list[Row] = []
     for recipe in (RECIPES[name].teachers[r] for r in ("published", "quick")):
         started = perf_counter()
         teacher_training.train_teacher(
-            dataset_of(size, name),
+            dataset,
             ARCHITECTURES[size.architecture],
             stretched(recipe, size.teacher_epochs),
             0,

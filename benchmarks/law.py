@@ -32,7 +32,7 @@ KIND = "a file of benchmarks/teachers.py"
 
 @dataclass(frozen=True)
 class Point:
-    """A measured teacher. origin: the teacher whose function it computes, another one if it is that one rescaled.
+    """A measured teacher. origin: itself, or the teacher of which it is a rescaled copy.
 
     accuracy, one_shot: in percent; one_shot and rms are of block 2. losses: teacher minus student (best of L=3, mean of
     the trials) in points, by N.
@@ -73,10 +73,13 @@ def read(folder: Path) -> list[Point]:
     for path in sorted(folder.glob("*.json")):
         content = files.read_json(path, KIND)
         with files.reading(path, KIND):
-            teacher = content["teacher"]
+            teacher, cells = content["teacher"], content["cells"]
             (block,) = [block for block in content["blocks"] if block["block"] == FIRST_GRAFTED - 1]
             rescaled = teacher.get("source") and not teacher.get("recipe")
-            students = {n: [cell["best"] for cell in content["cells"] if cell["shots"] == n] for n in SHOTS}
+            losses = {
+                n: [cell.get("teacher", teacher["accuracy"]) - cell["best"] for cell in cells if cell["shots"] == n]
+                for n in SHOTS
+            }
             points.append(
                 Point(
                     name=path.stem,
@@ -85,7 +88,7 @@ def read(folder: Path) -> list[Point]:
                     accuracy=teacher["accuracy"],
                     one_shot=block["one_shot"],
                     rms=block["rms"],
-                    losses={n: teacher["accuracy"] - statistics.fmean(best) for n, best in students.items() if best},
+                    losses={n: statistics.fmean(lost) for n, lost in losses.items() if lost},
                 )
             )
     return sorted(points, key=lambda p: (p.dataset != FITTED, p.dataset, round(p.shortfall, 2), -p.rms))

@@ -43,6 +43,7 @@ from train_fskd import arguments
 from utils import files, machine
 from utils.arguments import positive
 from utils.errors import BadInput
+from utils.precision import arithmetic
 from utils.text import markdown_table
 
 TRAIN = Path(__file__).resolve().parent.parent / "train_fskd.py"
@@ -76,6 +77,8 @@ def measure() -> None:
     args.teacher = args.teacher or default_teacher(args.dataset, args.data_path)  # the cells have got it
     bench = Bench(args)
     plain = {shots: bench.measure_plain(shots) for shots in args.nshot}
+    with arithmetic("tf32", bench.device):  # as in a cell
+        steps = bench.measure_steps(args.nshot[-1])
     report = {
         "date": date.today().isoformat(),
         "machine": machine.description(bench.device),
@@ -92,7 +95,7 @@ def measure() -> None:
         ],
         "test_accuracies": {phase.name: [test_accuracies(phase), phase.epochs] for phase in bench.recipe.phases},
         "steps_shots": args.nshot[-1],
-        "steps": bench.measure_steps(args.nshot[-1]),
+        "steps": steps,
         "product_flops_per_second": bench.measure_product(),
     }
     files.write_json(args.output / f"speed-{args.dataset}-{bench.device.type}-{report['date']}.json", report)

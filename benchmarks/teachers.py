@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from data import fewshot
 from experiments import results
 from experiments.commands import require_sweep
@@ -81,8 +83,8 @@ def measure_given(argv: Sequence[str]) -> None:
     """Measure the teacher of a command line of train_fskd.py."""
     args = arguments(argv)
     require_sweep(args)
-    if (args.method, args.optimize_span) != ("grafting", "front"):
-        raise BadInput("--method and --optimize_span: leave them out; the cells are those of grafting")
+    if (args.method, args.optimize_span, args.best_of) != ("grafting", "front", None):
+        raise BadInput("--method, --optimize_span and --best_of: leave them out; the cells are those of the paper")
     job = Job(args)
     if (measured := MEASURED / f"{job.output_dir.name}.json").exists():
         raise BadInput(f"{measured}: exists already; remove it to measure again, or name another --output_dir")
@@ -104,9 +106,11 @@ def measure_member(member: Member) -> None:
     file = teacher_file(member.name)
     flags = ["--dataset", "Shapes10", "--teacher", str(file), "--output_dir", str(folder)]
     job = Job(arguments([*flags, *CELLS]))
-    if not file.exists():
-        say(f"{member.name}: making the teacher")
-        make(member, job, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(file.with_name(f".{file.stem}.lock")):  # another process may be making it
+        if not file.exists():
+            say(f"{member.name}: making the teacher")
+            make(member, job, file)
     measure(job, member.name, {**asdict(member), "recipe": member.recipe and asdict(member.recipe)})
 
 
@@ -150,11 +154,12 @@ def measure(job: Job, name: str, made: dict[str, Any]) -> None:
 
 
 def compact(result: results.Result) -> dict[str, float]:
-    """The cell, and the test accuracies (%) of B0's last epoch and of the student's best and last."""
+    """The cell, and the test accuracies (%) of its teacher, of B0's last epoch and of the student's best and last."""
     setting = result["setting"]
     return {
         "shots": setting["shots"],
         "trial": setting["trial"],
+        "teacher": result["teacher"]["accuracy"],
         "B0": result["phases"]["B0"]["last"],
         "best": result["best"],
         "last": result["last"],

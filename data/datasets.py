@@ -28,7 +28,6 @@ from utils.errors import BadInput
 from utils.text import in_one_line
 
 NAMED_FAULTS = 10  # pictures that cannot be read, in one message
-NAMES = ("CIFAR10", "CIFAR100", "Shapes10", "Folder")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set. `train()` and `test()` return LabelledImages; the images are read at the first call.
+    """A data set. `train()` and `test()` return LabelledImages; the images are read at the first call
+    (those of train() when a Folder is opened, for its normalisation).
 
     subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are
     stored as files with the released names. class_names(): the name of each class, in the labels' order. skipped: which
@@ -88,7 +88,7 @@ def open_dataset(name: str, data_path: Path) -> ImageDataset:
         return _shapes10()
     if name == "Folder":
         return _folder(data_path)
-    raise BadInput(f"--dataset {name}: not one of {', '.join(NAMES)}")
+    raise BadInput(f"--dataset {name}: no such data set")
 
 
 def _cifar(official: type, classes: int, normalization: Normalization, subset_seed: int, root: Path) -> ImageDataset:

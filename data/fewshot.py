@@ -70,9 +70,12 @@ def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.
 
 
 def build(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:
-    """Draw a subset and write its file. Raises BadInput if it cannot be written."""
-    path = path_of(dataset, shots, seed, data_path)
-    _write(draw(dataset, shots, seed), path)
+    """Draw a subset and write its file, if there is none. Raises BadInput if it cannot be written or holds another."""
+    path, images = path_of(dataset, shots, seed, data_path), draw(dataset, shots, seed)
+    if not path.exists():
+        _write(images, path)
+    elif not np.array_equal(subset(dataset, shots, seed, data_path), images):
+        raise BadInput(f"{path}: holds another subset than the seed {seed} draws; remove it to draw it again")
     return path
 
 

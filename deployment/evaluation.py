@@ -39,7 +39,8 @@ class Candidate:
 class Figures:
     """What was measured of one network.
 
-    accuracy, by_class: test accuracy in percent. agreement: percent of test images classified as by the first network.
+    accuracy, by_class: test accuracy in percent. agreement: percent of test images classified as by the teacher, None
+    without it.
     calibration_error: expected calibration error in points. nll: negative log likelihood in nats. latency_ms: of one
     image. images_per_second: in batches of 256.
     """
@@ -50,7 +51,7 @@ class Figures:
     file_bytes: int | None
     accuracy: float
     by_class: dict[str, float]
-    agreement: float
+    agreement: float | None
     calibration_error: float
     nll: float
     latency_ms: float
@@ -62,12 +63,12 @@ class Figures:
 
 
 def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figures]:
-    """Measure all; speeds in turn, so that a busy moment affects all. The first is the one to agree with."""
+    """Measure all; speeds in turn, so that a busy moment affects all. The teacher, where it is measured, is first."""
     test = dataset.test()
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
     logits = [logits_of(candidate.network, images, candidate.device) for candidate in candidates]
     latencies, of_256 = (seconds_in_turn(candidates, batch) for batch in ROUNDS)
-    reference = logits[0].argmax(1)
+    reference = logits[0].argmax(1) if candidates[0].name == TEACHER else None
     figures = []
     for candidate, found, latency, batch in zip(candidates, logits, latencies, of_256, strict=True):
         predictions = found.argmax(1)
@@ -82,7 +83,7 @@ def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figu
                 by_class={
                     name: 100 * right[labels == label].mean().item() for label, name in enumerate(dataset.class_names())
                 },
-                agreement=100 * (predictions == reference).double().mean().item(),
+                agreement=None if reference is None else 100 * (predictions == reference).double().mean().item(),
                 calibration_error=expected_calibration_error(found, labels),
                 nll=negative_log_likelihood(found, labels),
                 latency_ms=1e3 * latency,
@@ -135,7 +136,7 @@ def markdown(figures: Sequence[Figures]) -> str:
             f"{row.multiply_adds:,}",
             "-" if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
             f"{row.accuracy:.2f}",
-            f"{row.agreement:.2f}" if figures[0].name == TEACHER else "-",
+            "-" if row.agreement is None else f"{row.agreement:.2f}",
             f"{row.calibration_error:.2f}",
             f"{row.nll:.3f}",
             f"{row.latency_ms:.2f}",

@@ -48,7 +48,7 @@ class FoldedStudent(nn.Module):
         self.register_buffer("std", torch.ones(3, 1, 1))
         inputs = (3, *(block[-1] for block in widths[:-1]))
         self.blocks = nn.Sequential(*(convolution_block(c, w) for c, w in zip(inputs, widths, strict=True)))
-        for block in self.blocks:  # the largest first, then ReLU: the same, with a quarter of the work
+        for block in self.blocks:  # max-pool before ReLU: the same result, a quarter of ReLU's work
             block[-2], block[-1] = block[-1], block[-2]
         self.blocks[FOLDED_BLOCK][0] = ConvolutionWithBiasMap(inputs[FOLDED_BLOCK], widths[FOLDED_BLOCK][0], SIDE)
         self.linear = nn.Linear(widths[-1][-1], classes)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data.datasets import ImageDataset
-from deployment.evaluation import Candidate
+from deployment.evaluation import TEACHER, Candidate
 from deployment.export import OnRawImages
 from deployment.folding import fold
 from deployment.formats import Header, Network
@@ -41,8 +41,8 @@ def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: 
     """Load a whole network into the scions (B0, B1, B2)."""
     if not is_plain_student_of(network, teacher):
         raise BadInput(
-            f"{path}: is no student of this teacher, which would have its blocks 0 to 2 and the others at half the"
-            " width; name a student (...-net-...), and the teacher that it was made with by --teacher"
+            f"{path}: is no student of this teacher: a student has the teacher's blocks 0 to 2, and blocks 3 and 4 of"
+            " half the width; name a student (...-net-...), and the teacher that it was made with by --teacher"
         )
     (block3, s2t0), (t2s0, block4, s2t1), (t2s1, (_, classifier)) = student
     for adapter in (s2t0, t2s0, s2t1, t2s1):
@@ -84,9 +84,9 @@ def candidates(kind: str, state: Any, path: Path, teacher: BlockwiseVGG, dataset
     Stage 1 gives each scion alone in the teacher, stage 2 the student with its adapters and folded.
     """
     if kind == "teacher":
-        name = "teacher" if teacher.architecture.batchnorm else "student without adapters"
+        name = TEACHER if teacher.architecture.batchnorm else "student without adapters"
         return [of_module(name, teacher, dataset, path)]
-    found = [of_module("teacher", teacher, dataset)]
+    found = [of_module(TEACHER, teacher, dataset)]
     if kind == "stage 2":
         student = student_in(kind, state, path, teacher)
         found.append(of_module("student (L=3)", nn.Sequential(teacher[:FIRST_GRAFTED], *student), dataset, path))
@@ -106,9 +106,10 @@ def exported(path: Path, network: Network, header: Header, dataset: ImageDataset
     Raises BadInput if its classes are not the data set's.
     """
     if header.class_names != dataset.class_names():
+        names = [list(header.class_names), list(dataset.class_names())]
         raise BadInput(
-            f"{path}: has the {len(header.class_names)} classes of {header.dataset}, not the {dataset.classes} of"
-            f" {dataset.name}; name its --dataset"
+            f"{path}: has the {len(names[0])} classes of {header.dataset}, which are not the {len(names[1])} of"
+            f" {dataset.name} ({files.difference(*names)}); name its --dataset and --data_path"
         )
     name, cpu = "student, exported", torch.device("cpu")
     if isinstance(network, nn.Module):

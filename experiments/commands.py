@@ -69,7 +69,7 @@ def how_to_continue(args: argparse.Namespace) -> str:
     output_dir = Job(args).output_dir
     done = len(results.paths(output_dir))
     cells = "1 cell is" if done == 1 else f"{done} cells are"
-    return f"{cells} done in {output_dir}; the same command continues from the last checkpoint"
+    return f"{cells} done in {output_dir}; the same command goes on where it stopped"
 
 
 def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:

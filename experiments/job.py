@@ -56,6 +56,8 @@ class Job:
             raise BadInput(f"--optimize_span {args.optimize_span}: only with --method grafting")
         method = args.method if args.optimize_span == "front" else f"grafting-{args.optimize_span}"
         self.method = METHODS[method]
+        if not self.method.draws and (args.best_of or args.eval_every):
+            raise BadInput(f"--best_of and --eval_every: not with --method {method}, which has no epochs to measure")
         run_name = self.name if method == "grafting" else f"{self.name}-{method}"
         self.output_dir = args.output_dir or Path("runs") / run_name
         default_student_dir = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
@@ -86,7 +88,8 @@ class Job:
 
     def teacher(self) -> BlockwiseVGG:
         """The teacher in the file. If the default file is missing, it is downloaded, or trained for Shapes10."""
-        if not self.teacher_file.exists():
+        trains_it = self._is_default_teacher and self.recipe.trains_own_teacher
+        if not self.teacher_file.exists() or (trains_it and records.is_announced(self.teacher_file)):
             self._get_teacher()
         teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
         not_checked = records.check(self.teacher_file, records.deciding(self.dataset))
@@ -98,18 +101,21 @@ class Job:
         """The teacher on the device."""
         return frozen(self.teacher()).to(self.device, memory_format=torch.channels_last)
 
+    @property
+    def _is_default_teacher(self) -> bool:
+        return self.args.teacher is None and self.args.teacher_architecture is None
+
     def _get_teacher(self) -> None:
         """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
-        is_default = self.args.teacher is None and self.args.teacher_architecture is None
-        if is_default and self.recipe.trains_own_teacher:
-            say(f"{self.teacher_file}: missing, so it is trained first, once, or awaited from a process that trains it")
+        inputs = self.inputs("data_path", "teacher", "teacher_architecture")
+        if self._is_default_teacher and self.recipe.trains_own_teacher:
+            say(f"{self.teacher_file}: missing; it is trained now, or awaited if another process is training it")
             self.train_teacher("quick", only_if_missing=True)
-        elif is_default and self.recipe.published:
+        elif self._is_default_teacher and self.recipe.published:
             say(f"{self.teacher_file}: missing; fetching the authors'")
-            fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name)
+            fetch_teacher(self.teacher_file, self.dataset.classes, self.dataset.name, inputs=inputs)
         else:
             existing = sorted(map(str, TEACHERS.glob(f"*-blockwise-{glob.escape(self.name.lower())}.pth")))
-            inputs = self.inputs("data_path", "teacher_architecture")
             train = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", "--teacher_recipe", "quick"])
             choose = f"name one with --teacher: {', '.join(existing)}" if existing else f"train one: {train}"
             raise BadInput(f"{self.teacher_file}: no such teacher; {choose}")
@@ -135,7 +141,7 @@ class Job:
         curves = RunningCurves(partial(TeacherCurves, self.output_dir, self.teacher_file.stem), say)
         try:
             with lock.acquire(timeout=-1 if only_if_missing else 0), quiet_writers(), closing(curves):
-                if only_if_missing and self.teacher_file.exists():
+                if only_if_missing and self.teacher_file.exists() and not records.is_announced(self.teacher_file):
                     return
                 accuracy = teacher_training.train_teacher(
                     self.dataset,

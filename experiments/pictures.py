@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -91,5 +92,7 @@ def confusion_picture(matrices: Mapping[str, Tensor], names: Sequence[str]) -> n
             color = "white" if value > 30 else "black"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a class's name; a box stands for it
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

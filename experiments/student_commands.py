@@ -26,7 +26,7 @@ from experiments.job import Job, say, stop
 from grafting.recipes import RECIPES
 from models import checkpoints, records
 from models.vgg import BlockwiseVGG, frozen
-from utils import files
+from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.text import in_one_line
@@ -44,7 +44,8 @@ def evaluate(job: Job) -> int:
         figures = compare(networks, job.dataset)
     say(markdown(figures))
     if job.args.json:
-        files.write_json(job.args.json, {"file": str(path), "networks": [row.content for row in figures]})
+        content = {"file": str(path), "machine": machine.description(job.device), "precision": job.args.precision}
+        files.write_json(job.args.json, {**content, "networks": [row.content for row in figures]})
     return 0
 
 
@@ -54,7 +55,7 @@ def _require_json_target(target: Path, network_file: Path) -> None:
         raise BadInput(f"--json {target}: is where the record of {network_file} belongs; name another file")
     if target.exists():
         try:
-            is_own = files.read_json(target, "a file of --json").keys() == {"file", "networks"}
+            is_own = files.read_json(target, "a file of --json").keys() >= {"file", "networks"}
         except BadInput:
             is_own = False
         if not is_own:

@@ -23,7 +23,10 @@ TEACHER_TOLERANCE = 0.1  # percent
 
 @dataclass(frozen=True)
 class Row:
-    """One N of the table. Accuracies in percent; spreads are sample standard deviations, None for one trial."""
+    """One N of the table. Accuracies in percent; spreads are sample standard deviations, None for one trial.
+
+    teacher: mean over the cells, since machines round differently. to_teacher: best minus the teacher of the same cell.
+    """
 
     shots: int
     trials: int
@@ -51,8 +54,8 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
         cells = [result for result in results if result["setting"]["shots"] == shots]
         done = [cell for cell in cells if cell["status"] == "done"]
         best, best_spread = _mean_and_spread([cell["best"] for cell in done])
+        to_teacher, _ = _mean_and_spread([cell["best"] - cell["teacher"]["accuracy"] for cell in done])
         last, last_spread = _mean_and_spread([cell["last"] for cell in done])
-        teacher = cells[0]["teacher"]["accuracy"]
         is_papers = complete(cells[0]["setting"])["method"] == GRAFTING.name
         paper, paper_spread = recipe.published.get(shots, (None, None)) if is_papers else (None, None)
         known = paper is not None and recipe.published_teacher is not None
@@ -65,10 +68,10 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
                 best_spread=best_spread,
                 last=last,
                 last_spread=last_spread,
-                teacher=teacher,
+                teacher=statistics.fmean(cell["teacher"]["accuracy"] for cell in cells),
                 paper=paper,
                 paper_spread=paper_spread,
-                to_teacher=None if best is None else best - teacher,
+                to_teacher=to_teacher,
                 paper_to_teacher=paper - recipe.published_teacher if known else None,
             )
         )

@@ -41,7 +41,7 @@ from grafting.distillation import Curve
 from utils.text import markdown_table
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
-EVENTS_WAITING = 10_000  # for the thread that writes them; behind the usual ten, whoever writes many waits for each
+EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 OVER_SHOTS = "accuracy over N"
 MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
@@ -217,10 +217,11 @@ def write_over_shots(output_dir: Path, lines: Mapping[str, Line], figure: np.nda
         writer.add_text("results", text)
         writer.add_custom_scalars({OVER_SHOTS: {chart_title(shots): ["Margin", MARGIN]}})
     for name, line in lines.items():
+        points = filled(line)
         with replacing(directory / name) as writer:
-            for step, mean, deviation in filled(line):
-                for tag, value in zip(MARGIN, (mean, mean - deviation, mean + deviation), strict=True):
-                    writer.add_scalar(tag, value, step)
+            for tag, sign in zip(MARGIN, (0, -1, 1), strict=True):
+                for step, mean, deviation in points:
+                    writer.add_scalar(tag, mean + sign * deviation, step)
     for outdated in {run for run in directory.iterdir() if run.is_dir()} - {directory / name for name in lines}:
         shutil.rmtree(outdated, ignore_errors=True)
 
@@ -229,7 +230,7 @@ def write_over_shots(output_dir: Path, lines: Mapping[str, Line], figure: np.nda
 def replacing(directory: Path, suffix: str = "") -> Iterator[SummaryWriter]:
     """A writer of a run whose event file replaces those before: all, or those whose names end in the suffix.
 
-    They are removed when the new one is whole: a run that disappears gets another colour when it is back.
+    They are removed when the new one is whole: TensorBoard gives a run that disappears another colour when it is back.
     """
     before = list(directory.glob(f"events.*{suffix}"))
     with writer_in(directory, suffix) as writer:

@@ -77,7 +77,7 @@ class Views:
         """The same network on features at `start`, accelerated where these views allow it; here itself.
 
         network: blocks of student or teacher. Those of its parameters that require gradients stay where they are and
-        are trained through the result; others, under `torch.no_grad` all, must not change afterwards.
+        are trained through the result. All others (under `torch.no_grad`, every parameter) must not change afterwards.
         """
         return network
 

@@ -39,7 +39,7 @@ def balance(network: BlockwiseVGG, batches: Iterable[Tensor]) -> float:
 @torch.no_grad()
 def rescale(network: BlockwiseVGG, factor: float) -> None:
     """Multiply block 2's output by a power of two, in place; the logits stay the same."""
-    last, first = convolutions(network, FIRST_GRAFTED - 1)[-1], convolutions(network, FIRST_GRAFTED)[0]
+    last, first = convolutions_of(network, FIRST_GRAFTED - 1)[-1], convolutions_of(network, FIRST_GRAFTED)[0]
     last.weight.mul_(factor)
     last.bias.mul_(factor)
     first.weight.div_(factor)
@@ -56,5 +56,5 @@ def block_rms(network: BlockwiseVGG, start: int, batches: Iterable[Tensor]) -> f
     return math.sqrt(squares / count)
 
 
-def convolutions(network: BlockwiseVGG, block: int) -> list[nn.Conv2d]:
+def convolutions_of(network: BlockwiseVGG, block: int) -> list[nn.Conv2d]:
     return [layer for layer in network.features[block] if isinstance(layer, nn.Conv2d)]

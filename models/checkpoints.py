@@ -79,7 +79,7 @@ def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
         raise BadInput(f"{path}: is a student of {kind}, not a teacher")
     network = teacher_from_state(state, path, classes)
     if not network.architecture.batchnorm:
-        raise BadInput(f"{path}: is no teacher: its classifier has no BatchNorm, as that of a student without adapters")
+        raise BadInput(f"{path}: is a student without adapters, not a teacher: its classifier has no BatchNorm")
     return network
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
@@ -26,11 +27,13 @@ class NotFetched(Exception):
     """An address did not serve a file; the message says why."""
 
 
-def fetch_teacher(path: Path, classes: int, dataset: str, releases: tuple[str, ...] = RELEASES) -> None:
+def fetch_teacher(
+    path: Path, classes: int, dataset: str, releases: tuple[str, ...] = RELEASES, inputs: Sequence[str] = ()
+) -> None:
     """Download the released teacher of a data set, check its size and layout, and write it to `path`.
 
     releases: addresses, tried in this order. If all fail, raises BadInput with the error at each address and other ways
-    to get a teacher, and leaves no file behind.
+    to get a teacher, and leaves no file behind. inputs: the flags that name the data, for the command in this message.
     """
     name = f"vgg16-blockwise-{dataset.lower()}.pth"
     reasons = []
@@ -43,12 +46,15 @@ def fetch_teacher(path: Path, classes: int, dataset: str, releases: tuple[str, .
                 checkpoints.read_teacher(arrived, classes)
             except (NotFetched, BadInput) as reason:
                 reasons.append(f"{release}{name}: {str(reason).removeprefix(f'{arrived}: ')}")
+            except OSError as error:
+                raise BadInput(f"{folder}: {error.strerror or error}; free space there, or set TMPDIR") from error
             else:
                 return files.write_bytes(path, arrived.read_bytes())
+    train = shlex.join(["python", "train_fskd.py", *(inputs or ("--dataset", dataset)), "--train_teacher"])
     raise BadInput(
         f"{path}: missing, and cannot be fetched ({'; '.join(reasons)});"
-        f" put a teacher there, or train one: python train_fskd.py --dataset {dataset} --train_teacher --teacher_recipe"
-        " quick (the public recipe is the default, a job for a GPU)"
+        f" put a teacher there, or train one: {train} --teacher_recipe quick (the default is a recipe of 200 or 300"
+        " epochs, a job for a GPU)"
     )
 
 

@@ -22,6 +22,11 @@ NAMES = {
     "class_names": "class names",
     "image_size": "image size",
 }
+ADVICE = {
+    "teacher_sha256": "name that one with --teacher",
+    "normalization": "a Folder is normalised as its pictures in train/ are: use those that it was made with, or make it"
+    " again with --fresh",
+}
 
 
 def deciding(dataset: ImageDataset, teacher_sha256: str | None = None) -> dict[str, Any]:
@@ -61,14 +66,18 @@ def check(network_file: Path, expected: dict[str, Any]) -> str | None:
     if not path.exists():
         return f"{network_file}: has no record beside it; not checked: {_names(expected)}"
     record = files.read_json(path, KIND)
+    if record.get("sha256", "") is None:
+        unfinished = "was being written when its process ended; the same command with --train_teacher completes it"
+        return f"{network_file}: {unfinished}; not checked: {_names(expected)}"
     if record.get("sha256") != files.sha256_of_file(network_file):
         return f"{network_file}: {path.name} is the record of another file; not checked: {_names(expected)}"
     for key, value in expected.items():
         if key in record and record[key] != value:
-            advice = "name that one with --teacher" if key == "teacher_sha256" else "use the one it was made with"
+            other = "other" if NAMES[key].endswith("s") else "another"
+            advice = ADVICE.get(key, f"use the {NAMES[key]} that it was made with")
             raise BadInput(
-                f"{network_file}: was made with another {NAMES[key]} ({files.difference(record[key], value)}), so its"
-                f" accuracy here would mean nothing; {advice}"
+                f"{network_file}: was made with {other} {NAMES[key]} ({files.difference(record[key], value)}), so its"
+                f" accuracy here would not be its own; {advice}"
             )
     missing = [key for key in expected if key not in record]
     return f"{network_file}: {path.name} is incomplete; not checked: {_names(missing)}" if missing else None

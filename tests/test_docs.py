@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 from benchmarks import gpu, speed
 from data.datasets import open_dataset
+from deployment import evaluation
 from experiments import results, tables
 from grafting.recipes import PUBLISHED_SHOTS, RECIPES, batch_size, recipe_of
 from grafting.scions import parameters_by_role, scions
@@ -106,6 +107,15 @@ def test_the_tables_of_methods_are_in_the_docs(file, tmp_path):
     assert len(tables) >= 3
     for start, end, _ in tables:
         assert "\n".join(text.split("\n")[start:end]) in page
+
+
+def test_the_tables_of_deployment_are_made_from_the_files_of_json():
+    page, reports = (ROOT / "docs/deployment.md").read_text(), tracked("benchmarks/results/deployment/*.json")
+    for report in reports:
+        networks = json.loads(report.read_text())["networks"]
+        table, *_ = evaluation.markdown([evaluation.Figures(**figures) for figures in networks]).split("\n\n")
+        assert table in page
+    assert len(reports) == 2
 
 
 def test_the_table_of_subset_seeds_is_made_from_the_files_it_names():

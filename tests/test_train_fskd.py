@@ -30,7 +30,7 @@ from grafting import recipes
 from grafting.method import JOINS
 from grafting.recipes import PUBLISHED_SHOTS
 from grafting.teacher import FrozenTeacher
-from models import checkpoints
+from models import checkpoints, records
 from models.vgg import BlockwiseVGG
 from utils.arguments import JOINS as JOIN_CHOICES
 from utils.arguments import METHOD_NAMES, READS
@@ -374,7 +374,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(at_home, teacher, capsys, argu
 def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeypatch, recipe, capsys):
     """A mistyped --teacher is neither trained nor fetched, and no other architecture takes the name."""
     got = []
-    monkeypatch.setattr(job, "fetch_teacher", lambda *_: got.append("fetched"))
+    monkeypatch.setattr(job, "fetch_teacher", lambda *_, **__: got.append("fetched"))
     monkeypatch.setattr(job.Job, "train_teacher", lambda *_, **__: got.append("trained"))
     for kind in ({"trains_own_teacher": True}, {"published": {1: (90.74, 0.49)}}):
         monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, **kind))
@@ -384,6 +384,30 @@ def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeyp
         assert command("--nshot", "1") == 2  # the replaced functions write no file
         assert got.pop() == ("trained" if "trains_own_teacher" in kind else "fetched")
         capsys.readouterr()
+
+
+def test_the_command_that_trains_a_missing_teacher_writes_it_where_it_is_looked_for(at_home, capsys):
+    assert command("--nshot", "1", "--teacher", "mine.pth") == 2
+    train = "train one: python train_fskd.py --dataset Folder --teacher mine.pth --train_teacher --teacher_recipe quick"
+    assert train in capsys.readouterr().err
+
+
+def test_an_own_teacher_whose_record_was_not_finished_is_completed(with_teacher, monkeypatch, recipe):
+    """The power was cut between the teacher's file and its record."""
+    completed = []
+    monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, trains_own_teacher=True))
+    monkeypatch.setattr(job.teacher_training, "train_teacher", lambda *_: completed.append(True) or 90.0)
+    path = with_teacher / "ckpt/teacher/vgg16-blockwise-folder.pth"
+    records.announce(path, {})
+    assert command("--diagnose", "--nshot", "1") == 0 and completed == [True]
+    records.write(path, {})
+    assert command("--diagnose", "--nshot", "1") == 0 and completed == [True]
+
+
+@pytest.mark.parametrize("flag", ["--best_of", "--eval_every"])
+def test_a_method_without_epochs_refuses_what_concerns_them(with_teacher, capsys, flag):
+    assert command("--method", "fskd", flag, "1") == 2
+    assert "not with --method fskd" in capsys.readouterr().err
 
 
 def test_a_missing_teacher_names_the_existing_ones(at_home, teacher, capsys):
@@ -453,8 +477,9 @@ def test_a_student_is_exported_measured_and_used(with_teacher, dataset, capsys):
     Path("no.png").write_text("no picture")
     for file in (exported, "student.pt2"):
         assert command("--evaluate", file, "--json", "figures.json", "--device", "cpu") == 0
-        names = [row["name"] for row in json.loads(Path("figures.json").read_text())["networks"]]
-        assert names == ["teacher", "student, exported"]
+        written = json.loads(Path("figures.json").read_text())
+        assert [row["name"] for row in written["networks"]] == ["teacher", "student, exported"]
+        assert (written["file"], written["machine"]["device_type"], written["precision"]) == (file, "cpu", "tf32")
         capsys.readouterr()
         assert train_fskd.main(["--predict", file, "picture.png"]) == 0
         assert re.fullmatch(r"picture.png: [abc] [\d.]+%, [abc] [\d.]+%, [abc] [\d.]+%\n", capsys.readouterr().out)
@@ -719,7 +744,7 @@ def test_interruption(with_teacher, monkeypatch, capsys, kill, status, word):
 
     monkeypatch.setattr("grafting.distillation.distance", struck)
     assert command("--nshot", "1", "--trials", "1") == status
-    line = f"{word}; 0 cells are done in runs/Folder; the same command continues from the last checkpoint"
+    line = f"{word}; 0 cells are done in runs/Folder; the same command goes on where it stopped"
     assert capsys.readouterr().err == f"train_fskd.py: {line}\n"
 
 

@@ -72,7 +72,7 @@ def positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on") from None
 
 
-def seed(text: str) -> int:
+def from_zero(text: str) -> int:
     """argparse type: a whole number from 0 on."""
     try:
         return whole_number(text, 0)
@@ -177,15 +177,16 @@ def add_methods(add: Callable[..., Any]) -> None:
 def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--nshot", type=positive, nargs="+", metavar="N", default=list(shots), help="shots: images per class")
     add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with other random numbers")
-    add("--seed", type=seed, default=0, help="seed of initialisation, order and views in cells and in --train_teacher")
-    add("--subset_seed", type=seed, help="seed of the few-shot subset (default: as released, 6; CIFAR100: 10)")
+    add("--seed", type=from_zero, default=0,
+        help="seed of initialisation, order and views in cells and in --train_teacher")
+    add("--subset_seed", type=from_zero, help="seed of the few-shot subset (default: as released, 6; CIFAR100: 10)")
     add("--eval_every", type=positive, metavar="K",
         help="epochs between test accuracies in stage 1 and L=2 (default: a fifth of each phase); L=3 is measured every"
              " epoch, to find the best (--best_of)")
     add("--best_of", type=positive, metavar="K",
-        help="the best epoch is chosen among the last K of L=3 (at most all), and each of these is measured; 1: the"
-             " last epoch is taken, so the test set chooses nothing, and most evaluation time is saved (default: all of"
-             " L=3, as in the paper)")
+        help="the best epoch is chosen among the last K of L=3 (at most as many as by default), and each of these is"
+             " measured; 1: the last epoch is taken, so the test set chooses nothing, and most evaluation time is saved"
+             " (default: all of L=3, as in the paper)")
     add("--device",
         help="torch device; cuda without a number spreads torchrun's processes over the GPUs (default: cuda if there is"
              " one, else cpu)")
@@ -240,13 +241,13 @@ def add_commands(add: Callable[..., Any]) -> None:
 
 def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
     add("--teacher_recipe", choices=("published", "quick"),
-        help="published: no BatchNorm, as released; quick: BatchNorm folded at the end, one cycle, heads that make the"
-             " teacher graftable, balanced (default: published)")
+        help="published: no BatchNorm in the blocks, 300 epochs (CIFAR100: 200); quick: BatchNorm folded at the end,"
+             " one cycle, heads that make the teacher graftable, balanced (default: published)")
     add("--teacher_from", type=path, metavar="FILE",
         help="make a finished teacher more graftable: continue with it for a few epochs with the heads of quick, and"
              " balance it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new"
              " teacher)")
-    add("--teacher_epochs", type=seed, metavar="E",
+    add("--teacher_epochs", type=from_zero, metavar="E",
         help="epochs; the schedule is scaled to them (default: the recipe's; with --teacher_from 3)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on

@@ -14,7 +14,10 @@ import torch
 
 
 def generator(*purpose: int | str) -> np.random.Generator:
-    """A numpy generator. purpose: integers and strings that determine the draw, e.g. (seed, N, trial, "B0", epoch)."""
+    """A numpy generator. purpose: integers and strings that determine the draw, e.g. (seed, N, trial, "B0", epoch).
+
+    Zeros at the end of a purpose make no difference to numpy.
+    """
     return np.random.default_rng([zlib.crc32(p.encode()) if isinstance(p, str) else p for p in purpose])
 
 

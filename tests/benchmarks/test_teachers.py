@@ -39,7 +39,8 @@ def test_a_family_is_measured_once(at_home, monkeypatch, capsys):
     assert small["teacher"]["accuracy"] == one["teacher"]["accuracy"]
     assert [(cell["shots"], cell["trial"]) for cell in small["cells"]] == [(1, 0), (10, 0)]
     result = json.loads((at_home / teachers.WORK / "small/results/10-shot/trial-0.json").read_text())
-    measured = {"B0": result["phases"]["B0"]["last"], "best": result["best"], "last": result["last"]}
+    measured = {"teacher": result["teacher"]["accuracy"], "B0": result["phases"]["B0"]["last"]}
+    measured |= {"best": result["best"], "last": result["last"]}
     assert small["cells"][1] == {"shots": 10, "trial": 0, **measured}
     assert {point.name: point.origin for point in law.read(at_home / teachers.MEASURED)} == {
         m.name: "one" for m in FAMILY
@@ -51,7 +52,7 @@ def test_a_family_is_measured_once(at_home, monkeypatch, capsys):
     assert f"one: has been measured; remove {teachers.MEASURED}/one.json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--diagnose"], ["--method", "kd"], ["--optimize_span", "back"]])
+@pytest.mark.parametrize("flags", [["--diagnose"], ["--method", "kd"], ["--optimize_span", "back"], ["--best_of", "1"]])
 def test_what_it_would_ignore_is_refused(at_home, monkeypatch, capsys, flags):
     monkeypatch.setattr(teachers, "measure", lambda *_: pytest.fail("measured"))
     assert teachers.main(["--dataset", "Shapes10", *flags]) == 2

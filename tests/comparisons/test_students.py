@@ -24,7 +24,7 @@ def test_a_file_holds_the_teachers_blocks_and_the_students_own(teacher, tmp_path
     kind, state = checkpoints.read(tmp_path / "student.pth")
     student = checkpoints.teacher_from_state(state, tmp_path / "student.pth", CLASSES)
     assert kind == "teacher"
-    with pytest.raises(BadInput, match="is no teacher: its classifier has no BatchNorm"):
+    with pytest.raises(BadInput, match="is a student without adapters, not a teacher: its classifier has no BatchNorm"):
         checkpoints.read_teacher(tmp_path / "student.pth", CLASSES)
     assert student.architecture == student_of(teacher.architecture)
     images = torch.randn(4, 3, 32, 32)

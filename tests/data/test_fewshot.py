@@ -83,6 +83,22 @@ def test_a_file_in_place_is_used(official_files):
     assert np.array_equal(fewshot.subset(dataset, 1, 6, official_files), other)
 
 
+def test_a_file_in_place_is_not_replaced(official_files):
+    """Neither one that holds the same, nor a subset of somebody's own."""
+    dataset = open_dataset("CIFAR10", official_files)
+    path = official_files / "cifar10-random-1-per-class.pkl"
+    drawn = fewshot.draw(dataset, 1, 6)
+    for images in (drawn, np.full_like(drawn, 7)):
+        path.write_bytes(pickle.dumps(images, protocol=2))
+        before = path.read_bytes()
+        if images is drawn:
+            assert fewshot.build(dataset, 1, 6, official_files) == path
+        else:
+            with pytest.raises(BadInput, match=r"1-per-class\.pkl: holds another subset than the seed 6 draws"):
+                fewshot.build(dataset, 1, 6, official_files)
+        assert path.read_bytes() == before
+
+
 class RunsCode:
     def __reduce__(self):
         return (print, ("this must never be printed",))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deployment import evaluation
-from deployment.evaluation import Candidate, compare, lowest_classes, markdown, multiply_adds
+from deployment.evaluation import TEACHER, Candidate, compare, lowest_classes, markdown, multiply_adds
 from deployment.networks import candidates
 from grafting.scions import scions
 from models.vgg import frozen
@@ -29,20 +29,25 @@ def few_rounds(monkeypatch):
     monkeypatch.setattr(evaluation, "ROUNDS", {1: 1, 256: 1})
 
 
-def candidate(k):
+def candidate(k, name=None):
     network = frozen(Constant(k))
-    return Candidate(f"always {k}", network, network, torch.device("cpu"), 1000)
+    return Candidate(name or f"always {k}", network, network, torch.device("cpu"), 1000)
 
 
 def test_accuracies_and_agreement(dataset):
-    first, second = compare([candidate(0), candidate(1)], dataset)
+    first, second = compare([candidate(0, TEACHER), candidate(1)], dataset)
     share = 100 * (dataset.test().labels == 0).mean()
     assert first.accuracy == pytest.approx(share) and first.by_class == {"a": 100, "b": 0, "c": 0}
     assert (first.agreement, second.agreement) == (100, 0)
     assert first.calibration_error == pytest.approx(100 - share, abs=0.1)
     assert first.parameters == 3 and first.latency_ms > 0 and first.images_per_second > 0
     assert lowest_classes(second) == "always 1: lowest classes a 0.0%, c 0.0%, b 100.0%"
-    assert markdown([first, second]).splitlines()[2].startswith("| always 0 | 3 | 0 | 0.0 | ")
+    assert markdown([first, second]).splitlines()[2].startswith("| teacher | 3 | 0 | 0.0 | ")
+
+
+def test_without_a_teacher_there_is_no_agreement_with_it(dataset):
+    (alone,) = compare([candidate(0)], dataset)
+    assert alone.agreement is None and markdown([alone]).splitlines()[2].split(" | ")[5] == "-"
 
 
 def test_multiply_adds_by_hand(teacher, dataset):

@@ -79,6 +79,12 @@ def test_a_teacher_has_one_accuracy():
     assert len(tables.rows([CELLS[0], rounded], FOLDER)) == 1
 
 
+def test_a_student_is_compared_with_its_teacher_on_the_same_machine():
+    here, there = CELLS[0], cell(1, 1, 80.0, 79.0) | {"teacher": {"accuracy": 92.34}}
+    (row,) = tables.rows([here, there], FOLDER)
+    assert row.teacher == pytest.approx(92.32) and row.to_teacher == pytest.approx(-(12.3 + 12.34) / 2)
+
+
 def test_remarks_name_missing_and_mixed_results():
     assert tables.remarks(CELLS) == ["missing: N = 10, trial 1, 2"]
     machines = [{"device": "cpu", "torch": "2.6"}, {"device": "cpu", "torch": "2.7"}]

@@ -61,6 +61,12 @@ def test_confusion_picture(classes):
 
 
 @pytest.mark.usefixtures("real_pictures")
+@pytest.mark.filterwarnings("error")
+def test_names_that_the_font_does_not_have_give_no_warning():
+    pictures.confusion_picture({"teacher": torch.eye(2, dtype=torch.long)}, ["猫", "狗"])
+
+
+@pytest.mark.usefixtures("real_pictures")
 def test_any_folder_may_be_a_class():
     names = ("a$b$\\frac$", "\udcff", "c")  # as if it were a formula; a byte that is not text
     pictures.confusion_picture({"teacher": torch.eye(3, dtype=torch.long)}, names)

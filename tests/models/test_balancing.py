@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.balancing import balance, block_rms, convolutions
+from models.balancing import balance, block_rms, convolutions_of
 
 
 def batches():
@@ -10,7 +10,7 @@ def batches():
 
 @pytest.mark.parametrize("size", [2.0**-9, 0.3, 1.0, 1000.0])
 def test_logits_stay_the_same_to_the_last_bit(teacher, size):
-    last, first = convolutions(teacher, 2)[-1], convolutions(teacher, 3)[0]
+    last, first = convolutions_of(teacher, 2)[-1], convolutions_of(teacher, 3)[0]
     last.bias.copy_(torch.linspace(-0.1, 0.2, len(last.bias)))
     last.weight.mul_(size)
     last.bias.mul_(size)
@@ -29,7 +29,7 @@ def test_the_factor_is_a_power_of_two_and_a_balanced_teacher_is_left_alone(teach
 
 def test_only_the_two_convolutions_change(teacher):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    convolutions(teacher, 2)[-1].bias.add_(0.01)
+    convolutions_of(teacher, 2)[-1].bias.add_(0.01)
     before["features.2.0.bias"] = teacher.state_dict()["features.2.0.bias"].clone()
     factor = balance(teacher, batches())
     assert factor != 1.0
@@ -39,7 +39,7 @@ def test_only_the_two_convolutions_change(teacher):
 
 
 def test_a_silent_block_is_left_alone(teacher):
-    last = convolutions(teacher, 2)[-1]
+    last = convolutions_of(teacher, 2)[-1]
     last.weight.zero_()
     last.bias.fill_(-1.0)
     assert balance(teacher, batches()) == 1.0

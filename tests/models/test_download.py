@@ -1,3 +1,4 @@
+import errno
 import socketserver
 import tempfile
 from contextlib import contextmanager
@@ -90,6 +91,23 @@ def test_an_answer_that_is_no_whole_file_is_one_line_and_leaves_nothing(tmp_path
     assert message.startswith(f"{target}: missing, and cannot be fetched ({address}{NAME}: ") and message.isprintable()
     assert reason in message and f"{server}/missing/{NAME}: HTTP Error 404: File not found)" in message
     assert not target.parent.exists()
+
+
+def test_the_command_in_the_message_has_the_flags_of_the_users_data(tmp_path, server):
+    inputs = ["--dataset", "CIFAR10", "--data_path", "my data"]
+    with pytest.raises(BadInput) as refusal:
+        fetch_teacher(tmp_path / "t.pth", CLASSES, "CIFAR10", (f"{server}/missing/",), inputs)
+    assert "train_fskd.py --dataset CIFAR10 --data_path 'my data' --train_teacher" in str(refusal.value)
+
+
+def test_a_full_temporary_folder_is_named(teacher, tmp_path, server, monkeypatch, temporary):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints.write_teacher(teacher, tmp_path / NAME)
+    monkeypatch.setattr(download.checkpoints, "read_teacher", full)
+    with pytest.raises(BadInput, match=rf"^{temporary}/.*: No space left on device; free space there, or set TMPDIR"):
+        fetch_teacher(tmp_path / "teacher.pth", CLASSES, "CIFAR10", (f"{server}/",))
 
 
 @pytest.mark.parametrize("first", [b"HTTP/1.1 404 Gone\r\n\r\n", HEAD + bytes(100_000), b""])

@@ -24,15 +24,27 @@ def test_a_record_that_agrees_gives_no_message(student):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("teacher_sha256", "u", "teacher"),
-        ("normalization", {"mean": [0.5], "std": [0.26]}, "normalisation"),
-        ("class_names", ["b", "a"], "class names"),
+        ("teacher_sha256", "u", "another teacher"),
+        ("normalization", {"mean": [0.5], "std": [0.26]}, "another normalisation"),
+        ("class_names", ["b", "a"], "other class names"),
     ],
 )
 def test_a_record_that_disagrees_is_refused(student, key, value, named):
-    with pytest.raises(BadInput, match=rf"student\.pth: was made with another {named} \(") as refusal:
+    with pytest.raises(BadInput, match=rf"student\.pth: was made with {named} \(") as refusal:
         records.check(student, {**EXPECTED, key: value})
     assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_whose_pictures_have_changed_is_told_what_to_do(student):
+    """A flag for its normalisation does not exist."""
+    with pytest.raises(BadInput, match=r"use those that it was made with, or make it again with --fresh"):
+        records.check(student, {**EXPECTED, "normalization": {"mean": [0.5], "std": [0.26]}})
+
+
+def test_a_record_that_was_only_announced_is_no_other_files(student):
+    records.announce(student, EXPECTED)
+    found = records.check(student, EXPECTED)
+    assert "the same command with --train_teacher completes it; not checked: teacher" in found
 
 
 def test_what_cannot_be_checked_is_named(student):
