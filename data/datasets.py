@@ -46,8 +46,8 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set. `train()` and `test()` return LabelledImages; the images are read at the first call
-    (those of train() when a Folder is opened, for its normalisation).
+    """A data set. `train()` and `test()` return LabelledImages, which are read at the first call; a Folder's training
+    images when it is opened, for its normalisation.
 
     subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are
     stored as files with the released names. class_names(): the name of each class, in the labels' order. skipped: which

@@ -40,9 +40,8 @@ class Figures:
     """What was measured of one network.
 
     accuracy, by_class: test accuracy in percent. agreement: percent of test images classified as by the teacher, None
-    without it.
-    calibration_error: expected calibration error in points. nll: negative log likelihood in nats. latency_ms: of one
-    image. images_per_second: in batches of 256.
+    without it. calibration_error: expected calibration error in points. nll: negative log likelihood in nats.
+    latency_ms: of one image. images_per_second: in batches of 256.
     """
 
     name: str

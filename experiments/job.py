@@ -87,7 +87,7 @@ class Job:
             say(line)
 
     def teacher(self) -> BlockwiseVGG:
-        """The teacher in the file. If the default file is missing, it is downloaded, or trained for Shapes10."""
+        """The teacher in the file. The default one is downloaded if it is missing; that of Shapes10 is trained."""
         trains_it = self._is_default_teacher and self.recipe.trains_own_teacher
         if not self.teacher_file.exists() or (trains_it and records.is_announced(self.teacher_file)):
             self._get_teacher()
@@ -109,7 +109,7 @@ class Job:
         """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
         inputs = self.inputs("data_path", "teacher", "teacher_architecture")
         if self._is_default_teacher and self.recipe.trains_own_teacher:
-            say(f"{self.teacher_file}: missing; it is trained now, or awaited if another process is training it")
+            say(f"{self.teacher_file}: not finished; it is trained now, or awaited if another process is training it")
             self.train_teacher("quick", only_if_missing=True)
         elif self._is_default_teacher and self.recipe.published:
             say(f"{self.teacher_file}: missing; fetching the authors'")
