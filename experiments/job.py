@@ -89,7 +89,7 @@ class Job:
     def teacher(self) -> BlockwiseVGG:
         """The teacher in the file. The default one is downloaded if it is missing; that of Shapes10 is trained."""
         trains_it = self._is_default_teacher and self.recipe.trains_own_teacher
-        if not self.teacher_file.exists() or (trains_it and records.is_announced(self.teacher_file)):
+        if not (self._teacher_is_finished() if trains_it else self.teacher_file.exists()):
             self._get_teacher()
         teacher = checkpoints.read_teacher(self.teacher_file, self.dataset.classes)
         not_checked = records.check(self.teacher_file, records.deciding(self.dataset))
@@ -104,6 +104,10 @@ class Job:
     @property
     def _is_default_teacher(self) -> bool:
         return self.args.teacher is None and self.args.teacher_architecture is None
+
+    def _teacher_is_finished(self) -> bool:
+        """Whether its file is there, with its whole record if it has one."""
+        return self.teacher_file.exists() and not records.is_announced(self.teacher_file)
 
     def _get_teacher(self) -> None:
         """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
@@ -141,7 +145,7 @@ class Job:
         curves = RunningCurves(partial(TeacherCurves, self.output_dir, self.teacher_file.stem), say)
         try:
             with lock.acquire(timeout=-1 if only_if_missing else 0), quiet_writers(), closing(curves):
-                if only_if_missing and self.teacher_file.exists() and not records.is_announced(self.teacher_file):
+                if only_if_missing and self._teacher_is_finished():
                     return
                 accuracy = teacher_training.train_teacher(
                     self.dataset,

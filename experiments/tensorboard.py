@@ -217,13 +217,17 @@ def write_over_shots(output_dir: Path, lines: Mapping[str, Line], figure: np.nda
         writer.add_text("results", text)
         writer.add_custom_scalars({OVER_SHOTS: {chart_title(shots): ["Margin", MARGIN]}})
     for name, line in lines.items():
-        points = filled(line)
-        with replacing(directory / name) as writer:
-            for tag, sign in zip(MARGIN, (0, -1, 1), strict=True):
-                for step, mean, deviation in points:
-                    writer.add_scalar(tag, mean + sign * deviation, step)
+        _write_line(directory / name, filled(line))
     for outdated in {run for run in directory.iterdir() if run.is_dir()} - {directory / name for name in lines}:
         shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _write_line(directory: Path, points: Line) -> None:
+    """A line with its margin, as a run of its own."""
+    with replacing(directory) as writer:
+        for tag, sign in zip(MARGIN, (0, -1, 1), strict=True):
+            for step, mean, deviation in points:
+                writer.add_scalar(tag, mean + sign * deviation, step)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def check(network_file: Path, expected: dict[str, Any]) -> str | None:
         return f"{network_file}: has no record beside it; not checked: {_names(expected)}"
     record = files.read_json(path, KIND)
     if record.get("sha256", "") is None:
-        unfinished = "was being written when its process ended; the same command with --train_teacher completes it"
+        unfinished = "was being written when its process ended; the command that was writing it, again, completes it"
         return f"{network_file}: {unfinished}; not checked: {_names(expected)}"
     if record.get("sha256") != files.sha256_of_file(network_file):
         return f"{network_file}: {path.name} is the record of another file; not checked: {_names(expected)}"

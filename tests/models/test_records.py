@@ -42,9 +42,10 @@ def test_a_folder_whose_pictures_have_changed_is_told_what_to_do(student):
 
 
 def test_a_record_that_was_only_announced_is_no_other_files(student):
+    """Of a teacher or of a student."""
     records.announce(student, EXPECTED)
     found = records.check(student, EXPECTED)
-    assert "the same command with --train_teacher completes it; not checked: teacher" in found
+    assert "the command that was writing it, again, completes it; not checked: teacher" in found
 
 
 def test_what_cannot_be_checked_is_named(student):
