@@ -107,7 +107,7 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
         if batch * len(labels) < RANK_IMAGES:
             for blocks, block in zip(sample, features, strict=True):
                 blocks.append(block)
-    *percent, percent_of_teacher = (100 * correct / count).tolist()
+    *percent, percent_of_teacher = (100 * number / count for number in correct.tolist())
     rms = (squares / count).sqrt().tolist()
     reports = tuple(
         BlockReport(

@@ -7,6 +7,7 @@ import glob
 import shlex
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -139,6 +140,10 @@ class Job:
             raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
         recipe_name = "further" if source else recipe_name or "published"
         recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
+        if (weight := self.args.teacher_prototypes) is not None:
+            if not (recipe.prototype_head and recipe.epochs):
+                raise BadInput("--teacher_prototypes: only with --teacher_recipe quick, or --teacher_from and an epoch")
+            recipe = replace(recipe, prototype_head=weight)
         for directory in (self.teacher_file.parent, self.output_dir):
             files.require_writable(directory)
         lock = filelock.FileLock(self.teacher_file.with_name(f".{self.teacher_file.stem}.lock"))

@@ -124,11 +124,13 @@ def _stage2(epochs: int, rate: float = 1e-4) -> tuple[Phase, Phase]:
 
 
 _HALVED_NINE_TIMES = tuple((k / 10, 0.5) for k in range(1, 10))  # every 30 of 300 epochs
-_QUICK = TeacherRecipe(
+_QUICK = TeacherRecipe(  # its prototype_head is compared with others in docs/teachers.md
     "quick", epochs=22, lr=0.06, nesterov=True, one_cycle=True, batchnorm=True, decays_biases=False,
-    linear_head=0.4, prototype_head=1.0, balanced=True,
+    linear_head=0.4, prototype_head=2.0, balanced=True,
 )  # fmt: skip
-_FURTHER = replace(_QUICK, name="further", epochs=3, lr=0.01, batchnorm=False)  # from a finished teacher
+_FURTHER = replace(  # from a finished teacher
+    _QUICK, name="further", epochs=3, lr=0.01, batchnorm=False, prototype_head=1.0
+)  # fmt: skip
 CIFAR10 = Recipe(
     stage1=_stage1((100, 60, 60), (2.5e-4, 2.5e-4, 2.5e-4), 2.5e-3),
     stage2=_stage2(100),
@@ -152,7 +154,7 @@ CIFAR100 = Recipe(
             "published", epochs=200, lr=0.01, nesterov=True, warmup_epochs=1,
             falls=((0.3, 0.2), (0.6, 0.2), (0.9, 0.2)),
         ),
-        "quick": _QUICK,
+        "quick": replace(_QUICK, prototype_head=4.0),
         "further": _FURTHER,
     },
     published={
@@ -166,7 +168,7 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
     stage2=_stage2(100, rate=5e-4),
     teachers={
         "published": CIFAR10.teachers["published"],
-        "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, linear_head=1.0),
+        "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, linear_head=1.0, prototype_head=1.0),
         "further": replace(_FURTHER, batch=64, linear_head=1.0),
     },
     teacher_architecture="vgg11-small",

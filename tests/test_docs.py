@@ -17,7 +17,7 @@ from deployment import evaluation
 from experiments import results, tables
 from grafting.recipes import PUBLISHED_SHOTS, RECIPES, batch_size, recipe_of
 from grafting.scions import parameters_by_role, scions
-from models.vgg import ARCHITECTURES, BlockwiseVGG, parameter_count
+from models.vgg import ARCHITECTURES, FIRST_GRAFTED, BlockwiseVGG, parameter_count
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 CIFAR = ("CIFAR10", "CIFAR100")
@@ -116,6 +116,18 @@ def test_the_tables_of_deployment_are_made_from_the_files_of_json():
         table, *_ = evaluation.markdown([evaluation.Figures(**figures) for figures in networks]).split("\n\n")
         assert table in page
     assert len(reports) == 2
+
+
+def test_the_table_of_prototype_weights_is_made_from_the_records_it_names():
+    page, count = (ROOT / "docs/teachers.md").read_text(), 0
+    for file in tracked("benchmarks/results/teachers/*.json"):
+        record = json.loads(file.read_text())
+        recipe, block = record["recipe"], record["blocks"][FIRST_GRAFTED - 1]
+        numbers = f"{recipe['prototype_head']:g} | {recipe['epochs']} | {record['test_accuracy']:.2f}"
+        row = f"| {record['dataset']} | {numbers} | {block['one_shot']:.2f} | `{file.name}` |"
+        assert (row in page) == (recipe["name"] == "quick")
+        count += row in page
+    assert count == 8
 
 
 def test_the_table_of_subset_seeds_is_made_from_the_files_it_names():

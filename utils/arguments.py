@@ -25,7 +25,7 @@ READS = {
     "build_dataset": ("subset_seed",),
     "train_teacher": (
         "seed", "device", "fresh", "teacher", "output_dir", "teacher_recipe", "teacher_from", "teacher_epochs",
-        "teacher_architecture",
+        "teacher_prototypes", "teacher_architecture",
     ),
     "diagnose": ("nshot", "subset_seed", "device", "precision", "teacher", "teacher_architecture"),
     "evaluate": ("device", "precision", "teacher", "teacher_architecture", "json"),
@@ -88,6 +88,17 @@ def gigabytes(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes from 0 to 10^9")
+    return value
+
+
+def weight(text: str) -> float:
+    """argparse type: the weight of a loss, from 0 to 1000."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1000")
     return value
 
 
@@ -249,5 +260,9 @@ def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
              " teacher)")
     add("--teacher_epochs", type=from_zero, metavar="E",
         help="epochs; the schedule is scaled to them (default: the recipe's; with --teacher_from 3)")
+    add("--teacher_prototypes", type=weight, metavar="W",
+        help="with quick and --teacher_from: weight of the loss that pulls the outputs of block 2 towards the mean of"
+             " their class; more makes the teacher more graftable (default: 2, CIFAR100: 4; Shapes10 and with"
+             " --teacher_from 1)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on
