@@ -55,17 +55,19 @@ class Member:
 
 
 QUICK, FURTHER = SHAPES10.teachers["quick"], SHAPES10.teachers["further"]
+PROTOTYPES_1 = replace(QUICK, prototype_head=1.0)
 FAMILY = (
     Member("quick", QUICK),
     Member("without-heads", replace(QUICK, linear_head=0.0, prototype_head=0.0, balanced=False)),
-    Member("prototypes-4", replace(QUICK, epochs=28, prototype_head=4.0)),
-    Member("quick-scaled-1-16", source="quick", factor=2.0**-4),
-    Member("quick-5-epochs", replace(QUICK, epochs=5)),
+    Member("quick-28-epochs", replace(QUICK, epochs=28)),
+    Member("prototypes-1", PROTOTYPES_1),
+    Member("prototypes-1-scaled-1-16", source="prototypes-1", factor=2.0**-4),
+    Member("prototypes-1-5-epochs", replace(PROTOTYPES_1, epochs=5)),
     Member("without-heads-further", replace(FURTHER, epochs=5), "without-heads"),
-    Member("prototypes-4-scaled-1-16", source="prototypes-4", factor=2.0**-4),
+    Member("quick-28-epochs-scaled-1-16", source="quick-28-epochs", factor=2.0**-4),
     Member("linear-head", replace(QUICK, prototype_head=0.0)),
     Member("without-heads-scaled-1-16", source="without-heads", factor=2.0**-4),
-    Member("quick-scaled-4", source="quick", factor=2.0**2),
+    Member("prototypes-1-scaled-4", source="prototypes-1", factor=2.0**2),
 )
 
 

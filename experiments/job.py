@@ -53,6 +53,8 @@ class Job:
         recipe = RECIPES[args.dataset]
         self.recipe = recipe.best_of(args.best_of) if args.best_of else recipe
         self.name = dataset_name(args.dataset, args.data_path)
+        if args.dataset == "Shapes10" and args.data_path != DATA_PATH:
+            raise BadInput("--data_path: not with --dataset Shapes10, whose images are drawn; leave it out")
         if args.optimize_span != "front" and args.method != "grafting":
             raise BadInput(f"--optimize_span {args.optimize_span}: only with --method grafting")
         method = args.method if args.optimize_span == "front" else f"grafting-{args.optimize_span}"

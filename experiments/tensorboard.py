@@ -13,7 +13,8 @@ show the accuracy of smaller N. So a value that is measured rarely fills the ste
 reached the value where it is read.
 
 Steps over N. TensorBoard has no logarithmic axis, so the step of N is 1000 log10 N. A value fills the steps half-way to
-its neighbours, a point at every second one. The margin chart in Custom Scalars shows the same, and is not smoothed.
+its neighbours; most of its points are before the step of N. The margin chart in Custom Scalars shows the same, and is
+not smoothed.
 
 Steps of a cell. Epochs count through all phases: B1's first epoch follows B0's last. A test accuracy fills the epochs
 since the one before. Each N has tags of its own, so a chart shows the trials of one N; each phase has a tag of its own,
@@ -42,6 +43,8 @@ from utils.text import markdown_table
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
+LEAD = 14  # points up to the step of N: 0.6 ** 14 is less than a thousandth
+AFTER = 3  # from there on
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 OVER_SHOTS = "accuracy over N"
 MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
@@ -254,11 +257,14 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def filled(line: Line) -> list[tuple[int, float, float]]:
-    """Points (step, mean, deviation) for every second step, each with the values of the nearest N."""
+    """Points (step, mean, deviation): the values of each N from half-way to the N before it to half-way to the next."""
     steps = [step_of(n) for n, _, _ in line]
     edges = [steps[0], *((one + two) // 2 for one, two in pairwise(steps)), steps[-1] + 1]
-    places = (range(start, end, 2) for start, end in pairwise(edges))
-    return [(step, *values) for inside, (_, *values) in zip(places, line, strict=True) for step in inside]
+    points = []
+    for (start, end), step, (_, *values) in zip(pairwise(edges), steps, line, strict=True):
+        places = [*np.linspace(start, step, LEAD), *np.linspace(step, end - 1, AFTER)]
+        points += [(place, *values) for place in np.unique(np.rint(places).astype(int)).tolist()]
+    return points
 
 
 def write_picture(output_dir: Path, tag: str, picture: np.ndarray) -> None:

@@ -126,7 +126,7 @@ def _stage2(epochs: int, rate: float = 1e-4) -> tuple[Phase, Phase]:
 _HALVED_NINE_TIMES = tuple((k / 10, 0.5) for k in range(1, 10))  # every 30 of 300 epochs
 _QUICK = TeacherRecipe(  # its prototype_head is compared with others in docs/teachers.md
     "quick", epochs=22, lr=0.06, nesterov=True, one_cycle=True, batchnorm=True, decays_biases=False,
-    linear_head=0.4, prototype_head=2.0, balanced=True,
+    linear_head=0.4, prototype_head=4.0, balanced=True,
 )  # fmt: skip
 _FURTHER = replace(  # from a finished teacher
     _QUICK, name="further", epochs=3, lr=0.01, batchnorm=False, prototype_head=1.0
@@ -136,7 +136,7 @@ CIFAR10 = Recipe(
     stage2=_stage2(100),
     teachers={
         "published": TeacherRecipe("published", epochs=300, lr=0.05, falls=_HALVED_NINE_TIMES),
-        "quick": _QUICK,
+        "quick": replace(_QUICK, prototype_head=2.0),
         "further": _FURTHER,
     },
     published={
@@ -154,7 +154,7 @@ CIFAR100 = Recipe(
             "published", epochs=200, lr=0.01, nesterov=True, warmup_epochs=1,
             falls=((0.3, 0.2), (0.6, 0.2), (0.9, 0.2)),
         ),
-        "quick": replace(_QUICK, prototype_head=4.0),
+        "quick": _QUICK,
         "further": _FURTHER,
     },
     published={
@@ -168,14 +168,16 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
     stage2=_stage2(100, rate=5e-4),
     teachers={
         "published": CIFAR10.teachers["published"],
-        "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, linear_head=1.0, prototype_head=1.0),
+        "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, linear_head=1.0),
         "further": replace(_FURTHER, batch=64, linear_head=1.0),
     },
     teacher_architecture="vgg11-small",
     trains_own_teacher=True,
 )
 
-FOLDER = Recipe(stage1=CIFAR10.stage1, stage2=CIFAR10.stage2, teachers=CIFAR10.teachers)
+FOLDER = Recipe(
+    stage1=CIFAR10.stage1, stage2=CIFAR10.stage2, teachers={**CIFAR10.teachers, "quick": _QUICK}
+)  # fmt: skip
 
 RECIPES = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100, "Shapes10": SHAPES10, "Folder": FOLDER}
 PUBLISHED_SHOTS = tuple(CIFAR10.published)

@@ -341,6 +341,7 @@ HERE = ["--output_dir", ".", "--student_dir", "."]
         (["--device", "abacus"], "--device abacus: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--table"], "runs/Folder/results: no results found"),
+        (["--dataset", "Shapes10", "--data_path", "mine"], "--data_path: not with --dataset Shapes10, whose"),
         (
             [],
             "train one: python train_fskd.py --dataset Folder --train_teacher --teacher_recipe quick",

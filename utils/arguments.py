@@ -262,7 +262,7 @@ def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
         help="epochs; the schedule is scaled to them (default: the recipe's; with --teacher_from 3)")
     add("--teacher_prototypes", type=weight, metavar="W",
         help="with quick and --teacher_from: weight of the loss that pulls the outputs of block 2 towards the mean of"
-             " their class; more makes the teacher more graftable (default: 2, CIFAR100: 4; Shapes10 and with"
-             " --teacher_from 1)")
+             " their class; more makes the teacher more graftable (default: 4, CIFAR10: 2, with"
+             " --teacher_from: 1)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on

@@ -1,8 +1,9 @@
 """The rule of --diagnose: recomputed from the committed files, and what was measured beside it."""
 
+import json
 import shutil
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,10 @@ def test_the_rule_is_the_fit_of_the_committed_files(shots):
 
 def test_every_member_of_the_family_is_measured():
     assert {point.name for point in law.fitted(POINTS)} == {member.name for member in teachers.FAMILY}
+    for member in teachers.FAMILY:
+        made = json.loads((ROOT / law.MEASURED / f"{member.name}.json").read_text())["teacher"]
+        described = json.loads(json.dumps(asdict(member)))  # tuples are lists there
+        assert {name: made[name] for name in described} == described
 
 
 def test_the_table_is_made_from_the_files_beside_it():
@@ -84,7 +89,7 @@ def test_what_is_said_of_other_data_sets_is_measured():
     assert {RECIPES[name].steps(1, 10) for name in ("CIFAR10", "Shapes10")} == {expectation.RULE_STEPS}
 
 
-@pytest.mark.parametrize("measured", [[], ["quick.json", "quick-scaled-4.json"]])
+@pytest.mark.parametrize("measured", [[], ["prototypes-1.json", "prototypes-1-scaled-4.json"]])
 def test_without_two_trained_teachers_there_is_no_fit(tmp_path, monkeypatch, capsys, measured):
     """Its error is that at teachers left out, each with its rescaled copies."""
     for name in measured:

@@ -20,11 +20,13 @@ from utils.errors import BadInput
 
 @pytest.fixture
 def make(teacher, dataset, recipe, tmp_path):
-    """A function that makes a cell; its files are in tmp_path / name."""
+    """A function that makes a cell; its files are in tmp_path / name. with_features_of: another cell."""
 
-    def make(name, shots=2, trial=0, plain=False, **changed):
+    def make(name, shots=2, trial=0, plain=False, with_features_of=None, **changed):
         images = pictures(changed.pop("images", shots * 3), seed=9)
-        if plain:
+        if with_features_of:
+            frozen = with_features_of.teacher
+        elif plain:
             frozen = FrozenTeacher(teacher, dataset.normalization, dataset.test())
         else:
             frozen = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
@@ -133,7 +135,7 @@ def test_an_interrupted_cell_ends_with_the_same_bits(make, images, monkeypatch):
     undisturbed = make("undisturbed", images=images)
     undisturbed.run()
     monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", -1.0)
-    last = run_in_pieces(partial(make, "cut", images=images), 13)
+    last = run_in_pieces(partial(make, "cut", images=images, with_features_of=undisturbed), 13)
     assert len(last.earlier_processes) == 12 and outcome(last) == outcome(undisturbed)
 
 
