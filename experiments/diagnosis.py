@@ -2,7 +2,7 @@
 
 Stage 1 trains B0 with few steps (200 on CIFAR10), few images and from a fixed initialisation. So it comes close to the
 teacher only where the output of block 2 lies close to the means of its classes: one image per class then stands for all
-of them. It also helps, if less, that this output is not too small.
+of them. Where this output is far smaller, B0 alone was worse; for whole students no pattern was found.
 """
 
 from __future__ import annotations

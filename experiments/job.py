@@ -144,7 +144,8 @@ class Job:
         recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
         if (weight := self.args.teacher_prototypes) is not None:
             if not (recipe.prototype_head and recipe.epochs):
-                raise BadInput("--teacher_prototypes: only with --teacher_recipe quick, or --teacher_from and an epoch")
+                where = "--teacher_recipe quick, or --teacher_from with at least one epoch"
+                raise BadInput(f"--teacher_prototypes: only with {where}")
             recipe = replace(recipe, prototype_head=weight)
         for directory in (self.teacher_file.parent, self.output_dir):
             files.require_writable(directory)

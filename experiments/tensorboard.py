@@ -13,8 +13,8 @@ show the accuracy of smaller N. So a value that is measured rarely fills the ste
 reached the value where it is read.
 
 Steps over N. TensorBoard has no logarithmic axis, so the step of N is 1000 log10 N. A value fills the steps half-way to
-its neighbours; most of its points are before the step of N. The margin chart in Custom Scalars shows the same, and is
-not smoothed.
+its neighbours; most of its points are before the step of N, enough where N are as far apart as the paper's. The margin
+chart in Custom Scalars shows the same, and is not smoothed.
 
 Steps of a cell. Epochs count through all phases: B1's first epoch follows B0's last. A test accuracy fills the epochs
 since the one before. Each N has tags of its own, so a chart shows the trials of one N; each phase has a tag of its own,
@@ -43,8 +43,8 @@ from utils.text import markdown_table
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
-LEAD = 14  # points up to the step of N: 0.6 ** 14 is less than a thousandth
-AFTER = 3  # from there on
+LEAD = 14  # points of an N up to its step, where 0.6 ** 14 of the value before is left: less than a thousandth
+AFTER = 3  # points from its step on
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 OVER_SHOTS = "accuracy over N"
 MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]

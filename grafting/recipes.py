@@ -175,7 +175,7 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
     trains_own_teacher=True,
 )
 
-FOLDER = Recipe(
+FOLDER = Recipe(  # its quick teacher is not CIFAR10's, whose weight on the prototypes was chosen on CIFAR10
     stage1=CIFAR10.stage1, stage2=CIFAR10.stage2, teachers={**CIFAR10.teachers, "quick": _QUICK}
 )  # fmt: skip
 

@@ -14,9 +14,9 @@ class TeacherRecipe:
     epochs, whatever their number in all, the rate first rises linearly. batchnorm: BatchNorm after every convolution,
     folded at the end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head,
     prototype_head: weights of the losses of heads on block 2's output (models/training_layers.py), which are dropped at
-    the end. They pull the outputs of a class towards their mean, from which B0 can learn with few images. balanced:
-    bring block 2's output to one size at the end (models/balancing.py). The last three make a teacher graftable; the
-    authors' teachers have none.
+    the end. The first keeps it separable by class; the second pulls the outputs of a class towards their mean, from
+    which B0 can learn with few images. balanced: bring block 2's output to one size at the end (models/balancing.py).
+    The authors' teachers have none of the three.
     """
 
     name: str

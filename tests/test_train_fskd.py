@@ -241,9 +241,9 @@ def test_a_teacher_is_made_graftable(with_teacher, capsys):
     [
         (["--teacher_from", "a.pth", "--teacher_recipe", "quick"], "--teacher_recipe: --teacher_from has a recipe"),
         (["--teacher_epochs", "0"], "--teacher_epochs 0: only with --teacher_from"),
-        (["--teacher_prototypes", "2"], "--teacher_prototypes: only with --teacher_recipe quick, or --teacher_from"),
-        (["--teacher_from", "a", "--teacher_epochs", "0", "--teacher_prototypes", "2"], "--teacher_prototypes: only"),
-        (["--teacher_prototypes", "-1"], "argument --teacher_prototypes: '-1' is not a number from 0 to 1000"),
+        (["--teacher_prototypes", "2"], "--teacher_prototypes: only with --teacher_recipe quick, or"),
+        (["--teacher_from", "a", "--teacher_epochs", "0", "--teacher_prototypes", "2"], "--teacher_prototypes: "),
+        (["--teacher_prototypes", "-1"], "argument --teacher_prototypes: '-1' is not a weight from 0 to 1000"),
         (["--teacher_from", "a.pth", "--teacher_architecture", "vgg11"], "--teacher_architecture: the file of"),
         (["--teacher_from", "missing.pth", "--teacher", "b.pth"], "missing.pth: no such file"),
         (["--teacher_from", "b.pth", "--teacher", "b.pth"], "--teacher_from b.pth: --teacher is the same file"),

@@ -80,26 +80,25 @@ def from_zero(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on") from None
 
 
-def gigabytes(text: str) -> float:
-    """argparse type: a size from 0 to a billion gigabytes, which is more than any machine has."""
+def number(text: str, largest: float, name: str) -> float:
+    """A number from 0 to the largest. Raises ArgumentTypeError that says it is not the number of that name."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes from 0 to 10^9")
+    if not 0 <= value <= largest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name}")
     return value
+
+
+def gigabytes(text: str) -> float:
+    """argparse type: a size from 0 to a billion gigabytes, which is more than any machine has."""
+    return number(text, 1e9, "a number of gigabytes from 0 to 10^9")
 
 
 def weight(text: str) -> float:
-    """argparse type: the weight of a loss, from 0 to 1000."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1000")
-    return value
+    """argparse type: the weight of a loss."""
+    return number(text, 1000, "a weight from 0 to 1000")
 
 
 def path(text: str) -> Path:
@@ -255,14 +254,14 @@ def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
         help="published: no BatchNorm in the blocks, 300 epochs (CIFAR100: 200); quick: BatchNorm folded at the end,"
              " one cycle, heads that make the teacher graftable, balanced (default: published)")
     add("--teacher_from", type=path, metavar="FILE",
-        help="make a finished teacher more graftable: continue with it for a few epochs with the heads of quick, and"
-             " balance it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new"
+        help="make a finished teacher more graftable: continue with it for a few epochs with the two heads of quick,"
+             " and balance it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new"
              " teacher)")
     add("--teacher_epochs", type=from_zero, metavar="E",
         help="epochs; the schedule is scaled to them (default: the recipe's; with --teacher_from 3)")
     add("--teacher_prototypes", type=weight, metavar="W",
-        help="with quick and --teacher_from: weight of the loss that pulls the outputs of block 2 towards the mean of"
-             " their class; more makes the teacher more graftable (default: 4, CIFAR10: 2, with"
-             " --teacher_from: 1)")
+        help="with --teacher_recipe quick, or with --teacher_from: weight of the loss that pulls the outputs of block 2"
+             " towards the mean of their class; 0: without it; what was measured: docs/teachers.md (default: 4,"
+             " CIFAR10: 2, with --teacher_from: 1)")
     add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on
