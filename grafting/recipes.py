@@ -128,9 +128,8 @@ _QUICK = TeacherRecipe(  # its prototype_head is compared with others in docs/te
     "quick", epochs=22, lr=0.06, nesterov=True, one_cycle=True, batchnorm=True, decays_biases=False,
     linear_head=0.4, prototype_head=4.0, balanced=True,
 )  # fmt: skip
-_FURTHER = replace(  # from a finished teacher
-    _QUICK, name="further", epochs=3, lr=0.01, batchnorm=False, prototype_head=1.0
-)  # fmt: skip
+# From a finished teacher.
+_FURTHER = replace(_QUICK, name="further", epochs=3, lr=0.01, batchnorm=False, prototype_head=1.0)
 CIFAR10 = Recipe(
     stage1=_stage1((100, 60, 60), (2.5e-4, 2.5e-4, 2.5e-4), 2.5e-3),
     stage2=_stage2(100),
@@ -175,9 +174,8 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
     trains_own_teacher=True,
 )
 
-FOLDER = Recipe(  # its quick teacher is not CIFAR10's, whose weight on the prototypes was chosen on CIFAR10
-    stage1=CIFAR10.stage1, stage2=CIFAR10.stage2, teachers={**CIFAR10.teachers, "quick": _QUICK}
-)  # fmt: skip
+# CIFAR10's, but for the weight on the prototypes, which was chosen on CIFAR10's images.
+FOLDER = Recipe(CIFAR10.stage1, CIFAR10.stage2, {**CIFAR10.teachers, "quick": _QUICK})
 
 RECIPES = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100, "Shapes10": SHAPES10, "Folder": FOLDER}
 PUBLISHED_SHOTS = tuple(CIFAR10.published)
