@@ -14,6 +14,7 @@ from benchmarks.plain import PlainProcedure
 from grafting import recipes
 from grafting.scions import scions
 from models import checkpoints
+from utils.arguments import DATA_PATH
 
 
 def test_the_benchmark_from_end_to_end(teacher, dataset, recipe, tmp_path, monkeypatch, capsys):
@@ -48,7 +49,7 @@ def test_ratios_by_hand():
 
 
 def test_the_teacher_is_the_one_that_a_run_takes():
-    assert speed.default_teacher("Shapes10", Path("x")).name == "vgg11-small-blockwise-shapes10.pth"
+    assert speed.default_teacher("Shapes10", DATA_PATH).name == "vgg11-small-blockwise-shapes10.pth"
     assert speed.default_teacher("Folder", Path("birds")).name == "vgg16-blockwise-folder-birds.pth"
 
 
