@@ -41,7 +41,7 @@ from models import checkpoints
 from models.vgg import BlockwiseVGG, frozen
 from train_fskd import arguments
 from utils import files, machine
-from utils.arguments import positive
+from utils.arguments import DATA_PATH, positive
 from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.text import markdown_table
@@ -65,7 +65,7 @@ def measure() -> None:
     parser.add_argument("--nshot", type=positive, nargs="+", default=[10])
     parser.add_argument("--plain_epochs", type=positive, default=3, help="timed epochs per phase, plain procedure")
     parser.add_argument("--step_epochs", type=positive, default=10, help="epochs of each phase whose steps are timed")
-    parser.add_argument("--data_path", type=Path, default=Path("data/raw"))
+    parser.add_argument("--data_path", type=Path, default=DATA_PATH)
     parser.add_argument("--teacher", type=Path, help="default: as train_fskd.py")
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))

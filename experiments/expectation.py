@@ -39,8 +39,8 @@ RULE_STEPS = 840  # in a cell of Shapes10, as in one of CIFAR10
 ON_CIFAR10 = (
     "At N = 1, students of three CIFAR10 teachers lost 0.25, 0.49 and 9.75 points; the rule says 0.1, 0.3 and 8.0."
 )
-WITH_MORE_STEPS = (
-    "With more steps students lose less: at N = 1, with 28,900 steps in a cell, students of three CIFAR100 teachers"
+ON_CIFAR100 = (
+    "On CIFAR100, with 28,900 steps in a cell at N = 1, students lose less: those of three teachers"
     " lost 0.47, 2.80 and 11.94 points; the rule says 1.1, 7.1 and 21.7."
 )
 
@@ -68,7 +68,7 @@ def describe(
         f"Student to expect, best of L=3: {students}. This is a rule with errors of {errors} points (root mean square"
         " at teachers that it was not fitted on).",
         f"It was fitted on teachers of Shapes10, whose cells have {RULE_STEPS} steps; here a cell has {steps:,} at"
-        f" N = 1. {WITH_MORE_STEPS if steps > RULE_STEPS else ON_CIFAR10}",
+        f" N = 1. {ON_CIFAR100 if steps > RULE_STEPS else ON_CIFAR10}",
         *_advice(losses[1], rms, inputs, teacher_file),
     ]
 

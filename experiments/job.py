@@ -142,11 +142,11 @@ class Job:
             raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
         recipe_name = "further" if source else recipe_name or "published"
         recipe = stretched(self.recipe.teachers[recipe_name], self.args.teacher_epochs)
-        if (weight := self.args.teacher_prototypes) is not None:
+        if self.args.teacher_prototypes is not None:
             if not (recipe.prototype_head and recipe.epochs):
                 where = "--teacher_recipe quick, or --teacher_from with at least one epoch"
                 raise BadInput(f"--teacher_prototypes: only with {where}")
-            recipe = replace(recipe, prototype_head=weight)
+            recipe = replace(recipe, prototype_head=self.args.teacher_prototypes)
         for directory in (self.teacher_file.parent, self.output_dir):
             files.require_writable(directory)
         lock = filelock.FileLock(self.teacher_file.with_name(f".{self.teacher_file.stem}.lock"))
@@ -168,7 +168,8 @@ class Job:
                 )
         except filelock.Timeout:
             raise BadInput(f"{self.teacher_file}: another process is training it") from None
-        say(f"{self.teacher_file}: teacher of recipe {recipe.name}, test accuracy {accuracy:.2f}%")
+        weight = f", weight {recipe.prototype_head:g} on its prototypes" if recipe.prototype_head else ""
+        say(f"{self.teacher_file}: teacher of recipe {recipe.name}{weight}, test accuracy {accuracy:.2f}%")
 
     def plan(self) -> Plan:
         """The cells of this rank first, then those of the others."""

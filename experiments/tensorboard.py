@@ -43,8 +43,10 @@ from utils.text import markdown_table
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
-LEAD = 14  # points of an N up to its step, where 0.6 ** 14 of the value before is left: less than a thousandth
-AFTER = 3  # points from its step on
+# Points of an N up to its step, where 0.6 ** 14 of the value before is left: less than a thousandth. The first N, and
+# those close to the N before, have fewer.
+LEAD = 14
+AFTER = 3  # points from its step on, its step among them
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 OVER_SHOTS = "accuracy over N"
 MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
@@ -259,7 +261,7 @@ def _listed(numbers: Iterable[int]) -> str:
 def filled(line: Line) -> list[tuple[int, float, float]]:
     """Points (step, mean, deviation): the values of each N from half-way to the N before it to half-way to the next."""
     steps = [step_of(n) for n, _, _ in line]
-    edges = [steps[0], *((one + two) // 2 for one, two in pairwise(steps)), steps[-1] + 1]
+    edges = [steps[0], *((one + two + 1) // 2 for one, two in pairwise(steps)), steps[-1] + 1]
     points = []
     for (start, end), step, (_, *values) in zip(pairwise(edges), steps, line, strict=True):
         places = [*np.linspace(start, step, LEAD), *np.linspace(step, end - 1, AFTER)]

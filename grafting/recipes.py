@@ -174,7 +174,7 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
     trains_own_teacher=True,
 )
 
-# CIFAR10's, but for the weight on the prototypes, which was chosen on CIFAR10's images.
+# As CIFAR10, but with the usual weight on the prototypes: CIFAR10's own was chosen on its images.
 FOLDER = Recipe(CIFAR10.stage1, CIFAR10.stage2, {**CIFAR10.teachers, "quick": _QUICK})
 
 RECIPES = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100, "Shapes10": SHAPES10, "Folder": FOLDER}

@@ -206,7 +206,7 @@ class TeacherTraining:
 
     def _refuse(self, fault: str) -> NoReturn:
         self.resume_file.unlink(missing_ok=True)  # it would refuse another seed
-        raise BadInput(f"--train_teacher: {fault}; try another --seed")
+        raise BadInput(f"--train_teacher: {fault}; try another --seed, or a smaller --teacher_prototypes if given")
 
     def _train(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""

@@ -80,25 +80,25 @@ def from_zero(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on") from None
 
 
-def number(text: str, largest: float, name: str) -> float:
-    """A number from 0 to the largest. Raises ArgumentTypeError that says it is not the number of that name."""
+def number(text: str, largest: int, what: str) -> float:
+    """A number from 0 to the largest. Raises ArgumentTypeError, which says what it should be."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= largest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {name}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from 0 to {largest}")
     return value
 
 
 def gigabytes(text: str) -> float:
     """argparse type: a size from 0 to a billion gigabytes, which is more than any machine has."""
-    return number(text, 1e9, "a number of gigabytes from 0 to 10^9")
+    return number(text, 10**9, "a number of gigabytes")
 
 
 def weight(text: str) -> float:
     """argparse type: the weight of a loss."""
-    return number(text, 1000, "a weight from 0 to 1000")
+    return number(text, 1000, "a weight")
 
 
 def path(text: str) -> Path:
@@ -216,7 +216,8 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
 
 def add_paths(add: Callable[..., Any]) -> None:
     add("--data_path", type=path, metavar="DIR", default=DATA_PATH,
-        help="folder of the official files and the few-shot pickles; for Folder, of train/ and test/")
+        help="folder of the official files and the few-shot pickles; for Folder, of train/ and test/; none for"
+             " Shapes10")
     add("--teacher", type=path, metavar="FILE",
         help="block-wise teacher (default: ckpt/teacher/<architecture>-blockwise-<dataset>.pth, if missing downloaded,"
              " for Shapes10 trained)")

@@ -80,13 +80,13 @@ def enumeration(words):
 def test_what_is_said_of_other_data_sets_is_measured():
     for text, names in {
         expectation.ON_CIFAR10: ("CIFAR10", "CIFAR10-second-teacher", "CIFAR10-first-teacher"),
-        expectation.WITH_MORE_STEPS: ("CIFAR100-prototypes-4-epochs-44", "CIFAR100", "CIFAR100-first-teacher"),
+        expectation.ON_CIFAR100: ("CIFAR100-prototypes-4-epochs-44", "CIFAR100", "CIFAR100-first-teacher"),
     }.items():
         measured = enumeration(f"{BY_NAME[name].losses[1]:.2f}" for name in names)
         by_rule = enumeration(f"{RULES[1].loss(BY_NAME[name].shortfall):.1f}" for name in names)
         assert f"lost {measured} points" in text and f"the rule says {by_rule}." in text
     steps = RECIPES["CIFAR100"].steps(1, 100)
-    assert f"{steps:,} steps" in expectation.WITH_MORE_STEPS
+    assert f"{steps:,} steps" in expectation.ON_CIFAR100
     assert {RECIPES[name].steps(1, 10) for name in ("CIFAR10", "Shapes10")} == {expectation.RULE_STEPS}
 
 

@@ -153,6 +153,14 @@ def test_a_line_over_n_reads_right_though_it_is_smoothed():
         assert drawn[step_of(shots)] == pytest.approx(mean, abs=0.02)
 
 
+def test_steps_of_neighbours_are_different():
+    """Though they are close to each other where N is large; each has its own value there."""
+    line = [(n, float(n), 0.0) for n in (436, 437, 498, 499, 500, 501)]
+    steps, means, _ = zip(*filled(line), strict=True)
+    assert list(steps) == sorted(set(steps))
+    assert all(dict(zip(steps, means, strict=True))[step_of(n)] == n for n in (436, 437, 498))
+
+
 def test_a_line_of_one_n():
     assert filled([(10, 91.0, 0.5)]) == [(1000, 91.0, 0.5)]
 

@@ -58,3 +58,10 @@ def test_published_table():
     assert CIFAR100.published[1] == (64.22, 0.17) and CIFAR100.published[50] == (69.06, 0.10)
     assert sum(mean for mean, _ in CIFAR10.published.values()) == pytest.approx(1111.44)
     assert sum(mean for mean, _ in CIFAR100.published.values()) == pytest.approx(815.28)
+
+
+def test_weights_of_the_prototypes():
+    """As --help and docs/teachers.md say."""
+    quick = {name: recipe.teachers["quick"].prototype_head for name, recipe in recipes.RECIPES.items()}
+    assert quick == {"CIFAR10": 2, "CIFAR100": 4, "Shapes10": 4, "Folder": 4}
+    assert {recipe.teachers["further"].prototype_head for recipe in recipes.RECIPES.values()} == {1}
