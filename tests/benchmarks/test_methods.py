@@ -19,12 +19,12 @@ def cells(folder):
 def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch, capsys):
     filled, fill = [], FeatureCache._fill
     monkeypatch.setattr(FeatureCache, "_fill", lambda cache, *image: filled.append(image) or fill(cache, *image))
-    command = [*COMMAND, "--nshot", "2"]
-    assert methods.main(command) == 0
+    assert methods.main(COMMAND) == 0
     folder = with_teacher / "all"
     assert cells(folder) == {
-        f"{name}/results/2-shot/trial-{trial}.json"
+        f"{name}/results/{shots}-shot/trial-{trial}.json"
         for name in METHODS
+        for shots in (1, 2)
         for trial in (0, 1)
         if METHODS[name].draws or trial == 0
     }
@@ -34,7 +34,7 @@ def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch
     assert all(f"| {name} |" in printed for name in METHODS) and "best epoch" not in printed
 
     monkeypatch.setattr(CellRunner, "run", lambda *_: pytest.fail("a finished cell was run again"))
-    assert methods.main(command) == 0
+    assert methods.main(COMMAND) == 0
 
 
 def test_the_image_alone_needs_no_cache(with_teacher, monkeypatch):
