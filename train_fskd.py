@@ -1,7 +1,7 @@
 """Progressive network grafting for few-shot knowledge distillation (Shen et al., AAAI 2021).
 
     python train_fskd.py --dataset Shapes10 --nshot 1 5 10 --trials 3    synthetic images: minutes, nothing to download
-    python train_fskd.py --dataset CIFAR10 --diagnose                    can this teacher be grafted? what to expect?
+    python train_fskd.py --dataset CIFAR10 --diagnose                    can this teacher be grafted?
     python train_fskd.py --dataset CIFAR10                               the paper's table: twelve N, five trials each
 
 CIFAR10 at N = 10, five trials, a teacher of 91.88% of the recipe quick: best 91.85%, last 91.72% (README.md).
@@ -18,7 +18,6 @@ from grafting.recipes import PUBLISHED_SHOTS, RECIPES
 from models.architectures import TRAINABLE
 from utils import signals
 from utils.arguments import Parser, parser
-from utils.torchrun import prints_for_all
 
 # Threads that wait sleep instead of spinning: beside another job, a training step is then up to three times as fast,
 # and alone as fast within what two runs differ by (docs/speed.md). OpenMP reads this when torch is loaded.
@@ -43,8 +42,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def command_line(name: str, description: str) -> Parser:
     """All flags, for the program of that name."""
-    quiet = not prints_for_all()
-    return parser(name, description, tuple(RECIPES), PUBLISHED_SHOTS, TRAINABLE, quiet)
+    return parser(name, description, tuple(RECIPES), PUBLISHED_SHOTS, TRAINABLE)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grafting.teacher import Step
+from grafting.inputs import Step
 
 WARM_UP = 3  # eager steps of each batch size before its capture, in which libraries and Adam allocate their state
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from acceleration.winograd import as_matrix_products
+from acceleration.winograd import products_or_itself
 from utils import machine
 
 BATCH = 500
@@ -29,7 +29,7 @@ Level = Callable[[Tensor], Tensor]  # features (B, C, H, W) -> logits (B, classe
 def fast_predictions(network: nn.Module, features: Tensor) -> tuple[Tensor, dict[str, int]]:
     """The classes (N,) that the network predicts in float32, and how many images each level settled.
 
-    features: (N, C, H, W), 4x4 pixels or fewer.
+    features: (N, C, H, W).
     """
     levels = levels_for(network, features)
     fastest, *finer = levels.values()
@@ -42,12 +42,14 @@ def fast_predictions(network: nn.Module, features: Tensor) -> tuple[Tensor, dict
 
 
 def levels_for(network: nn.Module, features: Tensor) -> dict[str, Level]:
-    """From the fastest to the network itself.
+    """From the fastest to the network itself; the network alone where it has no form as matrix products.
 
     Products in bfloat16 take about half the time of those in float32, so they pay where they settle half the images,
     as a first batch shows.
     """
-    products = as_matrix_products(network, features.shape[-1])
+    products = products_or_itself(network, features.shape[1:])
+    if products is network:
+        return {"network": network}
     exact: dict[str, Level] = {"float32 products": products, "network": network}
     if not machine.has_fast_bfloat16(features.device):
         return exact

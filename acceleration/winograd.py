@@ -15,6 +15,7 @@ from torch.nn import functional
 # images from which on transforming the kernels of a layer in training takes less time than the multiplications that it
 # saves (python -m benchmarks.steps, docs/speed.md)
 WINOGRAD_FROM = 32
+SIDES = (4, 2, 1)
 # (A, 24 G, B) for y[i] = k[0] x[i-1] + k[1] x[i] + k[2] x[i+1] on n pixels with zero padding
 ALGORITHMS = {
     4: (  # F(4, 3) of the paper, without the columns of B that would multiply the padding
@@ -29,15 +30,16 @@ ALGORITHMS = {
 def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
     """The network, for maps (B, C, side, side) -> maps or, if it flattens them, (B, C'), in evaluation mode.
 
-    It may consist of 3x3 convolutions of 4x4 or 2x2 pixels, 1x1 convolutions, ReLU, max-pools, flatten, linear layers
-    and BatchNorm1d; side is 4, 2 or 1, and maps that are flattened have one pixel. Layers that require gradients share
-    their weights with the result and are trained through it. All others (under `torch.no_grad`, every layer) must not
-    change afterwards: their kernels are transformed once, and linear ones that follow one another become one. Raises
-    TypeError for any other kind of layer.
+    It may consist of 3x3 convolutions (padding 1) of 4x4 or 2x2 pixels, 1x1 convolutions, ReLU, 2x2 max-pools, flatten,
+    linear layers and BatchNorm1d; side is 4, 2 or 1, and maps that are flattened have one pixel. Layers that require
+    gradients share their weights with the result and are trained through it. All others (under `torch.no_grad`, every
+    layer) must not change afterwards: their kernels are transformed once, and linear ones that follow one another
+    become one. Raises TypeError for anything else.
     """
     layers: list[nn.Module] = [ToRows()]
     flattens = False
     for _, layer in network.named_modules(remove_duplicate=False):  # a layer that occurs twice is used twice
+        require_product(layer, side)
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
             layers.append(Convolution(layer, side))
         elif isinstance(layer, nn.ReLU):
@@ -52,9 +54,43 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
             layers.append(layers.pop().then(affine) if isinstance(layers[-1], Affine) else affine)
         elif isinstance(layer, nn.Flatten):
             flattens = True
-        elif not isinstance(layer, nn.Sequential | nn.Identity):
-            raise TypeError(f"{type(layer).__name__} has no form as matrix products")
     return nn.Sequential(*layers, OnlyPixel() if flattens else ToMaps(side))
+
+
+def products_or_itself(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The network as matrix products, for features of this shape (C, H, W); itself where it has no such form."""
+    try:
+        return as_matrix_products(network, shape[-1]) if shape[1:] in {(s, s) for s in SIDES} else network
+    except TypeError:
+        return network
+
+
+def require_product(layer: nn.Module, side: int) -> None:
+    """Raise TypeError for a layer that has no form as matrix products on maps of side x side pixels."""
+    if isinstance(layer, nn.Conv2d):
+        usual = (layer.stride, layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
+        three, one = ((3, 3), (1, 1)), ((1, 1), (0, 0))
+        fits = (layer.kernel_size, layer.padding) in ((three, one) if side in ALGORITHMS else (one,))
+        has_form = usual and fits and layer.bias is not None
+    elif isinstance(layer, nn.MaxPool2d):
+        has_form = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode) == (
+            2,
+            2,
+            0,
+            1,
+            False,
+        )
+        has_form = has_form and side > 1
+    elif isinstance(layer, nn.BatchNorm1d):
+        has_form = layer.affine and layer.track_running_stats and not (is_trained(layer) or layer.training)
+    elif isinstance(layer, nn.Linear):
+        has_form = layer.bias is not None and side == 1
+    elif isinstance(layer, nn.Flatten):
+        has_form = (layer.start_dim, layer.end_dim, side) == (1, -1, 1)
+    else:
+        has_form = isinstance(layer, nn.ReLU | nn.Sequential | nn.Identity)
+    if not has_form:
+        raise TypeError(f"{layer} has no form as matrix products on {side}x{side} pixels")
 
 
 def is_trained(layer: nn.Module) -> bool:

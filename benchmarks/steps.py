@@ -1,4 +1,4 @@
-"""Training steps as matrix products (acceleration/winograd.py) beside the network itself, on this machine.
+"""Training steps as matrix products (acceleration/winograd.py) beside the network itself, on this machine's CPU.
 
     python -m benchmarks.steps --batch 6 12 19 32 64 128
 
@@ -9,74 +9,93 @@ network itself and as matrix products, in turn. Prints a Markdown table of media
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from acceleration.cuda_graphs import GraphedStep
 from acceleration.winograd import WINOGRAD_FROM, as_matrix_products
-from benchmarks.speed import in_turn, table
-from data.views import IMAGE_SIZE
+from benchmarks.random_images import dataset
 from grafting.distillation import Distillation, distance
 from grafting.recipes import CIFAR100, Phase
-from grafting.scions import of_span, scions
-from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize
+from grafting.scions import scions
+from grafting.teacher import FrozenTeacher
+from models.networks import NETWORKS, initialize
+from utils.text import markdown_table
 
 CLASSES = 100
 ROUNDS = 4  # in which each of the two runs IN_A_ROW steps, so that its weights are in the processor's cache
 IN_A_ROW = 10
-FORMS: dict[str, Callable[[nn.Module, int], nn.Module]] = {  # of a network on maps of side * side pixels
-    "itself": lambda network, side: network,
-    "channels last": lambda network, side: network.to(memory_format=torch.channels_last),
-    "products": as_matrix_products,
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[6, 12, 19, 32, 64, 128])
     args = parser.parse_args()
-    teacher = frozen(initialize(BlockwiseVGG(ARCHITECTURES["vgg16"], CLASSES), torch.Generator().manual_seed(0)))
+    networks = NETWORKS["vgg16"]
+    network = initialize(networks.teacher(CLASSES), torch.Generator().manual_seed(0))
+    teacher = FrozenTeacher(network, networks, dataset("CIFAR100", CLASSES, 0, 1))
+    phases = replace(CIFAR100, blocks=networks.grafted).phases
     lines = []
     for batch in args.batch:
-        for phase in (CIFAR100.phases[i] for i in (0, 1, 3, 4)):
-            acts = [step(teacher, phase, batch, form) for form in ("itself", "products")]
-            itself, products = in_turn(acts, ROUNDS, IN_A_ROW)
-            lines.append(
-                f"{batch} | {phase.name} | {1e3 * itself:.1f} | {1e3 * products:.1f} | {itself / products:.2f}"
-            )
+        for phase in (phase for phase in phases if phase.span[0] < networks.last):  # the last block is the classifier
+            acts = [step(teacher, phase, batch, products) for products in (False, True)]
+            itself, as_products = in_turn(acts, ROUNDS, IN_A_ROW)
+            times = f"{1e3 * itself:.1f} | {1e3 * as_products:.1f} | {itself / as_products:.2f}"
+            lines.append(f"{batch} | {phase.name} | {times}")
     head = f"images (Winograd from {WINOGRAD_FROM} on) | graft | network, ms | products, ms | ratio"
     sys.stdout.write(table(head, lines) + "\n")
 
 
-def step(teacher: BlockwiseVGG, phase: Phase, batch: int, form: str) -> Callable[[], object]:
-    """A training step on random features and logits, on the teacher's device; on a GPU as a CUDA graph.
+def step(teacher: FrozenTeacher, phase: Phase, batch: int, products: bool) -> Callable[[], None]:
+    """A training step on random features and logits. products: of the network as matrix products."""
+    start, _ = phase.span
+    distillation = Distillation(phase, fresh_scion(teacher, phase), shots=10)
+    network = distillation.scion_and_tail(teacher)
+    if products:
+        network = as_matrix_products(network, teacher.shapes[start][-1])
+    random = torch.Generator().manual_seed(0)
+    features = torch.rand(batch, *teacher.shapes[start], generator=random)
+    logits = torch.randn(batch, teacher.classes, generator=random)
 
-    form: of the network, one of FORMS.
-    """
-    random, device = torch.Generator().manual_seed(0), next(teacher.parameters()).device
-    scion = of_span(scions(teacher.architecture, teacher.classes, random), phase.span).to(device)
-    distillation = Distillation(phase, scion, shots=10)
-    side = IMAGE_SIZE >> phase.span[0]
-    network = FORMS[form](nn.Sequential(distillation.scion, teacher[phase.span[1] :]), side)
-    features = torch.rand(batch, teacher.architecture.width_after(phase.span[0] - 1), side, side, generator=random)
-    logits = torch.randn(batch, teacher.classes, generator=random).to(device)
-    layout = torch.channels_last if form == "channels last" else torch.contiguous_format
-    features = features.to(device, memory_format=layout)
-
-    def act(*_: Tensor) -> Tensor:
+    def act() -> None:
         distillation.optimizer.zero_grad()
-        loss = distance(network(features), logits)
-        loss.backward()
+        distance(network(features), logits).backward()
         distillation.optimizer.step()
-        return loss.detach()
 
-    if device.type != "cuda":
-        return act
-    graphed, unused = GraphedStep(act, distillation.optimizer), torch.zeros(batch, device=device)
-    return lambda: graphed(unused, unused)
+    return act
+
+
+def fresh_scion(teacher: FrozenTeacher, phase: Phase) -> nn.Sequential:
+    """The phase's scion, freshly initialised, in training mode on the teacher's device."""
+    i, j = (block - teacher.networks.first for block in phase.span)
+    return nn.Sequential(*scions(teacher, torch.Generator().manual_seed(0))[i:j]).to(teacher.device).train()
+
+
+def in_turn(acts: list[Callable[[], None]], rounds: int, in_a_row: int = 1) -> list[float]:
+    """Median seconds of each act. In turn, so that a busy moment affects all; the first round does not count."""
+    taken: list[list[float]] = [[] for _ in acts]
+    for counted in (False, *[True] * rounds):
+        for act, seconds in zip(acts, taken, strict=True):
+            of_round = [timed(act) for _ in range(in_a_row)]
+            seconds += of_round if counted else []
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def timed(act: Callable[[], None]) -> float:
+    started = perf_counter()
+    act()
+    return perf_counter() - started
+
+
+def table(head: str, lines: Iterable[str]) -> str:
+    """A Markdown table of lines like "a | 1 | 2", numbers aligned to the right."""
+    first, *others = head.split(" | ")
+    return markdown_table([[first, *others], [":-", *["-:"] * len(others)], *(line.split(" | ") for line in lines)])
 
 
 if __name__ == "__main__":

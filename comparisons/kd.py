@@ -8,14 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from comparisons.plain_student import PlainStudent, fresh_student
-from grafting.method import Networks
+from comparisons.plain_student import PlainStudent
 from grafting.recipes import Phase, Recipe
-from models.vgg import BlockwiseVGG
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,10 @@ class KD(PlainStudent):
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         return (kd_phase(recipe, recipe.epochs, self.lr, self.temperature),)
 
-    def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
-        return fresh_student(teacher, generator)
-
 
 def kd_phase(recipe: Recipe, epochs: int, lr: float, temperature: float) -> Phase:
     """The student's own blocks at once. It is chosen among as many epochs as grafting's."""
-    last = recipe.stage2[-1]
+    last = recipe.phases[-1]
     return Phase(
         "kd", last.span, epochs, lr, lr, scaled=False, selects_among=last.selects_among,
         loss=Softened(temperature),

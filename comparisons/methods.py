@@ -12,7 +12,8 @@ from comparisons.fitnets import FitNets
 from comparisons.fskd import FSKD
 from comparisons.kd import KD
 from comparisons.whole import Whole
-from grafting.method import JOINS, Grafting, Method
+from grafting.method import Method
+from grafting.stages import JOINS, Grafting
 
 GRID: Mapping[str, tuple[Method, ...]] = {
     "whole": (Whole(1e-4, 1e-4), Whole(2.5e-4, 2.5e-3), Whole(1e-3, 1e-3)),

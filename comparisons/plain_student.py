@@ -1,6 +1,6 @@
-"""The student without adapters: blocks 0 to 2 are the teacher's, blocks 3 and 4 have half the width.
+"""The student without adapters: its own blocks behind each other, and the teacher's blocks around them.
 
-Its file has the layout of a teacher's, with the keys of `vgg16-graft` (models/vgg.py) for a VGG16.
+Its file has the layout of a whole network, with the keys of `vgg16-graft` (models/architectures.py) for a VGG16.
 """
 
 from __future__ import annotations
@@ -11,27 +11,36 @@ import torch
 from torch import nn
 
 from grafting.method import Method
+from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.checkpoints import State
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG, initialize, student_of
+from models.networks import initialize
 
 
-def fresh_student(teacher: BlockwiseVGG, generator: torch.Generator) -> list[nn.Sequential]:
-    """Freshly initialised blocks 3, 4 and 5 of the teacher's student."""
-    return own_blocks(initialize(BlockwiseVGG(student_of(teacher.architecture), teacher.classes), generator))
+def own_blocks(student: nn.Module, teacher: FrozenTeacher) -> list[nn.Sequential]:
+    """The student's blocks that are not the teacher's: a network each, in the place of B0, B1, ..."""
+    blocks = teacher.networks.cut(student)
+    return [nn.Sequential(blocks[block]) for block in teacher.networks.grafted]
 
 
-def own_blocks(student: BlockwiseVGG) -> list[nn.Sequential]:
-    """The blocks that are not the teacher's: a network each, in the place of B0, B1 and B2."""
-    return [student[block : block + 1] for block in range(FIRST_GRAFTED, len(student))]
+def without_own_blocks(teacher: FrozenTeacher) -> nn.Module:
+    """A student of the teacher, on the CPU, whose other blocks are the teacher's."""
+    networks = teacher.networks
+    student = networks.student(teacher.classes)
+    for block, (ours, theirs) in enumerate(zip(networks.cut(student), teacher.blocks, strict=True)):
+        if block not in networks.grafted:
+            ours.load_state_dict(theirs.state_dict())
+    return student
 
 
 class PlainStudent(Method):
     """A method whose student has no adapters."""
 
-    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
+    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
+        return own_blocks(initialize(teacher.networks.student(teacher.classes), generator), teacher)
+
+    def write(self, teacher: FrozenTeacher, state: State, path: Path) -> None:
         """Write the whole student. state: of the sequence of its own blocks."""
-        student = BlockwiseVGG(student_of(teacher.architecture), teacher.classes)
-        student[:FIRST_GRAFTED].load_state_dict(teacher[:FIRST_GRAFTED].state_dict())
-        nn.Sequential(*own_blocks(student)).load_state_dict(state)
-        checkpoints.write_teacher(student, path)
+        student = without_own_blocks(teacher)
+        nn.Sequential(*own_blocks(student, teacher)).load_state_dict(state)
+        checkpoints.write_network(student, path)

@@ -1,4 +1,4 @@
-"""The whole student at once: grafting's scions, fresh, over [3, 6) with grafting's loss.
+"""The whole student at once: grafting's scions, fresh, over all grafted blocks with grafting's loss.
 
 The difference from grafting is what going block by block adds.
 """
@@ -6,17 +6,15 @@ The difference from grafting is what going block by block adds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import nn
 
-from grafting.method import Method, Networks
+from grafting.method import Method
 from grafting.recipes import Phase, Recipe
 from grafting.scions import scions
-from models import checkpoints
-from models.checkpoints import State
-from models.vgg import BlockwiseVGG
+from grafting.teacher import FrozenTeacher
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,8 @@ class Whole(Method):
     lr_adapter: float
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        last = recipe.stage2[-1]
-        return (
-            Phase(
-                "whole", last.span, recipe.epochs, self.lr_student, self.lr_adapter, scaled=False,
-                selects_among=last.selects_among,
-            ),
-        )  # fmt: skip
+        last, rates = recipe.phases[-1], (self.lr_student, self.lr_adapter)
+        return (Phase("whole", last.span, recipe.epochs, *rates, scaled=False, selects_among=last.selects_among),)
 
-    def networks(self, teacher: BlockwiseVGG, generator: torch.Generator) -> Networks:
-        return scions(teacher.architecture, teacher.classes, generator)
-
-    def write(self, teacher: BlockwiseVGG, state: State, path: Path) -> None:
-        checkpoints.write_stage2(state, path)
+    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
+        return scions(teacher, generator)

@@ -23,7 +23,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from data import shapes
 from data.pictures import class_folders, find_files, find_pictures, is_picture, mean_and_std, read_picture
-from data.views import IMAGE_SIZE, Normalization
+from data.views import CIFAR_SIZE, Normalization, Views
 from utils.errors import BadInput
 from utils.text import in_one_line
 
@@ -32,7 +32,7 @@ NAMED_FAULTS = 10  # pictures that cannot be read, in one message
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images: (N, 3, 32, 32) uint8; labels: (N,) int64 in 0..classes-1."""
+    """images: (N, 3, side, side) uint8; labels: (N,) int64 in 0..classes-1."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -49,9 +49,10 @@ class ImageDataset:
     """A data set. `train()` and `test()` return LabelledImages, which are read at the first call; a Folder's training
     images when it is opened, for its normalisation.
 
-    subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are
-    stored as files with the released names. class_names(): the name of each class, in the labels' order. skipped: which
-    files are no pictures, for the user; empty if there are none.
+    subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are stored
+    as files with the released names. class_names(): the name of each class, in the labels' order. skipped: which files
+    are no pictures, for the user; empty if there are none. image_size: pixels on each side of a test image and of a
+    view of a training image (data/views.py).
     """
 
     name: str
@@ -63,6 +64,7 @@ class ImageDataset:
     test: Callable[[], LabelledImages]
     class_names: Callable[[], tuple[str, ...]]
     skipped: str = ""
+    image_size: int = CIFAR_SIZE
 
 
 def dataset_name(name: str, data_path: Path) -> str:
@@ -76,8 +78,11 @@ def dataset_name(name: str, data_path: Path) -> str:
     return f"{name}-{directory}" if directory else name
 
 
-def open_dataset(name: str, data_path: Path) -> ImageDataset:
-    """The data set of that name. Raises BadInput if it is not available."""
+def open_dataset(name: str, data_path: Path, image_size: int = CIFAR_SIZE) -> ImageDataset:
+    """The data set of that name. Raises BadInput if it is not available.
+
+    image_size: of Folder's pictures; the images of the other data sets have 32 pixels on each side.
+    """
     if name == "CIFAR10":
         normalization = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
         return _cifar(torchvision_datasets.CIFAR10, 10, normalization, 6, data_path)
@@ -87,7 +92,7 @@ def open_dataset(name: str, data_path: Path) -> ImageDataset:
     if name == "Shapes10":
         return _shapes10()
     if name == "Folder":
-        return _folder(data_path)
+        return _folder(data_path, image_size)
     raise BadInput(f"--dataset {name}: no such data set")
 
 
@@ -149,16 +154,17 @@ def _shapes10() -> ImageDataset:
     )
 
 
-def _folder(root: Path) -> ImageDataset:
+def _folder(root: Path, image_size: int) -> ImageDataset:
     """train/ and test/ under `root`, each with a folder of pictures per class, as `read_picture` reads them.
 
-    Normalised with the mean and standard deviation of the training images' pixels.
+    Training images are stored with what their views need around them (data/views.py). Normalised with the mean and
+    standard deviation of the training images' pixels.
     """
-    names = _class_names(root)
+    names, sides = _class_names(root), {"train": Views(image_size).stored, "test": image_size}
 
     @cache
     def read(split: str) -> LabelledImages:
-        return _read_folder(root / split, names)
+        return _read_folder(root / split, names, image_size, sides[split])
 
     mean, std = mean_and_std(read("train").images)
     return ImageDataset(
@@ -171,6 +177,7 @@ def _folder(root: Path) -> ImageDataset:
         partial(read, "test"),
         lambda: names,
         _skipped(root),
+        image_size,
     )
 
 
@@ -196,7 +203,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_folder(split: Path, names: tuple[str, ...]) -> LabelledImages:
+def _read_folder(split: Path, names: tuple[str, ...], image_size: int, side: int) -> LabelledImages:
     paths, labels = [], []
     for label, name in enumerate(names):
         found = find_pictures(split / name)
@@ -204,10 +211,10 @@ def _read_folder(split: Path, names: tuple[str, ...]) -> LabelledImages:
             raise BadInput(f"{split / name}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
         paths += found
         labels += [label] * len(found)
-    images, faults = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8), []
+    images, faults = np.empty((len(paths), 3, side, side), np.uint8), []
     for image, path in zip(images, paths, strict=True):
         try:
-            image[:] = read_picture(path)
+            image[:] = read_picture(path, image_size, side)
         except BadInput as fault:
             faults.append(str(fault))
     if faults:

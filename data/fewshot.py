@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.datasets import ImageDataset
-from data.views import IMAGE_SIZE
+from data.views import Views
 from utils import files
 from utils.errors import BadInput
 
@@ -22,7 +22,7 @@ from utils.errors import BadInput
 def draw(dataset: ImageDataset, shots: int, seed: int) -> np.ndarray:
     """Class by class, shuffle the positions of the class's images and take the first `shots`.
 
-    Returns (shots * classes, 3, 32, 32) uint8. Raises BadInput when a class has too few images.
+    Returns (shots * classes, 3, stored, stored) uint8 (data/views.py). Raises BadInput when a class has too few images.
     """
     source, train = random.Random(seed), dataset.train()
     chosen: list[int] = []
@@ -47,7 +47,7 @@ def path_of(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Pa
 
 
 def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.ndarray:
-    """The N-shot subset (shots * classes, 3, 32, 32) uint8: from its file, or drawn (and then written).
+    """The N-shot subset (shots * classes, 3, stored, stored) uint8: from its file, or drawn (and then written).
 
     For data sets without published subsets no file is written: it would be wrong once the pictures change. If the file
     cannot be written, the subset is drawn again each time. Raises BadInput for a file that holds anything else.
@@ -61,7 +61,8 @@ def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.
             _write(images, path)
         return images
     images = files.read_pickled_array(path, "a pickled few-shot subset")
-    expected = (shots * dataset.classes, 3, IMAGE_SIZE, IMAGE_SIZE)
+    side = Views(dataset.image_size).stored
+    expected = (shots * dataset.classes, 3, side, side)
     if images.dtype != np.uint8 or images.shape != expected:
         raise BadInput(
             f"{path}: holds {images.dtype} {images.shape}, not uint8 {expected}; remove it to draw the subset again"

@@ -1,4 +1,4 @@
-"""Pictures of any size and format as (3, 32, 32) uint8 arrays: finding the files, reading them, their statistics."""
+"""Pictures of any size and format as square uint8 arrays: finding the files, reading them, their statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 
-from data.views import IMAGE_SIZE
+from data.views import CIFAR_SIZE, Views
 from utils import files
 from utils.errors import BadInput
 
@@ -68,19 +68,22 @@ def _refuse(error: OSError) -> NoReturn:
 one_at_a_time = threading.Lock()  # filters for warnings are shared by all threads
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """The picture in a file as (3, 32, 32) uint8, RGB; raises BadInput as `from_picture`."""
-    return from_picture(path, path)
+def read_picture(path: Path, image_size: int = CIFAR_SIZE, side: int | None = None) -> np.ndarray:
+    """The picture in a file as (3, side, side) uint8, RGB; raises BadInput as `from_picture`."""
+    return from_picture(path, path, image_size, side)
 
 
-def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
-    """A picture, from its file or from Pillow, as (3, 32, 32) uint8, RGB. name: for messages.
+def from_picture(
+    source: Path | Image.Image, name: Path | str, image_size: int = CIFAR_SIZE, side: int | None = None
+) -> np.ndarray:
+    """A picture, from its file or from Pillow, as (3, side, side) uint8, RGB. name: for messages.
 
+    image_size: of the network's images. side: how much of the middle is taken, by default as much as `image_size`.
     It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else is converted to RGB by
-    Pillow, which drops transparency. The shorter side is resized to 32 pixels (bicubic, Pillow's default) and the
-    centre is cropped, as is usual for evaluation on ImageNet. Raises BadInput for a file that is damaged or not a
-    picture, for one with more pixels than Pillow allows, and for pixels whose range is unknown (floating point, 12
-    or 32 bits).
+    Pillow, which drops transparency. The shorter side is resized (bicubic, Pillow's default) to what the views of an
+    image need (data/views.py: 32 for 32, 256 for 224), and the centre is cropped, as is usual on ImageNet. Raises
+    BadInput for a file that is damaged or not a picture, for one with more pixels than Pillow allows, and for pixels
+    whose range is unknown (floating point, 12 or 32 bits).
     """
     with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, without the file's name
@@ -101,8 +104,8 @@ def from_picture(source: Path | Image.Image, name: Path | str) -> np.ndarray:
         except UNREADABLE as error:
             reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
             raise BadInput(f"{name}: cannot be read as a picture ({reason}); replace or remove it") from error
-    resized = functional.resize(_middle(upright), IMAGE_SIZE, functional.InterpolationMode.BICUBIC)
-    return np.ascontiguousarray(np.asarray(functional.center_crop(resized, IMAGE_SIZE)).transpose(2, 0, 1))
+    resized = functional.resize(_middle(upright), Views(image_size).stored, functional.InterpolationMode.BICUBIC)
+    return np.ascontiguousarray(np.asarray(functional.center_crop(resized, side or image_size)).transpose(2, 0, 1))
 
 
 def _middle(picture: Image.Image) -> Image.Image:

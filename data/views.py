@@ -1,47 +1,77 @@
-"""The training views of an image: crop 32x32 out of 40x40 (4 black pixels on each side), then flip or not.
+"""The training views of an image: every crop of it, and the mirror image of every crop.
 
-There are exactly 9 x 9 x 2 = 162, all equally likely. View v shows the crop whose upper left corner is at
-(v // 18, v // 2 % 9) in the padded image, mirrored when v is odd. View 80 is the image itself.
+CIFAR: an image of 32x32 is padded by 4 black pixels on each side, and a view is a crop of 32x32: 9 x 9 x 2 = 162
+views. Pictures at another size S: the shorter side is resized to S * 8/7, the middle square is stored, and a view is a
+crop of SxS; for S = 224 there are 33 x 33 x 2 = 2,178 views. All are equally likely.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-IMAGE_SIZE = 32
-PADDING = 4
-OFFSETS = 2 * PADDING + 1
-VIEWS = OFFSETS * OFFSETS * 2
-IDENTITY = (PADDING * OFFSETS + PADDING) * 2  # the view that is the image itself
+CIFAR_SIZE, CIFAR_PADDING = 32, 4
 
 
-def pad(images: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, H+8, W+8), black at the border."""
-    return functional.pad(images, (PADDING,) * 4)
+@dataclass(frozen=True)
+class Views:
+    """The views of images that are shown to a network at size x size pixels.
 
-
-def crop(padded: Tensor, image: Tensor, view: Tensor) -> Tensor:
-    """View `view[b]` of image `image[b]`, for every b.
-
-    padded: (N, 3, H+8, W+8); image, view: (B,) integers on the same device -> (B, 3, H, W), same dtype.
+    View v shows the crop whose upper left corner is at (v // 2 // offsets, v // 2 % offsets) in the padded image; it is
+    mirrored when v is odd.
     """
-    height, width = padded.shape[-2] - 2 * PADDING, padded.shape[-1] - 2 * PADDING
-    device = padded.device
-    top, left, mirrored = view // (2 * OFFSETS), view // 2 % OFFSETS, (view % 2).bool()
-    columns = torch.arange(width, device=device).expand(len(view), width)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns) + left[:, None]
-    rows = torch.arange(height, device=device) + top[:, None]
-    channels = torch.arange(padded.shape[1], device=device)
-    return padded[
-        image[:, None, None, None],
-        channels[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+
+    size: int
+
+    @property
+    def padding(self) -> int:
+        """Black pixels on each side."""
+        return CIFAR_PADDING if self.size == CIFAR_SIZE else 0
+
+    @property
+    def stored(self) -> int:
+        """Pixels on each side of a stored image."""
+        return CIFAR_SIZE if self.size == CIFAR_SIZE else round(self.size * 8 / 7)
+
+    @property
+    def offsets(self) -> int:
+        """Places of the crop in each direction."""
+        return self.stored + 2 * self.padding - self.size + 1
+
+    @property
+    def count(self) -> int:
+        return 2 * self.offsets**2
+
+    @property
+    def middle(self) -> int:
+        """The view that is the middle of the image; of a CIFAR image, the image itself."""
+        margin = (self.offsets - 1) // 2
+        return 2 * (margin * self.offsets + margin)
+
+    def pad(self, images: Tensor) -> Tensor:
+        """(N, 3, stored, stored) -> (N, 3, stored + 2 padding, stored + 2 padding), black at the border."""
+        return functional.pad(images, (self.padding,) * 4)
+
+    def crop(self, padded: Tensor, image: Tensor, view: Tensor) -> Tensor:
+        """View `view[b]` of image `image[b]`, for every b.
+
+        padded: from pad(); image, view: (B,) integers on the same device -> (B, 3, size, size), same dtype.
+        """
+        device, pixels = padded.device, torch.arange(self.size, device=padded.device)
+        top, left, mirrored = view // (2 * self.offsets), view // 2 % self.offsets, (view % 2).bool()
+        columns = torch.where(mirrored[:, None], pixels.flip(0), pixels) + left[:, None]
+        rows = pixels + top[:, None]
+        channels = torch.arange(padded.shape[1], device=device)
+        return padded[
+            image[:, None, None, None],
+            channels[None, :, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
 
 
 class Normalization:

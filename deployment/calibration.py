@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.views import VIEWS, crop, pad
+from data.views import Views
 from utils.seeds import generator
 
 CALIBRATION_VIEWS = 2000
 BINS = 15  # of the expected calibration error, as Guo et al. (2017)
 
 
-def calibration_views(images: np.ndarray) -> Tensor:
-    """Random training views (2000, 3, 32, 32) uint8 of the few-shot images (N, 3, 32, 32), always the same ones."""
-    random = generator("calibration")
+def calibration_views(images: np.ndarray, image_size: int) -> Tensor:
+    """Random training views (2000, 3, S, S) uint8 of few-shot images (N, 3, stored, stored), always the same ones."""
+    random, views = generator("calibration"), Views(image_size)
     image = torch.from_numpy(random.integers(len(images), size=CALIBRATION_VIEWS))
-    view = torch.from_numpy(random.integers(VIEWS, size=CALIBRATION_VIEWS))
-    return crop(pad(torch.from_numpy(images)), image, view)
+    view = torch.from_numpy(random.integers(views.count, size=CALIBRATION_VIEWS))
+    return views.crop(views.pad(torch.from_numpy(images)), image, view)
 
 
 def fitted_temperature(student: Tensor, teacher: Tensor) -> float:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.datasets import ImageDataset
-from data.views import IMAGE_SIZE
 from deployment.calibration import expected_calibration_error, logits_of, negative_log_likelihood
-from models.vgg import parameter_count
+from models.networks import parameter_count
 from utils.text import in_one_line, markdown_table
 
 TEACHER = "teacher"  # its name beside others
@@ -66,7 +65,7 @@ def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figu
     test = dataset.test()
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
     logits = [logits_of(candidate.network, images, candidate.device) for candidate in candidates]
-    latencies, of_256 = (seconds_in_turn(candidates, batch) for batch in ROUNDS)
+    latencies, of_256 = (seconds_in_turn(candidates, dataset.image_size, batch) for batch in ROUNDS)
     reference = logits[0].argmax(1) if candidates[0].name == TEACHER else None
     figures = []
     for candidate, found, latency, batch in zip(candidates, logits, latencies, of_256, strict=True):
@@ -76,7 +75,7 @@ def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figu
             Figures(
                 name=candidate.name,
                 parameters=parameter_count(candidate.counted),
-                multiply_adds=multiply_adds(candidate.counted),
+                multiply_adds=multiply_adds(candidate.counted, dataset.image_size),
                 file_bytes=candidate.file_bytes,
                 accuracy=100 * right.mean().item(),
                 by_class={
@@ -92,10 +91,10 @@ def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figu
     return figures
 
 
-def seconds_in_turn(candidates: Sequence[Candidate], batch: int) -> list[float]:
+def seconds_in_turn(candidates: Sequence[Candidate], size: int, batch: int) -> list[float]:
     """Median seconds of each for a batch of random images, from the images on the CPU to the logits on the CPU."""
     random = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (batch, 3, IMAGE_SIZE, IMAGE_SIZE), generator=random, dtype=torch.uint8)
+    images = torch.randint(256, (batch, 3, size, size), generator=random, dtype=torch.uint8)
     taken: list[list[float]] = [[] for _ in candidates]
     for _ in range(1 + ROUNDS[batch]):
         for candidate, seconds in zip(candidates, taken, strict=True):
@@ -106,11 +105,11 @@ def seconds_in_turn(candidates: Sequence[Candidate], batch: int) -> list[float]:
 
 
 @torch.no_grad()
-def multiply_adds(network: nn.Module) -> int:
-    """Multiplications, each with an addition, that one image takes."""
+def multiply_adds(network: nn.Module, size: int) -> int:
+    """Multiplications, each with an addition, that one image of size x size pixels takes."""
     device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8, device=device))
+        network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
     return counter.get_total_flops() // 2
 
 

@@ -16,7 +16,8 @@ from deployment import formats, quantization
 from deployment.calibration import calibration_views, fitted_temperature, logits_of
 from deployment.folding import FoldedStudent, fold
 from deployment.formats import INT8, Header
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG, student_of
+from grafting.teacher import FrozenTeacher
+from models.architectures import student_of
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic
@@ -40,45 +41,41 @@ class OnRawImages(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """A student with adapters and what belongs to it; both networks frozen and on one device.
+    """A student with adapters and what belongs to it.
 
-    scions: the sequence (B0, B1, B2). few_shot: the images (N, 3, 32, 32) uint8 that it has learned from. The hashes
-    are sha256 of its file and of the teacher's weights.
+    scions: the sequence (B0, B1, B2), frozen, on the teacher's device. few_shot: the images (N, 3, stored, stored)
+    uint8 that it has learned from. The hashes are sha256 of its file and of the teacher's weights.
     """
 
-    teacher: BlockwiseVGG
+    teacher: FrozenTeacher
     scions: nn.Sequential
     dataset: ImageDataset
     few_shot: np.ndarray
     teacher_sha256: str
     student_sha256: str
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.teacher.parameters()).device
-
     def with_adapters(self) -> OnRawImages:
         """The student as the paper has it."""
-        graft = nn.Sequential(self.teacher[:FIRST_GRAFTED], *self.scions)
+        graft = nn.Sequential(self.teacher.blocks[: self.teacher.networks.first], *self.scions)
         return OnRawImages(graft, self.dataset.normalization)
 
     def folded(self) -> tuple[FoldedStudent, float]:
         """The folded student with calibrated logits, on the CPU, and its temperature."""
-        views = calibration_views(self.few_shot)
-        teacher = OnRawImages(self.teacher, self.dataset.normalization)
-        logits = [logits_of(network, views, self.device) for network in (self.with_adapters(), teacher)]
+        views = calibration_views(self.few_shot, self.dataset.image_size)
+        teacher = OnRawImages(self.teacher.network, self.dataset.normalization)
+        logits = [logits_of(network, views, self.teacher.device) for network in (self.with_adapters(), teacher)]
         temperature = fitted_temperature(*logits)
-        network = fold(self.teacher, self.scions, self.dataset.normalization)
+        network = fold(self.teacher, self.scions)
         network.divide_logits(temperature)
         return network, temperature
 
     def header(self, temperature: float, accuracy: float) -> Header:
         return Header(
             dataset=self.dataset.name,
-            widths=student_of(self.teacher.architecture).widths,
+            widths=student_of(self.teacher.network.architecture).widths,
             class_names=self.dataset.class_names(),
             normalization=self.dataset.normalization.content,
-            image_size=self.few_shot.shape[-1],
+            image_size=self.dataset.image_size,
             teacher_sha256=self.teacher_sha256,
             student_sha256=self.student_sha256,
             subset_sha256=files.sha256(self.few_shot.tobytes()),
@@ -110,8 +107,9 @@ def export(source: Source, target: Path) -> str:
     at most 0.3 points of test accuracy less.
     """
     test = source.dataset.test()
-    with arithmetic("float32", source.device):  # only here: torch.export does not work under it
-        reference = logits_of(source.with_adapters(), torch.from_numpy(test.images), source.device)
+    device = source.teacher.device
+    with arithmetic("float32", device):  # only here: torch.export does not work under it
+        reference = logits_of(source.with_adapters(), torch.from_numpy(test.images), device)
         network, temperature = source.folded()
     header = source.header(temperature, accuracy_of(reference, test))
     with tempfile.TemporaryDirectory() as folder:

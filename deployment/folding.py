@@ -26,11 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.views import IMAGE_SIZE, Normalization
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG, convolution_block, frozen, student_of
+from data.views import CIFAR_SIZE
+from grafting.teacher import FrozenTeacher
+from models.architectures import FIRST_GRAFTED, student_of
+from models.networks import frozen
+from models.vgg import convolution_block
 
 FOLDED_BLOCK = FIRST_GRAFTED + 1  # its first convolution takes in the adapters in front of it
-SIDE = IMAGE_SIZE >> FOLDED_BLOCK  # pixels on each side in front of it: 2
+SIDE = CIFAR_SIZE >> FOLDED_BLOCK  # pixels on each side in front of it: 2
 
 Widths = tuple[tuple[int, ...], ...]
 AffineMap = tuple[Tensor, Tensor]  # matrix (out, in) and vector (out,), in float64
@@ -77,16 +80,16 @@ class ConvolutionWithBiasMap(nn.Module):
 
 
 @torch.no_grad()
-def fold(teacher: BlockwiseVGG, scions: Iterable[nn.Sequential], normalization: Normalization) -> FoldedStudent:
-    """The plain network that computes what the graft of [B0, B1, B2] into this teacher computes, up to rounding.
+def fold(teacher: FrozenTeacher, scions: Iterable[nn.Sequential]) -> FoldedStudent:
+    """The plain network that computes what the graft of [B0, B1, B2] into this VGG computes, up to rounding.
 
     Products of weights are computed in float64. The result is frozen, and a copy: it shares no memory with its sources.
     """
     (block3, s2t0), (t2s0, block4, s2t1), (t2s1, (_, classifier)) = scions
-    network = FoldedStudent(student_of(teacher.architecture).widths, teacher.classes)
-    network.mean.copy_(255 * torch.tensor(normalization.mean)[:, None, None])
-    network.std.copy_(255 * torch.tensor(normalization.std)[:, None, None])
-    for folded, block in zip(network.blocks, (*teacher.features[:FIRST_GRAFTED], block3, block4), strict=True):
+    network = FoldedStudent(student_of(teacher.network.architecture).widths, teacher.classes)
+    network.mean.copy_(255 * torch.tensor(teacher.normalization.mean)[:, None, None])
+    network.std.copy_(255 * torch.tensor(teacher.normalization.std)[:, None, None])
+    for folded, block in zip(network.blocks, (*teacher.blocks[:FIRST_GRAFTED], block3, block4), strict=True):
         for target, layer in zip(folded, block, strict=True):
             if isinstance(target, nn.Conv2d):
                 target.load_state_dict(layer.state_dict())

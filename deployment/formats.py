@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.views import IMAGE_SIZE
+from data.views import CIFAR_SIZE
 from deployment.folding import FoldedStudent, Widths
 from models import checkpoints
-from models.vgg import frozen
+from models.networks import frozen
 from utils import files
 from utils.errors import BadInput
 
@@ -37,7 +37,7 @@ ENDINGS = (".pth", ".pt2", INT8, ".onnx")
 KIND = "an exported student; export it again with --export"
 KEY = "fskd_student"  # under which a file holds its header
 DIGEST = "fskd_sha256"  # under which an ONNX file holds the sha256 of the rest; the other formats have checksums
-EXAMPLE = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+EXAMPLE = torch.zeros(2, 3, CIFAR_SIZE, CIFAR_SIZE, dtype=torch.uint8)
 Network = Callable[[Tensor], Tensor]  # images (B, 3, 32, 32) uint8 -> logits (B, classes)
 
 
@@ -78,7 +78,7 @@ def header_from(text: str) -> Header:
     header = Header(**fields)
     if len(header.widths) != 5 or not all(header.widths) or min(map(min, header.widths)) < 1 or not header.class_names:
         raise ValueError("its header describes no network")
-    if header.image_size != IMAGE_SIZE:
+    if header.image_size != CIFAR_SIZE:
         raise ValueError("its header describes other images than fskd writes")
     return header
 

@@ -14,50 +14,53 @@ from deployment.evaluation import TEACHER, Candidate
 from deployment.export import OnRawImages
 from deployment.folding import fold
 from deployment.formats import Header, Network
-from grafting.scions import scions
+from grafting.scions import Adapter, adapters_of, scions
+from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
+from models.architectures import student_of
 from models.checkpoints import State
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG, frozen, student_of
+from models.networks import frozen
+from models.vgg import BlockwiseVGG, cut
 from utils import files
 from utils.errors import BadInput
 
 
-def student_in(kind: str, state: State, path: Path, teacher: BlockwiseVGG) -> nn.Sequential:
+def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> nn.Sequential:
     """The sequence (B0, B1, B2) of a student's file, frozen, on the teacher's device.
 
     kind, state: from checkpoints.read(path): "stage 2", or "teacher" for a student without adapters
     (comparisons/plain_student.py), which gets adapters that change nothing. Raises BadInput if the file holds no
     student of this teacher.
     """
-    student = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator()))
+    student = nn.Sequential(*scions(teacher, torch.Generator()))
     if kind == "stage 2":
         checkpoints.load(student, state, path)
     else:
         _load_without_adapters(student, checkpoints.teacher_from_state(state, path, teacher.classes), path, teacher)
-    return frozen(student).to(next(teacher.parameters()).device)
+    return frozen(student).to(teacher.device)
 
 
-def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: Path, teacher: BlockwiseVGG) -> None:
+def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: Path, teacher: FrozenTeacher) -> None:
     """Load a whole network into the scions (B0, B1, B2)."""
     if not is_plain_student_of(network, teacher):
         raise BadInput(
             f"{path}: is no student of this teacher: a student has the teacher's blocks 0 to 2, and blocks 3 and 4 of"
             " half the width; name a student (...-net-...), and the teacher that it was made with by --teacher"
         )
-    (block3, s2t0), (t2s0, block4, s2t1), (t2s1, (_, classifier)) = student
-    for adapter in (s2t0, t2s0, s2t1, t2s1):
+    for adapter in adapters_of(student):
         nn.init.dirac_(adapter.weight)
         nn.init.zeros_(adapter.bias)
-    block3.load_state_dict(network.features[FIRST_GRAFTED].state_dict())
-    block4.load_state_dict(network.features[FIRST_GRAFTED + 1].state_dict())
-    classifier.load_state_dict(network.classifier.state_dict())
+    for scion, block in zip(student, cut(network)[teacher.networks.first :], strict=True):
+        (own,) = (layer for layer in scion if not isinstance(layer, Adapter))
+        own.load_state_dict(block.state_dict())
 
 
-def is_plain_student_of(network: BlockwiseVGG, teacher: BlockwiseVGG) -> bool:
+def is_plain_student_of(network: BlockwiseVGG, teacher: FrozenTeacher) -> bool:
     """Whether the network is a student of this teacher: its blocks 0 to 2, and the others at half the width."""
-    if network.architecture != student_of(teacher.architecture):
+    if network.architecture != student_of(teacher.network.architecture):
         return False
-    ours, theirs = checkpoints.on_cpu(network[:FIRST_GRAFTED]), checkpoints.on_cpu(teacher[:FIRST_GRAFTED])
+    first = teacher.networks.first
+    ours, theirs = checkpoints.on_cpu(cut(network)[:first]), checkpoints.on_cpu(teacher.blocks[:first])
     return all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -77,25 +80,29 @@ def shots_and_subset_seed_of(path: Path, subset_seed: int) -> tuple[int, int]:
     return int(named[1]), subset_seed
 
 
-def candidates(kind: str, state: Any, path: Path, teacher: BlockwiseVGG, dataset: ImageDataset) -> list[Candidate]:
-    """The teacher and what is in the file beside it.
+def whole(state: State, path: Path, dataset: ImageDataset, device: torch.device) -> Candidate:
+    """A whole network in a file: a teacher, or a student without adapters."""
+    network = checkpoints.teacher_from_state(state, path, dataset.classes)
+    name = TEACHER if network.architecture.batchnorm else "student without adapters"
+    on_device = frozen(network).to(device, memory_format=torch.channels_last)
+    return of_module(name, on_device, dataset, path)
 
-    kind, state: from checkpoints.read(path). teacher: frozen, on its device; the network in the file if that is one.
-    Stage 1 gives each scion alone in the teacher, stage 2 the student with its adapters and folded.
+
+def candidates(kind: str, state: Any, path: Path, teacher: FrozenTeacher, dataset: ImageDataset) -> list[Candidate]:
+    """The teacher and what is in the file beside it: a student with its adapters and folded, or stage 1's scions alone.
+
+    kind, state: from checkpoints.read(path).
     """
-    if kind == "teacher":
-        name = TEACHER if teacher.architecture.batchnorm else "student without adapters"
-        return [of_module(name, teacher, dataset, path)]
-    found = [of_module(TEACHER, teacher, dataset)]
+    found, first = [of_module(TEACHER, teacher.network, dataset)], teacher.networks.first
     if kind == "stage 2":
         student = student_in(kind, state, path, teacher)
-        found.append(of_module("student (L=3)", nn.Sequential(teacher[:FIRST_GRAFTED], *student), dataset, path))
-        folded = fold(teacher, student, dataset.normalization).to(found[0].device)
-        return [*found, Candidate("student, folded", folded, folded, found[0].device)]
-    for k, scion in enumerate(scions(teacher.architecture, teacher.classes, torch.Generator())):
+        found.append(of_module("student (L=3)", nn.Sequential(teacher.blocks[:first], *student), dataset, path))
+        folded = fold(teacher, student).to(teacher.device)
+        return [*found, Candidate("student, folded", folded, folded, teacher.device)]
+    for k, scion in enumerate(scions(teacher, torch.Generator())):
         checkpoints.load(scion, state[k], path)
-        block = FIRST_GRAFTED + k
-        graft = nn.Sequential(teacher[:block], frozen(scion).to(found[0].device), teacher[block + 1 :])
+        before, behind = teacher.blocks[: first + k], teacher.blocks[first + k + 1 :]
+        graft = nn.Sequential(before, frozen(scion).to(teacher.device), behind)
         found.append(of_module(f"B{k} alone", graft, dataset))
     return found
 

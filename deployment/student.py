@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.pictures import from_picture
-from data.views import IMAGE_SIZE
 from deployment import formats
 from deployment.calibration import logits_of
 from deployment.formats import Header, Network
@@ -40,13 +39,14 @@ class Student(nn.Module):
         return self.header.class_names
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, 32, 32) uint8, RGB -> logits (B, classes); their softmax is calibrated.
+        """images: (B, 3, S, S) uint8, RGB, S pixels as in training -> logits (B, classes); their softmax is calibrated.
 
         Raises ValueError for other images, such as float ones between 0 and 1.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+        size = self.header.image_size
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(
-                f"images: (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) of torch.uint8 expected, not {tuple(images.shape)} of"
+                f"images: (B, 3, {size}, {size}) of torch.uint8 expected, not {tuple(images.shape)} of"
                 f" {images.dtype}; predict() takes pictures of any size"
             )
         return self.network(images)
@@ -59,7 +59,7 @@ class Student(nn.Module):
         """
         if isinstance(pictures, str | os.PathLike | Image.Image):
             raise TypeError("predict() takes a list of pictures; put the picture into a list")
-        images = [_pixels(picture) for picture in pictures]
+        images = [_pixels(picture, self.header.image_size) for picture in pictures]
         if not images:
             return []
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
@@ -70,14 +70,14 @@ class Student(nn.Module):
         ]
 
 
-def _pixels(picture: str | os.PathLike[str] | Image.Image) -> np.ndarray:
-    """(3, 32, 32) uint8."""
+def _pixels(picture: str | os.PathLike[str] | Image.Image, size: int) -> np.ndarray:
+    """(3, size, size) uint8."""
     if isinstance(picture, Image.Image):
-        return from_picture(picture, "a picture")
+        return from_picture(picture, "a picture", size)
     if not isinstance(picture, str | os.PathLike):
         kind = type(picture).__name__
         raise TypeError(f"a picture is a file or a Pillow image, not {kind}; PIL.Image.fromarray(array) makes one")
-    return from_picture(picture, picture)
+    return from_picture(picture, picture, size)
 
 
 def load(path: str | os.PathLike[str]) -> Student:

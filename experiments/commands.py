@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,20 +13,19 @@ import torch
 
 from data import fewshot
 from data.datasets import open_dataset
-from experiments import ranks, results, student_commands
+from experiments import results, student_commands, sweep, teachers
 from experiments.diagnosis import diagnose
-from experiments.job import Job, say, stop
-from experiments.ranks import SINGLE_PROCESS, Rank
-from experiments.setting import complete
-from experiments.summary import rebuild
-from experiments.sweep import Sweep, any_failed, summarize
-from grafting.method import GRAFTING
+from experiments.job import Job
+from experiments.results import Result
+from experiments.summary import rebuild, write_summary
 from grafting.recipes import PUBLISHED_SHOTS
-from grafting.teacher import FrozenTeacher
+from grafting.stages import GRAFTING
 from utils import files, signals
 from utils.errors import BadInput
+from utils.machine import share_cores
 from utils.precision import arithmetic
 from utils.signals import Terminated
+from utils.torchrun import this_process
 
 Command = Callable[[Job], int]  # to the exit status
 
@@ -34,13 +34,9 @@ def status(args: argparse.Namespace) -> int:
     """Run the command and return its exit status (train_fskd.main). Every error becomes one line."""
     try:
         signals.raise_exceptions()
-        return run(args, ranks.join())
+        return run(args)
     except BadInput as error:
         return stop(2, str(error))
-    except ranks.LeaderFailed:
-        return 0  # not an error status: torchrun would then end the leader before it prints its message
-    except ranks.RankLost as error:
-        return stop(1, str(error))
     except OSError as error:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
         advice = f"; {how_to_continue(args)}" if command_of(args) is _sweep else ""
@@ -55,8 +51,12 @@ def status(args: argparse.Namespace) -> int:
         return stop(130, f"interrupted; {how_to_continue(args)}")
     except Terminated:
         return stop(143, f"terminated; {how_to_continue(args)}")
-    finally:
-        ranks.leave()
+
+
+def stop(status: int, message: str) -> int:
+    """Write one line to stderr; returns the exit status."""
+    sys.stderr.write(f"train_fskd.py: {' '.join(message.split())}\n")
+    return status
 
 
 def how_to_continue(args: argparse.Namespace) -> str:
@@ -69,13 +69,14 @@ def how_to_continue(args: argparse.Namespace) -> str:
     output_dir = Job(args).output_dir
     done = len(results.paths(output_dir))
     cells = "1 cell is" if done == 1 else f"{done} cells are"
-    return f"{cells} done in {output_dir}; the same command goes on where it stopped"
+    same = "the same command without --fresh" if args.fresh else "the same command"
+    return f"{cells} done in {output_dir}; {same} goes on where it stopped"
 
 
-def run(args: argparse.Namespace, rank: Rank = SINGLE_PROCESS) -> int:
-    """Run the command; raises BadInput. Only a sweep is shared by several processes."""
-    job, command = Job(args, rank), command_of(args)
-    return command(job) if rank.is_leader or command is _sweep else 0
+def run(args: argparse.Namespace) -> int:
+    """Run the command; raises BadInput. Only a sweep is shared by the processes of torchrun."""
+    command = command_of(args)
+    return command(Job(args, this_process() if command is _sweep else None))
 
 
 def require_sweep(args: argparse.Namespace) -> None:
@@ -99,32 +100,28 @@ def command_of(args: argparse.Namespace) -> Command:
 
 
 def _sweep(job: Job) -> int:
-    """Run the cells, distributed over the ranks; the leader prints the table when all are done."""
-    with job.rank.leader_first():
-        plan = job.plan()
-        sweep = Sweep(plan, job.device)
-    sweep.run()
-    sweep.fresh.end()
-    job.rank.wait()
-    if not job.rank.is_leader:
-        return 0
-    if not results.paths(job.output_dir):
-        where = "other processes run the cells" if plan.cells else f"there is no cell in --shard {job.args.shard}"
-        say(f"{job.output_dir}: no results yet; {where}")
-        return 0
-    of_cells = summarize(plan)
-    say(afterwards(job, of_cells))
-    return int(any_failed(of_cells))
+    """Run the cells, distributed over the processes; the one that ends last prints the table."""
+    share_cores(job.process.local_count)
+    sweep.run([job])
+    found = sweep.results_of(job)
+    if not found:
+        where = "other processes run the cells" if job.cells else f"there is no cell in --shard {job.args.shard}"
+        job.report(f"{job.output_dir}: no results yet; {where}")
+    elif job.process.count == 1 or len(found) == len(job.cells):
+        _, text = write_summary(job.output_dir, job.report)
+        job.report(text)
+        job.report(afterwards(job, found))
+    return int(sweep.any_failed([job]))
 
 
-def afterwards(job: Job, of_cells: list[results.Result]) -> str:
+def afterwards(job: Job, found: list[Result]) -> str:
     """Where everything is after a sweep, and the commands to look at it."""
     lines = [
         "",
         f"results: {job.output_dir / 'results'}, table and figure: {job.output_dir / 'table.md'}, accuracy.png",
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
-    students = [result["students"]["best"] for result in of_cells if result["status"] == "done"]
+    students = [result["students"]["best"] for result in found if result["status"] == "done"]
     student_dirs = sorted({str(Path(student).parent) for student in students})
     if students:
         command, student = ["python", "train_fskd.py"], students[-1]
@@ -139,8 +136,8 @@ def afterwards(job: Job, of_cells: list[results.Result]) -> str:
 
 def _table(job: Job) -> int:
     _require_own_results(job)
-    rows, text = rebuild(job.output_dir)
-    say(text)
+    rows, text = rebuild(job.output_dir, job.report)
+    job.report(text)
     return 1 if any(row.failed for row in rows) else 0
 
 
@@ -150,7 +147,7 @@ def _require_own_results(job: Job) -> None:
     Pictures in folders may be of any data set.
     """
     for path in results.paths(job.output_dir)[:1]:
-        setting = complete(results.read(path)["setting"])
+        setting = results.read(path)["setting"]
         for asked, there, not_named in (
             (job.name, setting["dataset"], job.args.dataset in ("CIFAR10", "Folder")),
             (job.method.name, setting["method"], job.method == GRAFTING),
@@ -164,26 +161,26 @@ def _build_dataset(job: Job) -> int:
     if not job.args.dataset.startswith("CIFAR"):
         raise BadInput(f"--build_dataset: writes the files of both CIFARs; {job.args.dataset} needs none")
     for name in ("CIFAR10", "CIFAR100"):
-        say(f"reading the images of {name}, downloaded if missing")
+        job.report(f"reading the images of {name}, downloaded if missing")
         dataset = open_dataset(name, job.args.data_path)
         subset_seed = dataset.subset_seed if job.args.subset_seed is None else job.args.subset_seed
         for shots in PUBLISHED_SHOTS:
             path = fewshot.build(dataset, shots, subset_seed, job.args.data_path)
             images = fewshot.subset(dataset, shots, subset_seed, job.args.data_path)
-            say(f"{path}: {len(images)} images, sha256 {files.sha256(images.tobytes())}")
+            job.report(f"{path}: {len(images)} images, sha256 {files.sha256(images.tobytes())}")
     return 0
 
 
 def _train_teacher(job: Job) -> int:
-    job.train_teacher(job.args.teacher_recipe)
+    teachers.train(job, job.args.teacher_recipe)
     return 0
 
 
 def _diagnose(job: Job) -> int:
     shots = max((n for n in job.args.nshot if n <= 10), default=min(job.args.nshot))
-    images = fewshot.subset(job.dataset, shots, job.subset_seed, job.args.data_path)
-    teacher = FrozenTeacher(job.frozen_teacher(), job.dataset.normalization, job.dataset.test())
-    say(f"{job.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
+    images = job.subset(shots)
+    job.report(f"{job.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
     with arithmetic(job.args.precision, job.device):
-        say(diagnose(teacher, images).text(job.recipe, job.inputs("data_path"), job.teacher_file))
+        found = diagnose(job.frozen_teacher(), images)
+    job.report(found.text(job.inputs("data_path"), job.teacher_file))
     return 0

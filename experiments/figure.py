@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 
 from experiments import results
 from experiments.results import Result
-from experiments.setting import complete
 from experiments.tables import Row, markdown, rows
-from grafting.method import GRAFTING
 from grafting.recipes import recipe_of
+from grafting.stages import GRAFTING
 from utils import files
 from utils.errors import BadInput
 
@@ -60,7 +59,7 @@ class Panel:
 
 def panel(found: list[Result]) -> Panel:
     """The panel of one folder's results. Raises BadInput where they do not belong in one table."""
-    setting = complete(found[0]["setting"])
+    setting = found[0]["setting"]
     recipe, is_papers = recipe_of(setting["dataset"]), setting["method"] == GRAFTING.name
     table = rows(found, recipe)
     method = "" if is_papers else f", {setting['method']}"

@@ -28,14 +28,14 @@ def decoded(picture: bytes) -> np.ndarray:
 
 
 def few_shot_images(images: np.ndarray, shots: int, names: Sequence[str]) -> np.ndarray:
-    """Few-shot images (shots * classes, 3, 32, 32) as one picture, a class per row behind its name; not all of many.
+    """Few-shot images (shots * classes, 3, side, side) as one picture, a class per row with its name.
 
     names: of the classes.
     """
     by_class = torch.from_numpy(images).unflatten(0, (-1, shots))[:SHOWN_CLASSES, :SHOWN_SHOTS]
     grid = make_grid(by_class.flatten(0, 1), nrow=by_class.shape[1], padding=1, pad_value=255)
     grid = grid.movedim(0, -1).numpy().repeat(ZOOM, 0).repeat(ZOOM, 1)
-    font, row = ImageFont.load_default(), ZOOM * 33
+    font, row = ImageFont.load_default(), ZOOM * (images.shape[-1] + 1)
     shown = _valid(names[: len(by_class)])
     margin = 12 + max(int(font.getlength(name)) for name in shown)
     picture = Image.new("RGB", (margin + grid.shape[1], grid.shape[0]), "white")
@@ -59,15 +59,13 @@ def confusion(teacher: FrozenTeacher, last: Distillation) -> dict[str, Tensor]:
     student = copy.deepcopy(last.scion)
     student.load_state_dict(last.best)
     start, end = last.phase.span
-    classes = teacher.network.classes
     predictions = {
-        "teacher": teacher.predictions(nn.Identity(), len(teacher.network)),
-        "student": teacher.predictions(nn.Sequential(student, teacher.network[end:]), start),
+        "teacher": teacher.predictions(nn.Identity(), len(teacher.blocks)),
+        "student": teacher.predictions(nn.Sequential(student, teacher.blocks[end:]), start),
     }
-    return {
-        name: (teacher.test_labels * classes + predicted).bincount(minlength=classes**2).view(classes, classes).cpu()
-        for name, predicted in predictions.items()
-    }
+    pairs = {name: teacher.test_labels * teacher.classes + predicted for name, predicted in predictions.items()}
+    side = teacher.classes
+    return {name: pair.bincount(minlength=side**2).view(side, side).cpu() for name, pair in pairs.items()}
 
 
 def confusion_picture(matrices: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:

@@ -1,66 +1,31 @@
-"""A cell's setting: everything that decides its numbers. Results belong together only if their settings agree."""
+"""A cell's setting: everything that decides its numbers. Results belong together only if their settings agree.
+
+As in result files: the data set, N and trial; seeds and precision; sha256 of the teacher's weights, of the few-shot
+images and of the test set; the normalisation; the method and its schedule, resolved for this N.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict
 from math import isclose
 from pathlib import Path
 from typing import Any
 
-from grafting.method import GRAFTING, Method
-from grafting.recipes import Phase, Recipe, batch_size
+from grafting.recipes import Phase, batch_size
+from grafting.stages import GRAFTING
 from utils import files
 from utils.errors import BadInput
 
+Setting = dict[str, Any]
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
 SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
 SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among", "loss")  # of the schedule
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Everything that decides the numbers of one cell (data set, N, trial).
-
-    The hashes are sha256 of the teacher's weights, of the subset's bytes and of the test set (images and labels).
-    normalization: {"mean": [...], "std": [...]} per channel. method: its fields are in the schedule.
-    """
-
-    dataset: str
-    shots: int
-    trial: int
-    seed: int
-    subset_seed: int
-    precision: str
-    teacher_sha256: str
-    subset_sha256: str
-    test_sha256: str
-    normalization: dict[str, list[float]]
-    recipe: Recipe
-    method: Method = GRAFTING
-
-    @cached_property
-    def content(self) -> dict[str, Any]:
-        """The setting as plain values, with the schedule resolved for this N, as in result files."""
-        names = [field.name for field in fields(self) if field.name not in ("recipe", "method")]
-        schedule = [_phase_content(phase, self.shots) for phase in self.method.phases(self.recipe)]
-        return {**{name: getattr(self, name) for name in names}, "method": self.method.name, "schedule": schedule}
-
-    def require_same(self, other: Mapping[str, Any], path: Path) -> None:
-        """Raise BadInput that names what differs between this cell and the one at `path`."""
-        other = complete(other)
-        for name in self.content:
-            if other.get(name) != self.content[name]:
-                what, saved_now = name.replace("_", " "), files.difference(other.get(name), self.content[name])
-                fresh = "" if name in ("dataset", "method") else "--fresh runs the cell again, "
-                advice = f"{fresh}another --output_dir keeps both"
-                raise BadInput(f"{path}: made with another {what} ({saved_now}); {advice}")
-
-
-def _phase_content(phase: Phase, shots: int) -> dict[str, Any]:
-    """A phase as plain values. What only some phases have is left out for the others."""
-    lr_student, lr_adapter = phase.rates(shots)
+def phase_content(phase: Phase, shots: int) -> dict[str, Any]:
+    """A phase at N shots as plain values. What only some phases have is left out for the others."""
+    lr_student, lr_adapter = phase.learning_rates(shots)
     content = {
         "phase": phase.name,
         "span": list(phase.span),
@@ -77,18 +42,29 @@ def _phase_content(phase: Phase, shots: int) -> dict[str, Any]:
 
 
 def complete(setting: Any) -> Any:
-    """A setting from a file, with what files from before there were other methods do not say."""
+    """A setting from a file: fill in `method`, which older files lack."""
     return {"method": GRAFTING.name, **setting} if isinstance(setting, dict) else setting
 
 
-def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
+def require_same(ours: Setting, other: Setting, path: Path) -> None:
+    """Raise BadInput that names what differs between a cell's setting and the one in the file at `path`."""
+    other = complete(other)
+    for name in ours:
+        if other.get(name) != ours[name]:
+            what, saved_now = name.replace("_", " "), files.difference(other.get(name), ours[name])
+            fresh = "" if name in ("dataset", "method") else "--fresh runs the cell again, "
+            advice = f"{fresh}another --output_dir keeps both"
+            raise BadInput(f"{path}: made with another {what} ({saved_now}); {advice}")
+
+
+def require_comparable(settings: Mapping[str, Setting]) -> None:
     """Raise BadInput if these cells do not belong in one table. settings: by the name of the cell.
 
     Cells of one N may differ in the trial only. Cells of different N may also differ in what depends on N: the
     subset, the batch size, and learning rates in proportion to N.
     """
-    first_of_shots: dict[int, tuple[str, Mapping[str, Any]]] = {}
-    first: tuple[str, Mapping[str, Any]] | None = None
+    first_of_shots: dict[int, tuple[str, Setting]] = {}
+    first: tuple[str, Setting] | None = None
     for name, saved in settings.items():
         setting = complete(saved)
         first = first or (name, setting)
@@ -103,13 +79,13 @@ def require_comparable(settings: Mapping[str, Mapping[str, Any]]) -> None:
                 )
 
 
-def _first_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str | None:
+def _first_difference(one: Setting, two: Setting) -> str | None:
     """The name of a field that differs, besides those that say which cell it is."""
     fields_of_both = (name for name in {**one, **two} if name not in CELL_FIELDS)
     return next((name for name in fields_of_both if one.get(name) != two.get(name)), None)
 
 
-def _same_rates(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+def _same_rates(one: Setting, two: Setting) -> bool:
     """Whether the learning rates of each phase are equal, or in proportion to N."""
     return all(
         isclose(a[rate], b[rate]) or isclose(a[rate] * two["shots"], b[rate] * one["shots"])
@@ -118,7 +94,7 @@ def _same_rates(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
     )
 
 
-def _across_shots(setting: Mapping[str, Any]) -> dict[str, Any]:
+def _across_shots(setting: Setting) -> Setting:
     """What must agree between cells of different N."""
     same = {name: value for name, value in setting.items() if name not in SHOTS_FIELDS}
     return {**same, "schedule": [[step.get(name) for name in SAME_FOR_ALL_SHOTS] for step in setting["schedule"]]}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from data import fewshot
 from deployment import export as exporting
@@ -20,15 +19,17 @@ from deployment.networks import (
     of_module,
     shots_and_subset_seed_of,
     student_in,
+    whole,
 )
 from deployment.student import load
-from experiments.job import Job, say, stop
+from experiments.job import Job
 from grafting.recipes import RECIPES
+from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
-from models.vgg import BlockwiseVGG, frozen
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
+from utils.progress import say
 from utils.text import in_one_line
 
 
@@ -39,10 +40,10 @@ def evaluate(job: Job) -> int:
     if job.args.json:
         _require_json_target(job.args.json, path)
     networks = _networks_in(path, job)
-    say(f"{path}: measuring accuracy and speed on the test images")
+    job.report(f"{path}: measuring accuracy and speed on the test images")
     with arithmetic(job.args.precision, job.device):
         figures = compare(networks, job.dataset)
-    say(markdown(figures))
+    job.report(markdown(figures))
     if job.args.json:
         content = {"file": str(path), "machine": machine.description(job.device), "precision": job.args.precision}
         files.write_json(job.args.json, {**content, "networks": [row.content for row in figures]})
@@ -71,31 +72,39 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         network, header = formats.read(path)
         _require_dataset(path, header.dataset, job)
         student = exported(path, network, header, job.dataset, job.device)
-        return [*_teacher_of(path, lambda t: checkpoints.weights_sha256(t) == header.teacher_sha256, job), student]
+        return [
+            *_teacher_of(path, lambda t: checkpoints.weights_sha256(t.network) == header.teacher_sha256, job),
+            student,
+        ]
     _require_dataset(path, _recorded_dataset(path), job)
     kind, state = checkpoints.read(path)
     if kind == "teacher":
-        network = frozen(checkpoints.teacher_from_state(state, path, job.dataset.classes))
-        _check_record(path, records.deciding(job.dataset))
-        found = candidates(kind, state, path, network.to(job.device, memory_format=torch.channels_last), job.dataset)
-        if not network.architecture.batchnorm:  # a student without adapters has a teacher's layout
-            recorded = (records.of(path) or {}).get("teacher_sha256")
-            if recorded:
-                return [*_teacher_of(path, lambda t: checkpoints.weights_sha256(t) == recorded, job), *found]
-            if job.args.teacher:
-                return [*_teacher_of(path, lambda t: is_plain_student_of(network, t), job), *found]
-        elif job.args.teacher and not path.samefile(job.teacher_file):
-            raise BadInput(f"--teacher {job.teacher_file}: {path} is a teacher itself; measure each alone")
-        elif job.args.teacher_architecture:
-            raise BadInput(f"--teacher_architecture: {path} is a teacher itself; leave the flag out")
-        return found
+        return _with_whole(path, state, job)
     checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
-    _check_record(path, records.deciding(job.dataset, checkpoints.weights_sha256(teacher)))
+    _check_record(path, records.deciding(job.dataset, job.teacher_sha256))
     return candidates(kind, state, path, teacher, job.dataset)
 
 
-def _teacher_of(path: Path, is_its: Callable[[BlockwiseVGG], bool], job: Job) -> list[Candidate]:
+def _with_whole(path: Path, state: checkpoints.State, job: Job) -> list[Candidate]:
+    """A teacher alone; or a student without adapters, which has a teacher's layout, beside its teacher."""
+    found = whole(state, path, job.dataset, job.device)
+    _check_record(path, records.deciding(job.dataset))
+    if found.name != TEACHER:
+        network = checkpoints.teacher_from_state(state, path, job.dataset.classes)
+        recorded = (records.of(path) or {}).get("teacher_sha256")
+        if recorded:
+            return [*_teacher_of(path, lambda t: checkpoints.weights_sha256(t.network) == recorded, job), found]
+        if job.args.teacher:
+            return [*_teacher_of(path, lambda t: is_plain_student_of(network, t), job), found]
+    elif job.args.teacher and not path.samefile(job.teacher_file):
+        raise BadInput(f"--teacher {job.teacher_file}: {path} is a teacher itself; measure each alone")
+    elif job.args.teacher_architecture:
+        raise BadInput(f"--teacher_architecture: {path} is a teacher itself; leave the flag out")
+    return [found]
+
+
+def _teacher_of(path: Path, is_its: Callable[[FrozenTeacher], bool], job: Job) -> list[Candidate]:
     """The command's teacher, if it is the one that the student in `path` was made with, as `is_its` says.
 
     Raises BadInput if the command names a file that is no teacher of this data set.
@@ -110,9 +119,9 @@ def _teacher_of(path: Path, is_its: Callable[[BlockwiseVGG], bool], job: Job) ->
             reason = "cannot be read as a teacher of this data set"
         else:
             if is_its(teacher):
-                return [of_module(TEACHER, teacher, job.dataset, job.teacher_file)]
+                return [of_module(TEACHER, teacher.network, job.dataset, job.teacher_file)]
             reason = "is not its teacher"
-    say(f"{path}: measured alone, since {job.teacher_file} {reason}; name its teacher with --teacher")
+    job.report(f"{path}: measured alone, since {job.teacher_file} {reason}; name its teacher with --teacher")
     return []
 
 
@@ -155,8 +164,7 @@ def export(job: Job) -> int:
         raise BadInput(f"--export {path}: holds the scions of stage 1; name a student (...-net-...)")
     checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
-    teacher_sha256 = checkpoints.weights_sha256(teacher)
-    _check_record(path, records.deciding(job.dataset, teacher_sha256))
+    _check_record(path, records.deciding(job.dataset, job.teacher_sha256))
     student = student_in(kind, state, path, teacher)
     shots, subset_seed = shots_and_subset_seed_of(path, job.subset_seed)
     if subset_seed != job.subset_seed and job.args.subset_seed is not None:
@@ -173,12 +181,12 @@ def export(job: Job) -> int:
         scions=student,
         dataset=job.dataset,
         few_shot=few_shot,
-        teacher_sha256=teacher_sha256,
+        teacher_sha256=job.teacher_sha256,
         student_sha256=files.sha256_of_file(path),
     )
-    say(f"{path}: folding, calibrating, and comparing the written file with it on all test images")
-    say(exporting.export(source, target))
-    say(f"use it: python train_fskd.py --predict {shlex.quote(str(target))} PICTURE")
+    job.report(f"{path}: folding, calibrating, and comparing the written file with it on all test images")
+    job.report(exporting.export(source, target))
+    job.report(f"use it: python train_fskd.py --predict {shlex.quote(str(target))} PICTURE")
     return 0
 
 
@@ -193,8 +201,8 @@ def predict(job: Job) -> int:
             (prediction,) = student.predict([picture])
         except BadInput as error:
             unreadable += 1
-            stop(1, str(error))
+            sys.stderr.write(f"train_fskd.py: {error}\n")
         else:
             classes = (f"{in_one_line(name)} {100 * p:.1f}%" for name, p in prediction[:3])
-            say(f"{in_one_line(picture)}: {', '.join(classes)}")
+            job.report(f"{in_one_line(picture)}: {', '.join(classes)}")
     return 1 if unreadable else 0

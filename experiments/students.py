@@ -1,48 +1,36 @@
-"""The files of a cell's students: their names, what their records say, and which run they belong to."""
+"""The files of a cell's students: their names, and which run they belong to."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from data.datasets import ImageDataset
-from experiments.setting import complete
-from grafting.method import GRAFTING
+from experiments.setting import Setting, complete
+from grafting.stages import GRAFTING
 from models import records
-from models.vgg import Architecture, name_of
 from utils import files
 from utils.errors import BadInput
 
 
-def paths(
-    student_dir: Path, teacher: Architecture, method: str, dataset: str, shots: int, trial: int
-) -> dict[str, Path]:
+def paths(student_dir: Path, networks: str, method: str, dataset: str, shots: int, trial: int) -> dict[str, Path]:
     """The released names with the trial added, by kind: the scions of "stage 1", the student's "best" and "last".
 
-    Students of other methods have the method's name in place of "graft".
+    networks: name of the teacher. Students of other methods have the method's name in place of "graft".
     """
     of_method = "graft" if method == GRAFTING.name else method
-    start, end = f"{name_of(teacher)}-student-{of_method}", f"{dataset}-{shots}perclass-trial{trial}"
+    start, end = f"{networks}-student-{of_method}", f"{dataset}-{shots}perclass-trial{trial}"
     names = {"stage 1": f"{start}-block-{end}", "best": f"{start}-net-{end}", "last": f"{start}-net-{end}-last"}
     return {kind: student_dir / f"{name}.pth" for kind, name in names.items()}
 
 
-def record(dataset: ImageDataset, teacher_sha256: str, result_file: Path, student_dir: Path) -> dict[str, Any]:
-    """What determines a student's predictions besides the weights, and the result that it belongs to."""
-    return {
-        **records.deciding(dataset, teacher_sha256),
-        "result": os.path.relpath(result_file, student_dir),
-    }
-
-
-def require_free(student_files: Iterable[Path], setting: Mapping[str, Any], result: str, fresh: bool) -> None:
+def require_free(student_files: Iterable[Path], setting: Setting, result: str, fresh: bool) -> None:
     """Raise BadInput if one of the files exists and belongs to another run.
 
-    setting, result: of the cell that will write them, as in their records. A student with the same setting is free if
-    its result is the same, or if neither that result nor its checkpoint exists. fresh: so are all students of this
-    result, whatever their setting.
+    A student's file may be overwritten by the run that wrote it, or if that run left neither result nor checkpoint.
+
+    setting, result: of the cell that will write them, as in their records. fresh: the run that wrote them may have had
+    another setting.
     """
     for student in student_files:
         path = records.path_of(student)

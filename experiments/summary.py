@@ -13,15 +13,16 @@ from experiments.figure import Panel
 from experiments.pictures import decoded
 from experiments.results import Result
 from experiments.tables import Row, comma_separated, markdown, remarks
+from experiments.tensorboard import Report
 from utils import files
 from utils.errors import BadInput
 
 
-def write_summary(output_dir: Path) -> tuple[list[Row], str]:
+def write_summary(output_dir: Path, report: Report) -> tuple[list[Row], str]:
     """Write table.md, table.csv, accuracy.png, accuracy.svg and TensorBoard's accuracy over N from the result files.
 
-    The paper's numbers are those of the results' data set. Returns the rows and the table's text. Raises BadInput if
-    there are no results, or if they do not belong in one table.
+    The paper's numbers are those of the results' data set. report: called with what TensorBoard cannot write. Returns
+    the rows and the table's text. Raises BadInput if there are no results, or if they do not belong in one table.
     """
     if not results.paths(output_dir):
         raise BadInput(f"{output_dir}/results: no results found; give their --dataset or --output_dir")
@@ -34,27 +35,18 @@ def write_summary(output_dir: Path) -> tuple[list[Row], str]:
         for name, written in content.items():
             files.remove_leftovers(output_dir / name)
             files.write_bytes(output_dir / name, written)
-        noted = remarks(found)
-        try:
-            with tensorboard.quiet_writers():
-                picture = decoded(drawn["accuracy.png"])
-                tensorboard.write_over_shots(output_dir, lines(panel), picture, text(panel, found))
-        except OSError as error:
-            noted.append(f"TensorBoard's accuracy over N cannot be written ({error.strerror or error})")
-    return panel.table, "\n".join([table, *noted])
+        picture = decoded(drawn["accuracy.png"])
+        tensorboard.write_over_shots(output_dir, lines(panel), picture, text(panel, found), report)
+    return panel.table, "\n".join([table, *remarks(found)])
 
 
-def rebuild(output_dir: Path) -> tuple[list[Row], str]:
+def rebuild(output_dir: Path, report: Report) -> tuple[list[Row], str]:
     """`write_summary`, and TensorBoard's run of every cell, from result files. Raises BadInput for a damaged one."""
-    written = write_summary(output_dir)
+    written = write_summary(output_dir, report)
     for result in results.read_all(output_dir):
         path = results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"])
         with files.reading(path, results.KIND):  # its curves
-            try:
-                tensorboard.rewrite_cell(output_dir, result)
-            except OSError as error:
-                where = tensorboard.root(output_dir)
-                raise BadInput(f"{where}: cannot be written ({error.strerror or error}); free space") from error
+            tensorboard.rewrite_cell(output_dir, result, report)
     return written
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable
@@ -12,13 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.results import Result, name_of
-from experiments.setting import complete, require_comparable
-from grafting.method import GRAFTING
+from experiments.setting import require_comparable
 from grafting.recipes import Recipe
-from utils.errors import BadInput
+from grafting.stages import GRAFTING
 from utils.text import markdown_table
-
-TEACHER_TOLERANCE = 0.1  # percent
 
 
 @dataclass(frozen=True)
@@ -48,47 +44,34 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
     recipe: that of the results' data set, for the paper's accuracies.
     """
     require_comparable({name_of(result): result["setting"] for result in results})
-    _require_one_teacher_accuracy(results)
-    table = []
-    for shots in sorted({result["setting"]["shots"] for result in results}):
-        cells = [result for result in results if result["setting"]["shots"] == shots]
-        done = [cell for cell in cells if cell["status"] == "done"]
-        best, best_spread = _mean_and_spread([cell["best"] for cell in done])
-        to_teacher, _ = _mean_and_spread([cell["best"] - cell["teacher"]["accuracy"] for cell in done])
-        last, last_spread = _mean_and_spread([cell["last"] for cell in done])
-        is_papers = complete(cells[0]["setting"])["method"] == GRAFTING.name
-        paper, paper_spread = recipe.published.get(shots, (None, None)) if is_papers else (None, None)
-        known = paper is not None and recipe.published_teacher is not None
-        table.append(
-            Row(
-                shots=shots,
-                trials=len(done),
-                failed=len(cells) - len(done),
-                best=best,
-                best_spread=best_spread,
-                last=last,
-                last_spread=last_spread,
-                teacher=statistics.fmean(cell["teacher"]["accuracy"] for cell in cells),
-                paper=paper,
-                paper_spread=paper_spread,
-                to_teacher=to_teacher,
-                paper_to_teacher=paper - recipe.published_teacher if known else None,
-            )
-        )
-    return table
+    return [
+        _row(shots, [result for result in results if result["setting"]["shots"] == shots], recipe)
+        for shots in sorted({result["setting"]["shots"] for result in results})
+    ]
 
 
-def _require_one_teacher_accuracy(results: list[Result]) -> None:
-    """One teacher on one test set has one accuracy, up to what machines round differently."""
-    for result in results[1:]:
-        here, first = result["teacher"]["accuracy"], results[0]["teacher"]["accuracy"]
-        of_three_images = 300 / result["teacher"].get("test_images", math.inf)
-        if abs(here - first) > max(TEACHER_TOLERANCE, of_three_images):
-            raise BadInput(
-                f"{name_of(result)} gives the teacher {here:.2f}%, {name_of(results[0])} {first:.2f}%: one of the"
-                " result files was changed, or made on a machine that computes differently; remove it to run the cell"
-                " again"
-            )
+def _row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
+    done = [cell for cell in cells if cell["status"] == "done"]
+    best, best_spread = _mean_and_spread([cell["best"] for cell in done])
+    last, last_spread = _mean_and_spread([cell["last"] for cell in done])
+    to_teacher, _ = _mean_and_spread([cell["best"] - cell["teacher"]["accuracy"] for cell in done])
+    is_papers = cells[0]["setting"]["method"] == GRAFTING.name
+    paper, paper_spread = recipe.published.get(shots, (None, None)) if is_papers else (None, None)
+    known = paper is not None and recipe.published_teacher is not None
+    return Row(
+        shots=shots,
+        trials=len(done),
+        failed=len(cells) - len(done),
+        best=best,
+        best_spread=best_spread,
+        last=last,
+        last_spread=last_spread,
+        teacher=statistics.fmean(cell["teacher"]["accuracy"] for cell in cells),
+        paper=paper,
+        paper_spread=paper_spread,
+        to_teacher=to_teacher,
+        paper_to_teacher=paper - recipe.published_teacher if known else None,
+    )
 
 
 def remarks(results: list[Result]) -> list[str]:

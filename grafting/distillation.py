@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.views import VIEWS
-from grafting.recipes import Phase
+from grafting.inputs import Inputs, Step
+from grafting.recipes import Phase, batch_size
 from grafting.scions import parameters_by_role
-from grafting.teacher import FrozenTeacher, Step, Views
+from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
 from utils.seeds import generator
 
@@ -72,15 +72,16 @@ class Curve:
 class Distillation:
     """A phase in progress: its scion, its optimiser, and what was measured.
 
-    scion: one or several of B0, B1, B2 (grafting/scions.py). best: the scion's state on the CPU at the best epoch so
-    far, where the phase selects one.
+    scion: replaces the blocks of the phase's span (grafting/scions.py). best: the scion's state on the CPU at the best
+    epoch so far, where the phase selects one.
     """
 
     def __init__(self, phase: Phase, scion: nn.Sequential, shots: int):
         student, adapters = parameters_by_role(scion)
-        lr_student, lr_adapter = phase.rates(shots)
+        lr_student, lr_adapter = phase.learning_rates(shots)
         self.phase = phase
         self.scion = scion
+        self.batch = batch_size(shots)
         self.optimizer = torch.optim.Adam(
             [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}], fused=True
         )
@@ -89,59 +90,66 @@ class Distillation:
 
     def run(
         self,
-        teacher: FrozenTeacher,
-        views: Views,
-        batch: int,
-        eval_every: int | None,
+        inputs: Inputs,
         purpose: tuple[int | str, ...],
+        eval_every: int | None,
         after_epoch: Callable[[Distillation], None],
     ) -> None:
         """Train up to the phase's last epoch, after the epochs that are done already.
 
-        batch: images per step. eval_every: epochs between test accuracies (Phase.measures). purpose: what the random
-        draws depend on beside phase and epoch (utils/seeds.py). after_epoch: called after every epoch. Raises
-        NotFinite.
+        The scion is in training mode while it is trained, and in evaluation mode while it is measured. purpose: what
+        the random draws depend on beside phase and epoch (utils/seeds.py). eval_every: epochs between test accuracies
+        (Phase.measures). after_epoch: called after every epoch. Raises NotFinite.
         """
-        network, step = self.scion_and_tail(teacher), self.step_for(teacher, views)
+        device, step = inputs.teacher.device, self.step_on(inputs)
         while self.curve.epoch < self.phase.epochs:
-            epoch = self.curve.epoch + 1
             started = perf_counter()
-            order, view = draw_views(len(views), *purpose, self.phase.name, epoch)
-            loss = train(step, order.to(teacher.device), view.to(teacher.device), batch)
-            self.curve.seconds["training"] += perf_counter() - started
-            if not math.isfinite(loss):
-                raise NotFinite(self.phase.name, epoch)
-            self.curve.losses.append(loss)
-            self.curve.steps += math.ceil(len(views) / batch)
-            if self.phase.measures(epoch, eval_every):
-                started = perf_counter()
-                self.curve.accuracies[epoch] = teacher.accuracy(network, self.phase.span[0])
-                self.curve.seconds["evaluation"] += perf_counter() - started
-                if self.phase.selects(epoch) and self.curve.best_epoch == epoch:
-                    self.best = on_cpu(self.scion)
+            order, view = draw_views(inputs, *purpose, self.phase.name, self.curve.epoch + 1)
+            self.scion.train()
+            loss = train(step, order.to(device), view.to(device), self.batch)
+            self.scion.eval()
+            self.curve.steps += math.ceil(len(inputs) / self.batch)
+            self.record(loss, perf_counter() - started, inputs.teacher, eval_every)
             after_epoch(self)
         if not all(parameter.isfinite().all() for parameter in self.scion.parameters()):
             raise NotFinite(self.phase.name, self.phase.epochs)  # after the last step, no loss would show it
 
+    def record(self, loss: float, seconds: float, teacher: FrozenTeacher, eval_every: int | None) -> None:
+        """An epoch is done: keep its loss, and where the phase asks for it, test accuracy and weights.
+
+        seconds: of training. Raises NotFinite.
+        """
+        epoch = self.curve.epoch + 1
+        self.curve.seconds["training"] += seconds
+        if not math.isfinite(loss):
+            raise NotFinite(self.phase.name, epoch)
+        self.curve.losses.append(loss)
+        if self.phase.measures(epoch, eval_every):
+            started = perf_counter()
+            self.curve.accuracies[epoch] = teacher.accuracy(self.scion_and_tail(teacher), self.phase.span[0])
+            self.curve.seconds["evaluation"] += perf_counter() - started
+            if self.phase.selects(epoch) and self.curve.best_epoch == epoch:
+                self.best = on_cpu(self.scion)
+
     def scion_and_tail(self, teacher: FrozenTeacher) -> nn.Sequential:
         """The scion and the teacher's blocks behind it: from the features in front of the scion to the logits."""
-        return nn.Sequential(self.scion, teacher.network[self.phase.span[1] :])
+        return nn.Sequential(self.scion, teacher.blocks[self.phase.span[1] :])
 
-    def step_for(self, teacher: FrozenTeacher, views: Views) -> Step:
-        """The training step, accelerated where the views allow it."""
+    def step_on(self, inputs: Inputs) -> Step:
+        """The training step, accelerated where the inputs allow it."""
         start, end = self.phase.span
         if self.phase.at_logits:
-            network, compared_at = self.scion_and_tail(teacher), len(teacher.network)
+            network, compared_at = self.scion_and_tail(inputs.teacher), len(inputs.teacher.blocks)
         else:
             network, compared_at = self.scion, end
-        fast = views.fast_network(network, start)
-        return views.fast_step(partial(self._step, fast, compared_at, views), self.optimizer)
+        fast = inputs.fast_network(network, start)
+        return inputs.fast_step(partial(self._step, fast, compared_at, inputs), self.optimizer)
 
-    def _step(self, network: nn.Module, compared_at: int, views: Views, image: Tensor, view: Tensor) -> Tensor:
+    def _step(self, network: nn.Module, compared_at: int, inputs: Inputs, image: Tensor, view: Tensor) -> Tensor:
         """One optimiser step on view[b] of image[b]; returns the batch's loss."""
         loss_of = self.phase.loss or distance
-        outputs = network(views.features(self.phase.span[0], image, view))
-        loss = loss_of(outputs, views.features(compared_at, image, view))
+        outputs = network(inputs.features(self.phase.span[0], image, view))
+        loss = loss_of(outputs, inputs.features(compared_at, image, view))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -156,7 +164,7 @@ def train(step: Step, order: Tensor, view: Tensor, batch: int) -> float:
     return total.item() / len(order)
 
 
-def draw_views(images: int, *purpose: int | str) -> tuple[Tensor, Tensor]:
+def draw_views(inputs: Inputs, *purpose: int | str) -> tuple[Tensor, Tensor]:
     """A random order of the images (images,), and a random view for each of them (images,)."""
-    random = generator(*purpose)
-    return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(VIEWS, size=images))
+    random, images, views = generator(*purpose), len(inputs), inputs.teacher.views.count
+    return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(views, size=images))

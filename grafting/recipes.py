@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from models.architectures import FIRST_GRAFTED, LAST_GRAFTED
 from models.teacher_recipe import TeacherRecipe
 
 if TYPE_CHECKING:
@@ -24,10 +25,9 @@ CURVE_POINTS = 5  # test accuracies in a phase where they decide nothing, howeve
 class Phase:
     """One distillation: its span, epochs and learning rates.
 
-    span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks and classifier.
-    lr_adapter: learning rate of the 1x1 adapters. scaled: whether both scale with N/10. selects_among: the
-    student is the epoch of highest test accuracy among so many last ones, each of which is measured; 0: no student is
-    chosen in this phase.
+    span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks. lr_adapter:
+    learning rate of the adapters. scaled: whether both scale with N/10. selects_among=K: keep the weights of the best
+    test accuracy in the last K epochs, each of which is measured; 0: keep none but the last.
 
     Only for comparisons with other methods (comparisons/): loss: of (student, teacher), summed over the batch, instead
     of the distance of grafting/distillation.py. at_logits: whether it compares the logits; if not, the outputs of the
@@ -44,8 +44,8 @@ class Phase:
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     at_logits: bool = True
 
-    def rates(self, shots: int) -> tuple[float, float]:
-        """Learning rates (student, adapter) at N shots."""
+    def learning_rates(self, shots: int) -> tuple[float, float]:
+        """(student blocks, adapters) at N shots."""
         scale = shots / 10 if self.scaled else 1.0
         return self.lr_student * scale, self.lr_adapter * scale
 
@@ -55,11 +55,11 @@ class Phase:
         return max(1, self.epochs - self.selects_among + 1) if self.selects_among else 1
 
     def selects(self, epoch: int) -> bool:
-        """Whether the student may be that of this epoch."""
+        """Whether the weights of this epoch may be kept as the best."""
         return self.selects_among > 0 and epoch >= self.best_from
 
     def measures(self, epoch: int, eval_every: int | None) -> bool:
-        """Whether the test accuracy of the epoch is measured. That of the last one is.
+        """Whether the test accuracy of the epoch is measured; that of the last epoch always is.
 
         eval_every: epochs between test accuracies that decide nothing; None: CURVE_POINTS of them.
         """
@@ -71,56 +71,66 @@ class Phase:
 class Recipe:
     """What differs between data sets: schedules, teachers, published results.
 
+    stage1_epochs, stage1_lr: of B0, B1, ... in stage 1; the last number holds for all further scions. adapter_lr: of
+    the adapters in stage 1. stage2_epochs: of L=2, L=3, ..., likewise. stage2_lr: one learning rate for everything, as
+    the released code runs it (docs/method.md, section 9). selects_among: the student is chosen among so many last
+    epochs of the last phase; None: among all. blocks: those that are replaced, the networks' (models/networks.py).
+
     teachers: recipes to train a teacher, by name. trains_own_teacher: whether a missing teacher is trained at once.
-    published: the paper's best test accuracy (mean, spread) in percent by N. published_teacher: the test accuracy of
-    its teacher in percent, as reported for CIFAR10; not known for CIFAR100.
+    published: the paper's best test accuracy (mean, standard deviation) in percent by N. published_teacher: the test
+    accuracy of its teacher in percent, as reported for CIFAR10; not known for CIFAR100.
     """
 
-    stage1: tuple[Phase, Phase, Phase]
-    stage2: tuple[Phase, Phase]
+    stage1_epochs: tuple[int, ...]
+    stage1_lr: tuple[float, ...]
+    adapter_lr: float
+    stage2_epochs: tuple[int, ...]
+    stage2_lr: float
     teachers: Mapping[str, TeacherRecipe]
-    teacher_architecture: str = "vgg16"
+    selects_among: int | None = None
+    blocks: range = range(FIRST_GRAFTED, LAST_GRAFTED + 1)
+    networks: str = "vgg16"
     trains_own_teacher: bool = False
     published: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     published_teacher: float | None = None
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return self.stage1 + self.stage2
+        """B0, B1, ..., one for each replaced block; then L=2, L=3, ... up to all. The last one chooses the student."""
+        first, lr = self.blocks[0], self.stage2_lr
+        phases = [
+            Phase(f"B{k}", (b, b + 1), _entry(self.stage1_epochs, k), _entry(self.stage1_lr, k), self.adapter_lr, True)
+            for k, b in enumerate(self.blocks)
+        ]
+        phases += [
+            Phase(f"L{n}", (first, first + n), _entry(self.stage2_epochs, n - 2), lr, lr, scaled=False)
+            for n in range(2, len(self.blocks) + 1)
+        ]
+        last = phases.pop()
+        return (*phases, replace(last, selects_among=min(self.selects_among or last.epochs, last.epochs)))
+
+    @property
+    def stage1(self) -> tuple[Phase, ...]:
+        return self.phases[: len(self.blocks)]
+
+    @property
+    def stage2(self) -> tuple[Phase, ...]:
+        return self.phases[len(self.blocks) :]
 
     @property
     def epochs(self) -> int:
         """Of all phases together."""
         return sum(phase.epochs for phase in self.phases)
 
-    def best_of(self, epochs: int) -> Recipe:
-        """The same schedule, its student chosen among that many last epochs."""
-        two, three = self.stage2
-        return replace(self, stage2=(two, replace(three, selects_among=min(epochs, three.epochs))))
 
-    def steps(self, shots: int, classes: int) -> int:
-        """Of the optimiser, in a whole cell."""
-        return self.epochs * ceil(shots * classes / batch_size(shots))
+def _entry(numbers: tuple, index: int) -> Any:
+    """The number at an index; the last one for all further indices."""
+    return numbers[min(index, len(numbers) - 1)]
 
 
 def batch_size(shots: int) -> int:
     """64 images at 10 shots, in proportion elsewhere: 6, 12, 19, ... 64, 128, 320."""
     return int(BATCH_AT_TEN_SHOTS * shots / 10)
-
-
-def _stage1(
-    epochs: tuple[int, int, int], lr_student: tuple[float, float, float], lr_adapter: float
-) -> tuple[Phase, ...]:
-    spans = ((3, 4), (4, 5), (5, 6))
-    return tuple(Phase(f"B{k}", spans[k], epochs[k], lr_student[k], lr_adapter, scaled=True) for k in range(3))
-
-
-def _stage2(epochs: int, rate: float = 1e-4) -> tuple[Phase, Phase]:
-    """One rate for everything, as the released code runs it (docs/method.md, section 9)."""
-    return (
-        Phase("L2", (3, 5), epochs, rate, rate, scaled=False),
-        Phase("L3", (3, 6), epochs, rate, rate, scaled=False, selects_among=epochs),
-    )
 
 
 _HALVED_NINE_TIMES = tuple((k / 10, 0.5) for k in range(1, 10))  # every 30 of 300 epochs
@@ -131,8 +141,8 @@ _QUICK = TeacherRecipe(  # its prototype_head is compared with others in docs/te
 # From a finished teacher.
 _FURTHER = replace(_QUICK, name="further", epochs=3, lr=0.01, batchnorm=False, prototype_head=1.0)
 CIFAR10 = Recipe(
-    stage1=_stage1((100, 60, 60), (2.5e-4, 2.5e-4, 2.5e-4), 2.5e-3),
-    stage2=_stage2(100),
+    stage1_epochs=(100, 60), stage1_lr=(2.5e-4,), adapter_lr=2.5e-3,
+    stage2_epochs=(100,), stage2_lr=1e-4,
     teachers={
         "published": TeacherRecipe("published", epochs=300, lr=0.05, falls=_HALVED_NINE_TIMES),
         "quick": replace(_QUICK, prototype_head=2.0),
@@ -146,8 +156,8 @@ CIFAR10 = Recipe(
 )  # fmt: skip
 
 CIFAR100 = Recipe(
-    stage1=_stage1((1000, 200, 200), (2.5e-4, 1e-3, 1e-3), 1e-3),
-    stage2=_stage2(150),
+    stage1_epochs=(1000, 200), stage1_lr=(2.5e-4, 1e-3), adapter_lr=1e-3,
+    stage2_epochs=(150,), stage2_lr=1e-4,
     teachers={
         "published": TeacherRecipe(
             "published", epochs=200, lr=0.01, nesterov=True, warmup_epochs=1,
@@ -163,19 +173,19 @@ CIFAR100 = Recipe(
 )  # fmt: skip
 
 SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the paper's
-    stage1=_stage1((100, 60, 60), (1e-3, 1e-3, 1e-3), 2.5e-3),
-    stage2=_stage2(100, rate=5e-4),
+    stage1_epochs=(100, 60), stage1_lr=(1e-3,), adapter_lr=2.5e-3,
+    stage2_epochs=(100,), stage2_lr=5e-4,
     teachers={
         "published": CIFAR10.teachers["published"],
         "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, linear_head=1.0),
         "further": replace(_FURTHER, batch=64, linear_head=1.0),
     },
-    teacher_architecture="vgg11-small",
+    networks="vgg11-small",
     trains_own_teacher=True,
-)
+)  # fmt: skip
 
 # As CIFAR10, but with the usual weight on the prototypes: CIFAR10's own was chosen on its images.
-FOLDER = Recipe(CIFAR10.stage1, CIFAR10.stage2, {**CIFAR10.teachers, "quick": _QUICK})
+FOLDER = replace(CIFAR10, teachers={**CIFAR10.teachers, "quick": _QUICK}, published={}, published_teacher=None)
 
 RECIPES = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100, "Shapes10": SHAPES10, "Folder": FOLDER}
 PUBLISHED_SHOTS = tuple(CIFAR10.published)

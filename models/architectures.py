@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-FIRST_GRAFTED = 3  # the student uses the teacher's blocks 0 to 2
+FIRST_GRAFTED, LAST_GRAFTED = 3, 5  # the student uses the teacher's blocks 0 to 2
 
 
 @dataclass(frozen=True)

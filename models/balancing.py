@@ -16,19 +16,24 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG
+from data.datasets import ImageDataset
+from models.architectures import FIRST_GRAFTED
+from models.vgg import BlockwiseVGG, cut
 
+IMAGES, BATCH = 2000, 500
 TARGET_RMS = 2.0  # on CIFAR10, the first teacher's student was better at 1.08 than at 0.27
 
 
-@torch.no_grad()
-def balance(network: BlockwiseVGG, batches: Iterable[Tensor]) -> float:
+def balance(network: BlockwiseVGG, dataset: ImageDataset, device: torch.device) -> float:
     """Bring the root mean square of block 2's output as near to TARGET_RMS as a power of two can; returns the factor.
 
-    batches: normalised training images (B, 3, 32, 32). The network is changed in place; its logits are not. A block
-    whose output is 0 everywhere, or not finite, is left as it is, and the factor is 1.
+    It is measured on some training images. The network is changed in place; its logits are not. A block whose output is
+    0 everywhere, or not finite, is left as it is, and the factor is 1.
     """
-    size = block_rms(network, FIRST_GRAFTED, batches)
+    images = dataset.train().images
+    every = math.ceil(len(images) / IMAGES)  # pictures in folders come class by class
+    batches = torch.from_numpy(images[::every].copy()).to(device).split(BATCH)
+    size = block_rms(network, FIRST_GRAFTED, map(dataset.normalization, batches))
     if not 0 < size < math.inf:
         return 1.0
     factor = 2.0 ** round(math.log2(TARGET_RMS / size))
@@ -50,7 +55,7 @@ def block_rms(network: BlockwiseVGG, start: int, batches: Iterable[Tensor]) -> f
     """Root mean square of the input of block `start` over all images."""
     squares, count = 0.0, 0
     for images in batches:
-        features = network[:start](images)
+        features = cut(network)[:start](images)
         squares += features.double().square().sum().item()
         count += features.numel()
     return math.sqrt(squares / count)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.vgg import FIRST_GRAFTED, Architecture, BlockwiseVGG
+from models.architectures import FIRST_GRAFTED, Architecture
+from models.vgg import BlockwiseVGG
 from utils import files
 from utils.errors import BadInput
 
@@ -177,8 +178,9 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_teacher(teacher: BlockwiseVGG, path: Path) -> None:
-    files.write_tensors(path, on_cpu(teacher), legacy=True)
+def write_network(network: nn.Module, path: Path) -> None:
+    """The state of a whole network: a teacher, or a student without adapters."""
+    files.write_tensors(path, on_cpu(network), legacy=True)
 
 
 def write_stage1(scions: list[nn.Sequential], path: Path) -> None:

@@ -1,8 +1,8 @@
 """A network's record: a small JSON file beside the network's file. `student.pth` has `student.json`.
 
 It holds what the weights do not say. The released layout holds weights only; the predictions also depend on the
-normalisation, the order of the classes, the size of the images and, for a student, on the teacher whose blocks 0 to 2
-it uses.
+normalisation, the order of the classes, the size of the images and, for a student, on the teacher, some of whose
+blocks it uses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from data.datasets import ImageDataset
-from data.views import IMAGE_SIZE
 from utils import files
 from utils.errors import BadInput
 
@@ -36,7 +35,7 @@ def deciding(dataset: ImageDataset, teacher_sha256: str | None = None) -> dict[s
         **of_teacher,
         "normalization": dataset.normalization.content,
         "class_names": list(dataset.class_names()),
-        "image_size": IMAGE_SIZE,
+        "image_size": dataset.image_size,
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +20,29 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data.datasets import ImageDataset
-from data.views import VIEWS, crop, pad
+from data.views import Views
 from models import checkpoints, records
+from models.architectures import Architecture
 from models.balancing import balance
+from models.networks import initialize
 from models.teacher_recipe import TeacherRecipe
-from models.training_layers import LinearHead, PrototypeHead, TeacherWithTrainingLayers, fold_batchnorm
-from models.vgg import Architecture, BlockwiseVGG, initialize
+from models.training_layers import (
+    LinearHead,
+    PrototypeHead,
+    TeacherWithTrainingLayers,
+    fold_batchnorm,
+    parameter_groups,
+)
+from models.vgg import BlockwiseVGG
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
-from utils.progress import bar
+from utils.progress import bar, brief_time
 from utils.seeds import generator, torch_generator
 
 TEST_BATCH = 500
 AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
-BALANCING_IMAGES = 2000
 FEW_STEPS = 500  # of the optimiser, in all, for a new network; Shapes10's quick recipe takes 882
-
-
-def _brief_time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def batch_sizes(images: int, batch: int) -> list[int]:
@@ -91,7 +94,7 @@ def train_teacher(
         "machine": machine.description(device),
     }
     records.announce(path, record)  # first: after an interruption, the same command goes on from here
-    checkpoints.write_teacher(teacher, path)
+    checkpoints.write_network(teacher, path)
     records.write(path, record)
     resume_file.unlink(missing_ok=True)
     return accuracy
@@ -118,6 +121,7 @@ class TeacherTraining:
     ):
         self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
         self.resume_file, self.report, self.after_epoch = resume_file, report, after_epoch
+        self.views = Views(dataset.image_size)
         self.is_new = isinstance(start, Architecture)
         random = torch_generator(seed, "teacher")
         if isinstance(start, Path):
@@ -135,7 +139,7 @@ class TeacherTraining:
             device, memory_format=torch.channels_last
         )
         self.optimizer = torch.optim.SGD(
-            self._parameter_groups(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
+            parameter_groups(self.model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
         )
         self.history: list[dict[str, float]] = []
         self.balanced_by: float | None = None
@@ -151,21 +155,12 @@ class TeacherTraining:
             }
         )
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        without_decay = [p for p in self.model.parameters() if not self.recipe.decays_biases and p.ndim == 1]
-        known = set(map(id, without_decay))
-        with_decay = [p for p in self.model.parameters() if id(p) not in known]
-        return [
-            {"params": with_decay, "weight_decay": self.recipe.weight_decay},
-            {"params": without_decay, "weight_decay": 0.0},
-        ]
-
     def run(self) -> BlockwiseVGG:
         self._resume()
         train = self.dataset.train()
         if len(train.labels) < 2:
             raise BadInput(f"--dataset {self.dataset.name}: has a single training image; a teacher needs two or more")
-        images = pad(torch.from_numpy(train.images)).to(self.device)  # (50000, 3, 40, 40) uint8
+        images = self.views.pad(torch.from_numpy(train.images)).to(self.device)  # (50000, 3, 40, 40) uint8
         labels = torch.from_numpy(train.labels).to(self.device)
         started, done, epochs = perf_counter(), len(self.history), self.recipe.epochs
         steps = len(batch_sizes(len(labels), self.recipe.batch))
@@ -189,15 +184,13 @@ class TeacherTraining:
                 self.report(
                     f"epoch {epoch + 1}/{self.recipe.epochs}: loss {figures['loss']:.4f}, training accuracy"
                     f" {figures['training_accuracy']:.2f}%, test accuracy {figures['test_accuracy']:.2f}%,"
-                    f" {_brief_time(left)} left"
+                    f" {brief_time(left)} left"
                 )
         teacher = fold_batchnorm(self.model.network).eval()
         if not all(value.isfinite().all() for value in teacher.state_dict().values()):  # after the last step
             self._refuse("a weight is not finite after the last epoch")
         if self.recipe.balanced:
-            every = math.ceil(len(train.images) / BALANCING_IMAGES)  # pictures in folders come class by class
-            images = torch.from_numpy(train.images[::every].copy()).to(self.device)
-            self.balanced_by = balance(teacher, map(self.dataset.normalization, images.split(TEST_BATCH)))
+            self.balanced_by = balance(teacher, self.dataset, self.device)
             self.report(
                 f"balancing: block 2's output is multiplied by {self.balanced_by:g} and block 3's first weights are"
                 " divided by it, so the logits stay the same"
@@ -212,7 +205,7 @@ class TeacherTraining:
         """One epoch over the training set in random order, each image in a random view."""
         random = generator(self.seed, "teacher", epoch)
         order = torch.from_numpy(random.permutation(len(labels))).to(self.device)
-        view = torch.from_numpy(random.integers(VIEWS, size=len(labels))).to(self.device)
+        view = torch.from_numpy(random.integers(self.views.count, size=len(labels))).to(self.device)
         self.model.train()
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
         sizes, seen = batch_sizes(len(order), self.recipe.batch), 0
@@ -222,7 +215,7 @@ class TeacherTraining:
             for group in self.optimizer.param_groups:
                 group["lr"] = max(rate, 0.0)
             with self._autocast():
-                pictures = self.dataset.normalization(crop(images, chosen, views))
+                pictures = self.dataset.normalization(self.views.crop(images, chosen, views))
                 pictures = pictures.contiguous(memory_format=torch.channels_last)
                 logits, loss_of_heads = self.model(pictures, labels[chosen])
                 loss = functional.cross_entropy(logits, labels[chosen])

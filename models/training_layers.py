@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.views import IMAGE_SIZE
-from models.vgg import FIRST_GRAFTED, BlockwiseVGG, initialize
+from data.views import CIFAR_SIZE
+from models.architectures import FIRST_GRAFTED
+from models.networks import initialize
+from models.teacher_recipe import TeacherRecipe
+from models.vgg import BlockwiseVGG, cut
 
 
 class TeacherWithTrainingLayers(nn.Module):
@@ -25,9 +29,10 @@ class TeacherWithTrainingLayers(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """images: (B, 3, 32, 32), labels: (B,) -> logits (B, classes), and the sum of the heads' losses."""
-        features = self.network[:FIRST_GRAFTED](images)  # (B, 256, 4, 4)
+        blocks = cut(self.network)
+        features = blocks[:FIRST_GRAFTED](images)  # (B, 256, 4, 4)
         losses = [head(features, labels) for head in self.heads]
-        return self.network[FIRST_GRAFTED:](features), sum(losses, torch.zeros((), device=images.device))
+        return blocks[FIRST_GRAFTED:](features), sum(losses, torch.zeros((), device=images.device))
 
 
 class LinearHead(nn.Module):
@@ -79,9 +84,20 @@ class PrototypeHead(nn.Module):
         self.means[there] = torch.where(is_new, of_batch, of_batch.lerp(self.means[there], self.MOMENTUM))
 
 
+def parameter_groups(model: nn.Module, recipe: TeacherRecipe) -> list[dict[str, Any]]:
+    """For the optimiser: with weight decay, and without it where the recipe has none on biases and BatchNorm."""
+    without_decay = [p for p in model.parameters() if not recipe.decays_biases and p.ndim == 1]
+    known = set(map(id, without_decay))
+    with_decay = [p for p in model.parameters() if id(p) not in known]
+    return [
+        {"params": with_decay, "weight_decay": recipe.weight_decay},
+        {"params": without_decay, "weight_decay": 0.0},
+    ]
+
+
 def head_size(network: BlockwiseVGG) -> int:
     """Number of values in block 2's output: 4096 for vgg16."""
-    return network.architecture.width_after(FIRST_GRAFTED - 1) * (IMAGE_SIZE >> FIRST_GRAFTED) ** 2
+    return network.architecture.width_after(FIRST_GRAFTED - 1) * (CIFAR_SIZE >> FIRST_GRAFTED) ** 2
 
 
 def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:

@@ -1,4 +1,4 @@
-"""Block-wise VGG: a network as a sequence of six blocks that can be sliced like a list (paper, section 3).
+"""Block-wise VGG (paper, section 3; docs/method.md, section 1).
 
 Blocks 0 to 4 are convolutions up to and including a max-pool; block 5 is the classifier with the flatten
 before it. There is no BatchNorm in the convolution blocks and no ReLU or dropout in the classifier.
@@ -6,15 +6,9 @@ before it. There is no BatchNorm in the convolution blocks and no ReLU or dropou
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from models.architectures import ARCHITECTURES, FIRST_GRAFTED, Architecture, name_of, student_of
-
-__all__ = [  # the architectures belong to the networks: one import gives both
-    "ARCHITECTURES", "FIRST_GRAFTED", "Architecture", "BlockwiseVGG", "classifier", "convolution_block", "frozen",
-    "initialize", "name_of", "parameter_count", "student_of",
-]  # fmt: skip
+from models.architectures import Architecture
 
 
 def convolution_block(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
@@ -34,11 +28,7 @@ def classifier(architecture: Architecture, classes: int) -> nn.Sequential:
 
 
 class BlockwiseVGG(nn.Module):
-    """A VGG whose blocks can be sliced: `net[:3]` is blocks 0 to 2, `net[5:]` flatten and classifier.
-
-    A slice is an `nn.Sequential` that shares the network's parameters; an empty slice is the identity.
-    State keys are those of the released files: `features.<block>.<position>.*` and `classifier.<position>.*`.
-    """
+    """A VGG with the state keys of the released files: `features.<block>.<position>.*`, `classifier.<position>.*`."""
 
     def __init__(self, architecture: Architecture, classes: int):
         super().__init__()
@@ -50,35 +40,11 @@ class BlockwiseVGG(nn.Module):
         )
         self.classifier = classifier(architecture, classes)
 
-    def __getitem__(self, span: slice) -> nn.Sequential:
-        blocks = [*self.features, nn.Sequential(nn.Flatten(), self.classifier)]
-        return nn.Sequential(*blocks[span])
-
-    def __len__(self) -> int:
-        return len(self.features) + 1
-
     def forward(self, images: Tensor) -> Tensor:
         """images: (B, 3, 32, 32) normalised -> logits (B, classes)."""
-        return self[:](images)
+        return cut(self)(images)
 
 
-def frozen(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode, without gradients. Every teacher is frozen by this function."""
-    return network.eval().requires_grad_(False)
-
-
-def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Kaiming normal (fan_out, relu) for convolutions, normal(0, 0.01) for linear layers, bias 0."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, 0.0, 0.01, generator=generator)
-        else:
-            continue
-        nn.init.zeros_(layer.bias)
-    return network
-
-
-def parameter_count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+def cut(network: BlockwiseVGG) -> nn.Sequential:
+    """The network's six blocks. They share its parameters; slices of the sequence do too."""
+    return nn.Sequential(*network.features, nn.Sequential(nn.Flatten(), network.classifier))

@@ -95,7 +95,7 @@ def at_home(tmp_path, monkeypatch, dataset, recipe):
 @pytest.fixture
 def with_teacher(at_home, teacher):
     """The same with a teacher in its default place."""
-    checkpoints.write_teacher(teacher, at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
+    checkpoints.write_network(teacher, at_home / "ckpt/teacher/vgg16-blockwise-folder.pth")
     return at_home
 
 

@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from small import pixel, pixels, short_recipe, small_dataset
 
 import train_fskd
-from experiments import cell, figure, job, pictures
+from experiments import figure, job, pictures, training
 from grafting import distillation, recipes
 
 recipes.RECIPES["Folder"] = short_recipe()
 job.open_dataset = lambda name, path: small_dataset()
-cell.CHECKPOINT_SECONDS = -1.0
+training.CHECKPOINT_SECONDS = -1.0
 figure.draw, pictures.confusion_picture = pixel, pixels
 
 if os.environ.get("KILL_RANK") == os.environ.get("RANK") and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":

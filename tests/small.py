@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+import train_fskd
 from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
 from experiments.cell import Cell
-from experiments.planned_cell import PlannedCell
-from experiments.setting import Setting
-from grafting.method import GRAFTING
+from experiments.job import Job
+from experiments.training import CellTraining
 from grafting.recipes import CIFAR10, Recipe
-from models.vgg import Architecture, BlockwiseVGG, frozen, initialize
+from grafting.teacher import FrozenTeacher
+from models.architectures import Architecture
+from models.networks import frozen, initialize, networks_of
+from models.vgg import BlockwiseVGG
 
 TINY = Architecture(((4,), (4,), (8,), (8, 8), (8,)), hidden=8)
 CLASSES = 3
@@ -48,6 +52,16 @@ def weights(path: Path) -> dict[str, bytes]:
     return {f"{name} {key}": value.numpy().tobytes() for name, state in states.items() for key, value in state.items()}
 
 
+def numbers(output_dir: Path) -> tuple[dict, dict]:
+    """Every figure of a finished run, by file, and every weight of its students; no times, no paths."""
+    figures = {}
+    for path in sorted(output_dir.glob("results/*/*.json")):
+        content = json.loads(path.read_text())
+        phases = {name: (phase["losses"], phase["accuracies"]) for name, phase in content["phases"].items()}
+        figures[f"{path.parent.name}/{path.name}"] = (content["best"], content["best_epoch"], content["last"], phases)
+    return figures, {path.name: weights(path) for path in sorted(output_dir.glob("student/*.pth"))}
+
+
 def small_teacher() -> BlockwiseVGG:
     """A frozen narrow teacher whose BatchNorm has statistics."""
     random = torch.Generator().manual_seed(1)
@@ -68,28 +82,41 @@ def small_dataset() -> ImageDataset:
     return ImageDataset("Tiny", CLASSES, normalization, 6, False, lambda: train, lambda: test, lambda: ("a", "b", "c"))
 
 
-def short_recipe(stage1: tuple[int, int, int] = (3, 2, 2), stage2: tuple[int, int] = (2, 4)) -> Recipe:
+def frozen_teacher(network: BlockwiseVGG | None = None, dataset: ImageDataset | None = None) -> FrozenTeacher:
+    """The small teacher with the small data set, or others."""
+    network = network or small_teacher()
+    return FrozenTeacher(network, networks_of(network), dataset or small_dataset())
+
+
+def short_recipe(stage1: tuple[int, ...] = (3, 2), stage2: tuple[int, ...] = (2, 4)) -> Recipe:
     """CIFAR10's recipe with these few epochs, and no published results."""
+    return replace(CIFAR10, stage1_epochs=stage1, stage2_epochs=stage2, published={})
 
-    def shortened(phases, epochs):
-        return tuple(
-            replace(phase, epochs=e, selects_among=min(phase.selects_among, e))
-            for phase, e in zip(phases, epochs, strict=True)
-        )
 
-    return replace(
-        CIFAR10, stage1=shortened(CIFAR10.stage1, stage1), stage2=shortened(CIFAR10.stage2, stage2), published={}
-    )
+def small_job(
+    folder: Path,
+    *flags: str,
+    dataset: ImageDataset | None = None,
+    recipe: Recipe | None = None,
+    network: BlockwiseVGG | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Job:
+    """A job whose files are in `folder`, on the small data set with the short recipe. flags: of train_fskd.py."""
+    words = ["--dataset", "Folder", "--output_dir", str(folder), "--teacher", "teacher.pth", "--device", "cpu"]
+    job = Job(train_fskd.arguments([*words, *flags]), report=report)
+    job.dataset, job.network = dataset or small_dataset(), network or small_teacher()
+    job.data_recipe = recipe or short_recipe()
+    return job
 
 
 class PowerCut(BaseException):
     pass
 
 
-def run_in_pieces(make: Callable[..., Cell], epochs: int) -> Cell:
-    """Run a cell that is cut after each of its epochs; every time, one more epoch has been done. Returns the last.
+def run_in_pieces(make: Callable[..., CellTraining], epochs: int) -> CellTraining:
+    """Run a training that is cut after each of its epochs; every time, one more epoch has been done. Returns the last.
 
-    make: makes it, with these arguments of Cell. Checkpoints must follow each epoch; a cut comes before its own.
+    make: makes it, with `after_epoch`. Checkpoints must follow each epoch; a cut comes before its own.
     """
     for done in range(epochs + 1):
         trained: dict[str, int] = {}
@@ -99,24 +126,17 @@ def run_in_pieces(make: Callable[..., Cell], epochs: int) -> Cell:
             if sum(trained.values()) > done:
                 raise PowerCut
 
-        cell = make(after_epoch=cut)
+        training = make(after_epoch=cut)
         if done < epochs:
             with pytest.raises(PowerCut):
-                cell.run()
-    cell.run()
-    return cell
+                training.run()
+    training.run()
+    return training
 
 
-def small_cell(teacher, images, recipe, folder: Path, shots: int, trial: int = 0, **changed) -> Cell:
-    """A cell on few-shot images whose files are in `folder`. changed: fields of its Setting, or arguments of Cell."""
-    setting = {
-        "seed": 0, "subset_seed": 6, "precision": "tf32", "teacher_sha256": "t", "subset_sha256": "s",
-        "test_sha256": "e", "normalization": teacher.normalization.content, "recipe": recipe, "method": GRAFTING,
-    }  # fmt: skip
-    arguments = {"eval_every": 2, "process": {"command": "one"}, "after_epoch": lambda phase, curve: None}
-    setting |= {name: value for name, value in changed.items() if name in setting}
-    arguments |= {name: value for name, value in changed.items() if name in arguments}
-    students = {kind: folder / f"{kind}.pth" for kind in ("stage 1", "best", "last")}
-    record = {"class_names": list("abc")}
-    planned = PlannedCell(Setting("Tiny", shots, trial, **setting), images, folder / "cell.json", students, record)
-    return Cell(planned, teacher, teacher.few_shot(images), **arguments)
+def small_training(
+    job: Job, teacher: FrozenTeacher, images: np.ndarray, shots: int, trial: int = 0, after_epoch=lambda *_: None
+) -> CellTraining:
+    """The training of a cell of the job on these few-shot images."""
+    job._subsets[shots] = images
+    return CellTraining(Cell(job, shots, trial), teacher, {"command": "one"}, after_epoch)

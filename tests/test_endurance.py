@@ -1,4 +1,4 @@
-"""Power cuts, lost ranks and second runs: whatever happens, the numbers are those of an undisturbed run."""
+"""Power cuts, lost processes and second runs: whatever happens, the numbers are those of an undisturbed run."""
 
 import json
 import multiprocessing
@@ -12,59 +12,45 @@ from time import monotonic, sleep
 
 import pytest
 import torch
-from conftest import ROOT
-from small import pixel, pixels, short_recipe, small_dataset, small_teacher, weights
+from committed import ROOT
+from small import numbers, pixel, pixels, short_recipe, small_job
 
 import train_fskd
-from experiments import cell, figure, pictures
-from experiments.plan import Plan
-from experiments.sweep import Sweep, summarize
-from models import checkpoints
+from experiments import figure, pictures, training
+from experiments import sweep as sweeps
 
-CELLS = ((1, 0), (1, 1), (2, 0), (2, 1))
+CELLS = ("1 0", "1 1", "2 0", "2 1")
+EPOCHS = 90  # of a cell
 SECONDS = 300.0  # after which a process that has not ended is taken to hang
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["torch.utils.tensorboard", "torchvision.utils", "filelock", "tqdm", "pytest"])
 
 
 def sweep(folder: str) -> None:
-    """Run four cells of 90 epochs each, saving after every epoch.
+    """Run four cells, saving after every epoch.
 
     Each start of a cell is a line in started.txt, each checkpoint a dot in saves.txt.
     """
     torch.set_num_threads(1)
-    cell.CHECKPOINT_SECONDS = -1.0
+    training.CHECKPOINT_SECONDS = -1.0
     figure.draw, pictures.confusion_picture = pixel, pixels
-    root, run, checkpoint = Path(folder), cell.Cell.run, cell.Cell.checkpoint
+    root, run, save = Path(folder), training.CellTraining.run, training.CellTraining.save
 
     def noted(self):
         with (root / "started.txt").open("a") as file:
-            file.write(f"{self.setting.shots} {self.setting.trial}\n")
+            file.write(f"{self.cell.shots} {self.cell.trial}\n")
         run(self)
 
     def counted(self):
-        checkpoint(self)
+        save(self)
         with (root / "saves.txt").open("a") as file:
             file.write(".")
 
-    cell.Cell.run, cell.Cell.checkpoint = noted, counted
-    recipe = short_recipe((25, 15, 15), (15, 20))
-    plan = Plan(
-        small_dataset(), recipe, small_teacher(), root.parent / "teacher.pth", CELLS, 0, 6, "tf32", 2,
-        root / "data", root, root / "students", 10**9, False, lambda line: None,
-    )  # fmt: skip
-    Sweep(plan, torch.device("cpu")).run()
-    summarize(plan)
-
-
-def numbers(output_dir: Path, students: Path):
-    """Every figure and weight, without times and command lines."""
-    figures = {}
-    for path in sorted((output_dir / "results").rglob("*.json")):
-        content = json.loads(path.read_text())
-        phases = {name: (p["losses"], p["accuracies"]) for name, p in content["phases"].items()}
-        figures[str(path.relative_to(output_dir))] = (content["best"], content["best_epoch"], content["last"], phases)
-    return figures, {path.name: weights(path) for path in sorted(students.glob("*.pth"))}
+    training.CellTraining.run, training.CellTraining.save = noted, counted
+    recipe = short_recipe((25, 15), (15, 20))
+    assert recipe.epochs == EPOCHS
+    flags = ("--nshot", "1", "2", "--trials", "2", "--eval_every", "2", "--memory", "1")
+    sweeps.run([small_job(root, *flags, recipe=recipe)])
 
 
 def run_in(folder: Path):
@@ -86,7 +72,6 @@ def finish(process) -> int:
 def folders(tmp_path_factory):
     """Folders for runs, the first of them with an undisturbed one."""
     tmp_path = tmp_path_factory.mktemp("runs")
-    checkpoints.write_teacher(small_teacher(), tmp_path / "teacher.pth")
     assert finish(run_in(tmp_path / "undisturbed")) == 0
     return tmp_path
 
@@ -103,7 +88,7 @@ def test_power_cuts_at_random_moments_change_nothing(folders):
     """SIGKILL up to 0.1 s after one of a run's first 30 saves, again and again until a run gets through."""
     moments = random.Random(0)
     cut, struck_at = folders / "cut", []
-    for _ in range(len(CELLS) * 90):  # a run that is cut has done at least an epoch
+    for _ in range(len(CELLS) * EPOCHS):  # a run that is cut has done at least an epoch
         before, started = saves(cut), monotonic()
         awaited = before + moments.randint(1, 30)
         process = run_in(cut)
@@ -120,7 +105,7 @@ def test_power_cuts_at_random_moments_change_nothing(folders):
     assert status == 0, "no run got through"
     sys.stdout.write(f"{len(struck_at)} kills; results there at each: {struck_at}\n")  # pytest -s shows it
     assert len(struck_at) >= 8 and len(set(struck_at)) >= 3, "the kills did not strike along the whole run"
-    assert numbers(cut, cut / "students") == numbers(folders / "undisturbed", folders / "undisturbed/students")
+    assert numbers(cut) == numbers(folders / "undisturbed")
     assert (cut / "table.md").read_text() == (folders / "undisturbed/table.md").read_text()
     assert not [path for path in cut.rglob("*") if path.suffix in (".tmp", ".pt")]
 
@@ -129,12 +114,12 @@ def test_two_runs_in_one_folder_do_each_cell_once(folders):
     both = folders / "both"
     one, two = run_in(both), run_in(both)
     assert [finish(one), finish(two)] == [0, 0]
-    assert sorted((both / "started.txt").read_text().splitlines()) == [f"{shots} {trial}" for shots, trial in CELLS]
-    assert numbers(both, both / "students") == numbers(folders / "undisturbed", folders / "undisturbed/students")
+    assert sorted((both / "started.txt").read_text().splitlines()) == list(CELLS)
+    assert numbers(both) == numbers(folders / "undisturbed")
 
 
 def under_torchrun(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-    """The small sweep by two ranks, restarted once if one is lost; (exit status, output). pytest shows its stderr."""
+    """The small sweep by two processes, restarted once if one is lost: exit status and output. pytest shows errors."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1"]
     running = subprocess.Popen(
         [sys.executable, *torchrun, str(ROOT / "tests/driver.py"), *arguments],
@@ -144,7 +129,7 @@ def under_torchrun(folder: Path, *arguments: str, **environment: str) -> tuple[i
     try:
         printed, errors = running.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        running.terminate()  # torchrun then ends its ranks, which a kill would leave behind
+        running.terminate()  # torchrun then ends them, which a kill would leave behind
         with suppress(subprocess.TimeoutExpired):
             running.communicate(timeout=60)
         running.kill()
@@ -153,13 +138,13 @@ def under_torchrun(folder: Path, *arguments: str, **environment: str) -> tuple[i
     return running.returncode, printed
 
 
-def test_torchrun_gives_the_table_of_one_process_after_a_lost_rank(with_teacher):
+def test_torchrun_gives_the_table_of_one_process_after_a_lost_process(with_teacher):
     one, lost = with_teacher / "one", with_teacher / "lost"
     (teacher,) = with_teacher.rglob("*.pth")
     arguments = ["--teacher", str(teacher), "--nshot", "1", "2", "--trials", "2", "--device", "cpu", "--output_dir"]
     assert train_fskd.main(["--dataset", "Folder", *arguments, str(one)]) == 0
     status, printed = under_torchrun(with_teacher, *arguments, str(lost), KILL_RANK="1", KILL_AFTER="5")
-    assert status == 0 and printed.count((one / "table.md").read_text()) == 1
+    assert status == 0 and 1 <= printed.count((one / "table.md").read_text()) <= 2  # twice if both end at one moment
     continued = [path for path in lost.rglob("trial-*.json") if json.loads(path.read_text())["earlier_processes"]]
-    assert continued, "no rank was lost"
-    assert numbers(lost, lost / "student") == numbers(one, one / "student")
+    assert continued, "no process was lost"
+    assert numbers(lost) == numbers(one)

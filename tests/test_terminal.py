@@ -14,7 +14,7 @@ from conftest import ROOT
 from small import small_teacher
 
 import train_fskd
-from experiments.cell_runner import progress
+from experiments.cell import progress
 from grafting.distillation import Curve
 from models import checkpoints
 
@@ -60,7 +60,7 @@ def test_a_bar_says_phase_loss_and_last_accuracy():
 
 
 def test_bars_on_a_terminal(tmp_path):
-    checkpoints.write_teacher(small_teacher(), tmp_path / "teacher.pth")
+    checkpoints.write_network(small_teacher(), tmp_path / "teacher.pth")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))  # rows and columns
     arguments = ["--nshot", "1", "--trials", "1", "--teacher", "teacher.pth", "--device", "cpu"]

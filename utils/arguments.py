@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 # Choices, spelled out here so that the command line is parsed without loading torch; a test compares them.
 METHOD_NAMES = ("grafting", "whole", "kd", "fitnets", "fskd", "fskd-images")  # comparisons/methods.py
-JOINS = ("front", "straight", "back")  # grafting/method.py
+JOINS = ("front", "straight", "back")  # grafting/stages.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
@@ -36,9 +36,7 @@ READS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, or nothing if `quiet`, and which refuses flags that would be ignored."""
-
-    quiet = False
+    """argparse whose errors are one line, and which refuses flags that would be ignored."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         found = super().parse_args(args, namespace)
@@ -54,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, None if self.quiet else f"{self.prog}: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def whole_number(text: str, least: int) -> int:
@@ -154,7 +152,6 @@ def parser(
     datasets: Sequence[str],
     shots: Sequence[int],
     architectures: Sequence[str],
-    quiet: bool = False,
 ) -> Parser:
     """The command line of the program of that name. The caller gives the choices that are data of the method."""
     made = Parser(
@@ -164,7 +161,6 @@ def parser(
         " interrupted.",
         formatter_class=Help,
     )
-    made.quiet = quiet
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
     add_methods(made.add_argument_group("the method").add_argument)
     add_sweep(made.add_argument_group("the sweep").add_argument, shots)
@@ -238,7 +234,7 @@ def add_commands(add: Callable[..., Any]) -> None:
         help="train a teacher on the labelled training set, write it to --teacher")
     add("--diagnose", action="store_true",
         help="can this teacher be grafted? what simple classifiers read off each block's output, fitted on few-shot"
-             " images (N: the largest of --nshot up to 10), and which student to expect")
+             " images (N: the largest of --nshot up to 10)")
     add("--evaluate", type=path, metavar="FILE",
         help="a teacher, a student (ours or released) or an exported student beside the teacher: test accuracy,"
              " calibration, size, speed (default: off)")

@@ -120,6 +120,13 @@ def memory_to_use(device: torch.device, processes: int = 1, name: str | None = N
     return free_memory(device) * 3 // 4 // sharing
 
 
+def share_cores(processes: int) -> None:
+    """Let torch use this process's share of the cores, where several run on this machine."""
+    if processes > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is done in hardware; of the CPUs, those of x86 under Linux are asked."""
     if device.type == "cuda":

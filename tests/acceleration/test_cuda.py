@@ -7,15 +7,14 @@ from functools import partial
 
 import pytest
 import torch
-from small import pictures, small_cell
+from small import frozen_teacher, pictures, short_recipe, small_job, small_training
 from torch import nn
 
 from acceleration.cuda_graphs import WARM_UP, GraphedStep
 from acceleration.feature_cache import CachedTeacher
-from data.views import VIEWS
 from grafting.distillation import Distillation
 from grafting.scions import scions
-from grafting.teacher import FrozenTeacher
+from models.networks import networks_of
 from utils.arguments import PRECISIONS
 from utils.precision import arithmetic, cache_dtype
 
@@ -24,60 +23,55 @@ CPU = torch.device("cpu")
 CUDA = torch.device("cuda") if torch.cuda.is_available() else CPU  # without a GPU, whole cells still show that all fits
 
 
-@pytest.fixture
-def cell(teacher, dataset, recipe, tmp_path):
-    """A function that runs a cell on a device and returns it."""
+def cached(teacher, dataset, images, precision):
+    return CachedTeacher(teacher, networks_of(teacher), dataset, [images], 10**9, cache_dtype(precision))
 
-    def run(device, precision="float32", cached=True):
-        images = pictures(12, seed=9)
-        network = teacher.to(device, memory_format=torch.channels_last)
+
+@pytest.fixture
+def losses(teacher, dataset, tmp_path):
+    """A function that runs a cell on a device and returns the losses of all its epochs."""
+
+    def run(device, precision="float32", is_cached=True):
+        images, network = pictures(12, seed=9), teacher.to(device, memory_format=torch.channels_last)
+        job = small_job(tmp_path, "--precision", precision, network=network)
         with arithmetic(precision, device):
-            if cached:
-                parts = [images], 10**9, cache_dtype(precision)
-                frozen = CachedTeacher(network, dataset.normalization, dataset.test(), *parts)
-            else:
-                frozen = FrozenTeacher(network, dataset.normalization, dataset.test())
-            made = small_cell(frozen, images, recipe, tmp_path, 4, precision=precision)
-            made.run()
-        return made
+            frozen = cached(network, dataset, images, precision) if is_cached else frozen_teacher(network, dataset)
+            training = small_training(job, frozen, images, 4)
+            training.run()
+        return [loss for curve in training.curves.values() for loss in curve.losses]
 
     return run
 
 
-def losses(cell):
-    return [loss for curve in cell.curves.values() for loss in curve.losses]
-
-
-def test_a_cell_is_that_of_the_cpu(cell):
-    on_gpu, plainly_on_gpu, on_cpu = cell(CUDA), cell(CUDA, cached=False), cell(CPU)
-    assert losses(on_gpu) == pytest.approx(losses(on_cpu), rel=1e-3)
-    assert losses(plainly_on_gpu) == pytest.approx(losses(on_cpu), rel=1e-3)
+def test_a_cell_is_that_of_the_cpu(losses):
+    on_cpu = pytest.approx(losses(CPU), rel=1e-3)
+    assert losses(CUDA) == on_cpu and losses(CUDA, is_cached=False) == on_cpu
 
 
 @needs_a_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_cell_repeats_to_the_last_bit(cell, precision):
-    assert losses(cell(CUDA, precision)) == losses(cell(CUDA, precision))
+def test_a_cell_repeats_to_the_last_bit(losses, precision):
+    assert losses(CUDA, precision) == losses(CUDA, precision)
 
 
 @pytest.mark.parametrize(
     "precision", [p if p == "bfloat16" else pytest.param(p, marks=needs_a_gpu) for p in PRECISIONS]
 )
-def test_every_precision(cell, precision):
+def test_every_precision(losses, precision):
     tolerance = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.1}[precision]
-    assert losses(cell(CUDA, precision)) == pytest.approx(losses(cell(CPU)), rel=tolerance)
+    assert losses(CUDA, precision) == pytest.approx(losses(CPU), rel=tolerance)
 
 
 @pytest.fixture
-def distilling(teacher, dataset, recipe):
+def distilling(teacher, dataset):
     """A function that begins L=3 on a device: the Distillation, and its step."""
 
     def begin(device, precision="float32"):
-        images, dtype = pictures(12), cache_dtype(precision)
-        frozen = CachedTeacher(teacher.to(device), dataset.normalization, dataset.test(), [images], 10**9, dtype)
-        scion = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
-        run = Distillation(recipe.phases[4], scion.to(device), 4)
-        return run, partial(run._step, run.scion_and_tail(frozen), len(teacher), frozen.few_shot(images))
+        images = pictures(12)
+        frozen = cached(teacher.to(device), dataset, images, precision)
+        scion = nn.Sequential(*scions(frozen, torch.Generator().manual_seed(0)))
+        run = Distillation(short_recipe().phases[4], scion.to(device), 4)
+        return run, partial(run._step, run.scion_and_tail(frozen), len(frozen.blocks), frozen.inputs(images))
 
     return begin
 
@@ -91,7 +85,7 @@ def test_captured_steps_are_the_steps(distilling, precision):
         graphed = GraphedStep(step, run.optimizer)
         random = torch.Generator().manual_seed(0)
         for size in (8, 4) * (WARM_UP + 5):
-            image, view = (torch.randint(top, (size,), generator=random).to(CUDA) for top in (12, VIEWS))
+            image, view = (torch.randint(top, (size,), generator=random).to(CUDA) for top in (12, 162))
             expected = plain(image, view).item()
             assert graphed(image, view).item() == pytest.approx(expected, rel=1e-3 if precision == "float32" else 0.02)
         assert set(graphed.captured) == {8, 4}

@@ -1,44 +1,51 @@
-import argparse
-import json
-import sys
-from pathlib import Path
+"""What is timed: whole cells, the plain procedure, steps; and the report."""
 
+import json
+from argparse import Namespace
+
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from small import CLASSES, pictures
-from torch import nn
+from small import CLASSES, pictures, small_job
 
-from benchmarks import plain, speed
+import train_fskd
+from benchmarks import plain, random_images, speed
 from benchmarks.plain import PlainProcedure
-from grafting import recipes
-from grafting.scions import scions
-from models import checkpoints
-from utils.arguments import DATA_PATH
+from benchmarks.steps import fresh_scion
+from utils.errors import BadInput
+
+PARTS = {f"{phase} {what}" for phase in ("B0", "B1", "B2", "L2", "L3") for what in ("training", "test")}
 
 
-def test_the_benchmark_from_end_to_end(teacher, dataset, recipe, tmp_path, monkeypatch, capsys):
-    """Every part of both sides is timed, and the report says what it is."""
-    checkpoints.write_teacher(teacher, tmp_path / "teacher.pth")
+def test_a_little_of_everything(tmp_path, monkeypatch, capsys):
+    """On random images, with a cell in a process of its own: every part is timed, and the report says what it is."""
     monkeypatch.setattr(plain, "WORKERS", 0)
-    monkeypatch.setattr(speed, "TRAIN", ROOT / "tests/driver.py")
-    monkeypatch.setattr(speed, "open_dataset", lambda name, path: dataset)
-    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
-    arguments = ["--dataset", "Folder", "--nshot", "2", "--plain_epochs", "1", "--step_epochs", "2"]
-    paths = ["--device", "cpu", "--teacher", str(tmp_path / "teacher.pth"), "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["speed.py", *arguments, *paths])
-    speed.main()
-    report = json.loads(next(tmp_path.glob("speed-Folder-cpu-*.json")).read_text())
-    parts = {f"{phase} {what}" for phase in ("B0", "B1", "B2", "L2", "L3") for what in ("training", "test")}
-    assert [cell["shots"] for cell in report["cells"]] == [2]
-    for cell in report["cells"]:
-        assert set(cell["plain"]) == parts
-        others = {"test features", "teacher features", "stage 1 joined", "saving", "Python, files, curves"}
-        assert set(cell["ours"]) == {*others, *parts}
-        assert all(seconds >= 0 for seconds in cell["ours"].values()) and cell["peak_memory"] > 10**8
-    assert report["test_accuracies"] == {"B0": [3, 3], "B1": [2, 2], "B2": [2, 2], "L2": [2, 2], "L3": [4, 4]}
+    flags = ["--dataset", "CIFAR10", "--teacher_architecture", "vgg11-small", "--device", "cpu"]
+    few = ["--reduced", "--nshot", "1", "--plain_epochs", "1", "--step_epochs", "1", "--output", str(tmp_path)]
+    assert speed.main([*flags, *few]) == 0
+    report = json.loads(next(tmp_path.glob("speed-random-CIFAR10-cpu-*.json")).read_text())
+    (cell,) = report["cells"]
+    assert cell["shots"] == 1 and set(cell["plain"]) == PARTS
+    others = {"test features", "teacher features", "stage 1 joined", "saving", "Python, files, curves"}
+    assert set(cell["ours"]) == {*others, *PARTS}
+    assert all(seconds >= 0 for seconds in cell["ours"].values()) and cell["peak_memory"] > 10**8
+    assert all(seconds > 0 for times in (cell["plain"], *report["steps"].values()) for seconds in times.values())
     assert set(report["steps"]) == {"B0", "B1", "B2", "L2", "L3"}
     assert "plain is extrapolated from a few epochs" in capsys.readouterr().out
+
+
+def test_the_cells_of_a_data_set_are_train_fskds(tmp_path, monkeypatch):
+    """Of a schedule of 3, 2, 2, 2 and 4 epochs; the plain procedure is extrapolated to them."""
+    asked = []
+    monkeypatch.setattr(speed, "time_cell", lambda *cell: asked.append(cell) or {"ours": {"saving": 1.0}})
+    monkeypatch.setattr(PlainProcedure, "training_epoch", lambda *_: 2.0)
+    monkeypatch.setattr(PlainProcedure, "evaluation", lambda *_: 5.0)
+    args = Namespace(nshot=[1, 2], plain_epochs=1, step_epochs=1, random=False, reduced=False)
+    report = speed.measure(args, ["--dataset", "Folder"], small_job(tmp_path))
+    assert asked == [([train_fskd.__file__, "--dataset", "Folder"], shots) for shots in (1, 2)]
+    assert report["test_accuracies"] == {"B0": [3, 3], "B1": [2, 2], "B2": [2, 2], "L2": [2, 2], "L3": [4, 4]}
+    first, second = (cell["plain"] for cell in report["cells"])
+    assert first == second and set(first) == PARTS and (first["B0 training"], first["L3 test"]) == (6.0, 20.0)
 
 
 def test_ratios_by_hand():
@@ -48,18 +55,9 @@ def test_ratios_by_hand():
     assert speed.cell_line(cell | memory, {"B0": [5, 20]}) == "1 | 180 | 120 | 12.0 | 15.0 | 10.0 | 1.50"
 
 
-def test_the_teacher_is_the_one_that_a_run_takes():
-    assert speed.default_teacher("Shapes10", DATA_PATH).name == "vgg11-small-blockwise-shapes10.pth"
-    assert speed.default_teacher("Folder", Path("birds")).name == "vgg16-blockwise-folder-birds.pth"
-
-
-def test_operations_by_hand(teacher, dataset, recipe, tmp_path, monkeypatch):
+def test_operations_by_hand(tmp_path):
     """The tiny teacher's layers: 3-4, 4-4, 4-8, 8-8-8 and 8-8 channels, 8-8 and 8-3 linear."""
-    checkpoints.write_teacher(teacher, tmp_path / "teacher.pth")
-    monkeypatch.setattr(speed, "open_dataset", lambda name, path: dataset)
-    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
-    namespace = argparse.Namespace(dataset="Folder", device="cpu", data_path=tmp_path, teacher=tmp_path / "teacher.pth")
-    found = speed.Bench(namespace).operations(2)
+    found = speed.operations(small_job(tmp_path), 2)
     asked = 2 * (1024 * 27 * 4 + 256 * 36 * 4 + 64 * 36 * 8 + 16 * 72 * 8 * 2 + 4 * 72 * 8 + 8 * 8 + 8 * 3)
     scion = 2 * (16 * 72 * 4 + 16 * 36 * 4 + 4 * 32 * 2 + 4 * 36 * 4 + 32 * 2 + 4 * 8 + 8 * 3)
     assert found["teacher features"] == 2 * CLASSES * 162 * asked and found["test features"] == 20 * asked
@@ -73,18 +71,40 @@ def test_operations_by_hand(teacher, dataset, recipe, tmp_path, monkeypatch):
     assert found["training"] == 2 * 2 * CLASSES * (sum(epochs) + l2 + l3)
 
 
-def test_the_plain_procedure_trains_the_scion(teacher, dataset, recipe, monkeypatch):
+def test_the_plain_procedure_trains_the_scion_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(plain, "WORKERS", 0)
-    scion = nn.Sequential(scions(teacher.architecture, teacher.classes, torch.Generator())[0])
-    before = [parameter.clone() for parameter in scion.parameters()]
-    procedure = PlainProcedure(teacher, dataset, pictures(6), 2, torch.device("cpu"))
-    procedure.training_epoch(recipe.phases[0], scion, procedure.optimizer(recipe.phases[0], scion))
+    job = small_job(tmp_path)
+    teacher, phase = job.frozen_teacher(), job.recipe.phases[0]
+    scion = fresh_scion(teacher, phase)
+    before, of_teacher = ([p.clone() for p in network.parameters()] for network in (scion, teacher.blocks))
+    procedure = PlainProcedure(teacher.blocks, job.dataset, pictures(6), 2)
+    assert procedure.training_epoch(phase, scion, procedure.optimizer(phase, scion)) > 0
     assert all(not torch.equal(a, b) for a, b in zip(scion.parameters(), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(teacher.blocks.parameters(), of_teacher, strict=True))
 
 
-def test_a_folder_that_cannot_be_written_is_found_first(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(sys, "argv", ["speed.py", "--output", str(tmp_path / "file/results")])
-    monkeypatch.setattr(speed, "measure_ours", lambda *_: pytest.fail("measured"))
-    assert speed.main() == 2
-    assert capsys.readouterr().err.startswith("benchmarks.speed: ")
+@pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
+def test_random_images_stand_for_a_data_set(tmp_path, name, classes):
+    job = small_job(tmp_path)
+    job.name, job.architecture = name, "vgg11-small"
+    random_images.randomize(job, reduced=True)
+    assert job.dataset.classes == classes == len(job.dataset.class_names()) == job.frozen_teacher().classes
+    assert np.bincount(job.dataset.train().labels).tolist() == [200 // classes] * classes
+    assert job.dataset.name == name and job.recipe.epochs == 5
+
+
+FAULTS = {"file/": ["--output", "file/results"], "--method: leave": ["--method", "kd"], "runs cells": ["--diagnose"]}
+
+
+@pytest.mark.parametrize(("line", "flags"), FAULTS.items())
+def test_bad_input_is_found_first(at_home, monkeypatch, capsys, flags, line):
+    (at_home / "file").write_text("no folder")
+    monkeypatch.setattr(speed, "time_cell", lambda *_: pytest.fail("measured"))
+    assert speed.main(["--dataset", "Folder", "--output", "results", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmarks.speed: {line}") and error.count("\n") == 1
+
+
+def test_a_cell_that_fails_is_bad_input():
+    with pytest.raises(BadInput, match="failed"):
+        speed.time_cell(["-c", "raise SystemExit(1)"], 1)

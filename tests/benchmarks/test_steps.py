@@ -1,11 +1,11 @@
 import sys
 
 from benchmarks import steps
-from models.vgg import ARCHITECTURES
+from models.networks import NETWORKS
 
 
 def test_both_forms_are_timed_at_every_batch_size(monkeypatch, capsys):
-    monkeypatch.setitem(ARCHITECTURES, "vgg16", ARCHITECTURES["vgg11-small"])
+    monkeypatch.setitem(NETWORKS, "vgg16", NETWORKS["vgg11-small"])
     monkeypatch.setattr(steps, "ROUNDS", 1)
     monkeypatch.setattr(steps, "IN_A_ROW", 1)
     monkeypatch.setattr(sys, "argv", ["steps.py", "--batch", "2", "20"])

@@ -4,23 +4,29 @@ import copy
 
 import pytest
 import torch
-from small import pictures, short_recipe
+from small import frozen_teacher, pictures, small_job, small_training
 from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from comparisons import fskd
-from comparisons.methods import METHODS
 from comparisons.plain_student import own_blocks
-from data.views import IDENTITY, VIEWS
+from data.views import Views
 from grafting.distillation import NotFinite
-from grafting.teacher import FrozenTeacher
-from models.vgg import FIRST_GRAFTED
+from grafting.inputs import Inputs
+from models.architectures import FIRST_GRAFTED
+from models.networks import networks_of
 from utils.precision import arithmetic
+
+COUNT, MIDDLE = Views(32).count, Views(32).middle
 
 
 @pytest.fixture
-def frozen(teacher, dataset):
-    return FrozenTeacher(teacher, dataset.normalization, dataset.test())
+def frozen(teacher):
+    return frozen_teacher(teacher)
+
+
+def own_pruned(frozen):
+    return nn.Sequential(*own_blocks(fskd.pruned(frozen), frozen))
 
 
 def test_the_filters_with_the_largest_norms_are_kept_in_their_order():
@@ -30,27 +36,16 @@ def test_the_filters_with_the_largest_norms_are_kept_in_their_order():
     assert fskd.strongest(layer, 2).tolist() == [1, 2]
 
 
-def test_a_pruned_filter_computes_what_it_computes_in_the_teacher(teacher):
-    """The first convolution of block 3 has the teacher's own inputs, so what is kept of it stays the same."""
-    student = fskd.pruned(teacher)
-    random = torch.Generator().manual_seed(0)
-    features = torch.randn(2, teacher.architecture.width_after(FIRST_GRAFTED - 1), 4, 4, generator=random)
-    wide, narrow = teacher.features[FIRST_GRAFTED][0], student.features[FIRST_GRAFTED][0]
-    kept = fskd.strongest(wide, narrow.out_channels)
-    assert torch.allclose(narrow(features), wide(features)[:, kept], atol=1e-6)
-
-
 def test_pruning_what_the_teacher_does_not_use_changes_nothing(teacher):
     """With half the filters zero, and nothing of them used behind, the pruned student is the teacher."""
-    teacher = copy.deepcopy(teacher)
-    wide = fskd.convolutions(teacher[FIRST_GRAFTED : len(teacher) - 1])
-    followers = [*wide[1:], teacher.classifier[0]]
-    for layer, follower in zip(wide, followers, strict=True):
+    frozen = frozen_teacher(teacher)
+    wide = fskd.convolutions(frozen.blocks[FIRST_GRAFTED:-1])
+    for layer, follower in zip(wide, [*wide[1:], teacher.classifier[0]], strict=True):
         weak = torch.arange(1, layer.out_channels, 2)
         layer.weight.data[weak], layer.bias.data[weak] = 0.0, 0.0
         follower.weight.data[:, weak] = 0.0
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(fskd.pruned(teacher)(images), teacher(images), atol=1e-5)
+    assert torch.allclose(fskd.pruned(frozen)(images), teacher(images), atol=1e-5)
 
 
 def test_absorbing_a_1x1_convolution_is_exact_also_at_the_border():
@@ -79,60 +74,52 @@ def test_of_several_solutions_the_smallest_is_taken():
     assert weight.tolist()[0] == pytest.approx([3.0, 3.0], abs=1e-4) and bias.item() == pytest.approx(0, abs=1e-4)
 
 
-def test_every_view_is_used_once(frozen):
-    batches = fskd.batches_of(frozen.few_shot(pictures(3)), range(VIEWS))
-    seen = torch.cat([image * VIEWS + view for image, view in batches])
-    assert len(batches) > 1 and sorted(seen.tolist()) == list(range(3 * VIEWS))
+@pytest.mark.parametrize(("method", "views"), [("fskd", range(COUNT)), ("fskd-images", [MIDDLE])])
+def test_the_views_that_a_method_uses(teacher, frozen, tmp_path, monkeypatch, method, views):
+    """All, or the image alone; each once for the loss."""
+    used, features = {start: [] for start in range(7)}, Inputs.features
+
+    def noting(inputs, start, image, view):
+        used[start] += zip(image.tolist(), view.tolist(), strict=True)
+        return features(inputs, start, image, view)
+
+    monkeypatch.setattr(Inputs, "features", noting)
+    job = small_job(tmp_path, "--method", method, network=teacher)
+    training = small_training(job, frozen, pictures(3), 1)
+    training.method.train(job.recipe, training)
+    expected = [(image, view) for image in range(3) for view in views]
+    assert sorted(used[6]) == expected and set(used[3]) == set(used[5]) == set(expected)
 
 
-@pytest.mark.parametrize("name, views", [("fskd", list(range(VIEWS))), ("fskd-images", [IDENTITY])])
-def test_the_views_that_a_method_uses(name, views, teacher, frozen):
-    """All, or the image alone."""
-    method, seen, few = METHODS[name], set(), frozen.few_shot(pictures(2))
-    features = few.features
-    few.features = lambda start, image, view: (
-        seen.update(zip(image.tolist(), view.tolist(), strict=True)) or features(start, image, view)
-    )
-
-    def distill(phase, scion, make):
-        make(phase, scion, 1).run(frozen, few, 1, None, (), lambda current: None)
-
-    method.train(short_recipe(), method.networks(teacher, torch.Generator()), distill, lambda: None)
-    assert sorted(seen) == [(image, view) for image in (0, 1) for view in views]
-
-
-def test_the_student_is_the_same_from_cached_features(teacher, dataset, frozen):
+def test_the_student_is_the_same_from_cached_features(dataset, frozen):
     """Their networks are matrix products."""
     images = pictures(6, seed=9)
-    cached = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
-    features = frozen.few_shot(images).features(FIRST_GRAFTED, torch.arange(6), torch.full((6,), IDENTITY))
-    plain, fast = frozen.few_shot(images), cached.few_shot(images)
+    cached = CachedTeacher(frozen.network, networks_of(frozen.network), dataset, [images], 10**9)
+    plain, fast = Inputs(frozen, images), cached.inputs(images)
     students, accelerated, fast_network = [], [], fast.fast_network
     fast.fast_network = lambda network, start: accelerated.append(start) or fast_network(network, start)
-    for source, views in ((frozen, plain), (cached, fast)):
-        student = nn.Sequential(*own_blocks(fskd.pruned(teacher)))
-        fskd.recover(student, source, views, fskd.batches_of(views, range(VIEWS)))
-        students.append(student(features))
+    for inputs in (plain, fast):
+        student = own_pruned(frozen)
+        fskd.recover(student, inputs, fskd.batches_of(inputs, range(COUNT)))
+        students.append(student(plain.features(FIRST_GRAFTED, torch.arange(6), torch.full((6,), MIDDLE))))
     assert accelerated == [3, 3, 3, 3, 3, 4, 3, 5]
     assert torch.allclose(*students, rtol=0, atol=1e-3 * students[0].abs().max().item())
 
 
-def test_each_layer_is_solved_against_the_teachers_outputs(teacher, frozen):
+def test_each_layer_is_solved_against_the_teachers_outputs(frozen):
     """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
-    student = nn.Sequential(*own_blocks(fskd.pruned(teacher)))
-    views = frozen.few_shot(pictures(2))
-    batches = fskd.batches_of(views, range(VIEWS))
-    before = fskd.mean_distance(student, views, batches)
-    fskd.recover(student, frozen, views, batches)
-    assert fskd.mean_distance(student, views, batches) < before / 2
+    student, inputs = own_pruned(frozen), Inputs(frozen, pictures(2))
+    batches = fskd.batches_of(inputs, range(COUNT))
+    before = fskd.mean_distance(student, inputs, batches)
+    fskd.recover(student, inputs, batches)
+    assert fskd.mean_distance(student, inputs, batches) < before / 2
     block, position = FIRST_GRAFTED, 2  # the second convolution: its inputs are no longer the teacher's
-    narrow, wide = student[0][0], teacher.features[block]
+    narrow, wide = student[0][0], frozen.blocks[block]
     kept = fskd.strongest(wide[position], narrow[position].out_channels)
-    pairs = fskd.outputs(views, batches, narrow[: position + 1], block, wide[: position + 1])
+    pairs = fskd.outputs(inputs, batches, narrow[: position + 1], block, wide[: position + 1])
     weight, bias = fskd.affine_map((x, y[:, kept]) for x, y in pairs)
-    assert torch.allclose(weight.float(), torch.eye(len(weight)), atol=1e-3) and torch.allclose(
-        bias.float(), torch.zeros(len(bias)), atol=1e-3
-    )
+    assert torch.allclose(weight.float(), torch.eye(len(weight)), atol=1e-3)
+    assert torch.allclose(bias.float(), torch.zeros(len(bias)), atol=1e-3)
 
 
 def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():
@@ -147,23 +134,11 @@ def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():
     assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.bias, expected.bias)
 
 
-def test_outputs_that_overflow_are_no_result(teacher, dataset):
+def test_outputs_that_overflow_are_no_result(teacher, frozen, tmp_path):
     """PyTorch's least squares would end the sweep."""
-    for layer in list(fskd.convolutions(teacher))[-2:]:
+    for layer in fskd.convolutions(teacher)[-2:]:
         layer.weight.mul_(1e25)
-    broken = fskd.LeastSquares(
-        fskd.FSKD().phases(short_recipe())[0], nn.Sequential(*own_blocks(fskd.pruned(teacher))), 1, (IDENTITY,)
-    )
-    overflowing = FrozenTeacher(teacher, dataset.normalization, dataset.test())
+    training = small_training(small_job(tmp_path, "--method", "fskd-images", network=teacher), frozen, pictures(1), 1)
     with pytest.raises(NotFinite):
-        broken.run(overflowing, overflowing.few_shot(pictures(1)), 1, None, (), lambda current: None)
-
-
-def test_a_loss_that_is_not_finite_is_no_result(teacher, frozen):
-    broken = fskd.LeastSquares(
-        fskd.FSKD().phases(short_recipe())[0], nn.Sequential(*own_blocks(fskd.pruned(teacher))), 1, (IDENTITY,)
-    )
-    views = frozen.few_shot(pictures(1))
-    views.logits = lambda image, view: torch.full((len(image), teacher.classes), torch.nan)
-    with pytest.raises(NotFinite):
-        broken.run(frozen, views, 1, None, (), lambda current: None)
+        training.run()
+    assert not training.written

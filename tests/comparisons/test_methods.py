@@ -6,158 +6,185 @@ from functools import partial
 
 import pytest
 import torch
-from small import pictures, run_in_pieces, short_recipe, small_cell, weights
+from small import frozen_teacher, pictures, run_in_pieces, short_recipe, small_job, small_training, weights
+from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from comparisons.methods import GRID, METHODS
-from experiments import cell as cell_module
-from experiments.setting import complete
-from grafting.method import GRAFTING
-from grafting.recipes import CIFAR10, RECIPES, Phase
+from data.views import Views
+from deployment.evaluation import compare
+from deployment.networks import whole
+from experiments import training as training_module
+from experiments.setting import phase_content, require_same
+from grafting.distillation import Distillation
+from grafting.inputs import Inputs
+from grafting.recipes import CIFAR10, RECIPES
+from grafting.stages import GRAFTING
 from models import checkpoints
+from models.architectures import student_of
+from models.networks import networks_of
 from utils.errors import BadInput
 
-OTHERS = [name for name in METHODS if name != GRAFTING.name]
-RECIPE = short_recipe((1, 1, 1), (1, 2))
+IMAGES = pictures(6, seed=9)
+PLAIN = ("kd", "fitnets", "fskd", "fskd-images")  # their students have no adapters
 
 
 @pytest.fixture
 def make(teacher, dataset, tmp_path):
-    """A function that makes a cell of a method; its files are in tmp_path / name."""
-    images = pictures(6, seed=9)
-    frozen = CachedTeacher(teacher, dataset.normalization, dataset.test(), [images], 10**9)
+    """A function that makes a cell's training by a method; its files are in tmp_path / name."""
+    frozen = CachedTeacher(teacher, networks_of(teacher), dataset, [IMAGES], 10**9)
 
-    def make(name, method, **changed):
-        return small_cell(frozen, images, RECIPE, tmp_path / name, 2, method=METHODS[method], **changed)
+    def make(name, method, **options):
+        flags = ["--method", method.partition("-")[0] if method.startswith("grafting") else method]
+        flags += ["--optimize_span", method.partition("-")[2]] if method.startswith("grafting-") else []
+        job = small_job(tmp_path / name, *flags, recipe=short_recipe((1, 1, 1), (1, 2)), network=teacher)
+        return small_training(job, frozen, IMAGES, 2, **options)
 
     return make
 
 
-def outcome(cell):
+def outcome(training):
     """All numbers of a finished cell, and the weights in its files."""
-    curves = {name: (curve.losses, curve.accuracies, curve.steps) for name, curve in cell.curves.items()}
-    joined = cell.stage1_joined and cell.stage1_joined["accuracy"]
-    return curves, joined, {kind: weights(cell.planned.students[kind]) for kind in cell.written}
+    curves = {name: (curve.losses, curve.accuracies, curve.steps) for name, curve in training.curves.items()}
+    joined = training.stage1_joined and training.stage1_joined["accuracy"]
+    return curves, joined, {kind: weights(training.cell.students[kind]) for kind in training.written}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_cell_ends_with_the_same_bits(make, monkeypatch, method):
-    """Interrupted after each of its epochs, with a checkpoint after every epoch."""
+    """Interrupted after each of its epochs, with a checkpoint after every epoch. Only grafting has a stage 1."""
     undisturbed = make("undisturbed", method)
     undisturbed.run()
-    monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", -1.0)
     epochs = sum(curve.epoch for curve in undisturbed.curves.values())
     assert outcome(run_in_pieces(partial(make, "cut", method), epochs)) == outcome(undisturbed)
+    has_stage1 = method.startswith("grafting")
+    assert set(undisturbed.written) == {"best", "last", *(["stage 1"] if has_stage1 else [])}
+    assert (undisturbed.stage1_joined is not None) == has_stage1
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != GRAFTING.name])
 def test_the_method_is_part_of_the_setting(make, method):
-    """Neither a result nor a checkpoint of another method is taken for this one's."""
-    here, grafting = make("one", method), make("one", GRAFTING.name)
-    assert here.setting.content["method"] == method
-    for mine, other in ((here, grafting), (grafting, here)):
+    """Neither a result nor a checkpoint of another method is taken for this one's. Without one, it is grafting's."""
+    here, grafting = make("one", method).cell, make("one", GRAFTING.name).cell
+    without = {name: value for name, value in grafting.setting.items() if name != "method"}
+    assert here.setting["method"] == method and grafting.setting["method"] == "grafting"
+    require_same(grafting.setting, without, here.checkpoint)
+    for mine, other in ((here, grafting.setting), (grafting, here.setting), (here, without)):
         with pytest.raises(BadInput, match=r"made with another method \(.*\); another --output_dir keeps both"):
-            mine.setting.require_same(other.setting.content, here.planned.checkpoint)
-
-
-def test_a_setting_without_a_method_is_graftings(make):
-    saved = dict(make("one", GRAFTING.name).setting.content)
-    assert saved.pop("method") == "grafting" and complete(saved)["method"] == "grafting"
-    make("one", GRAFTING.name).setting.require_same(saved, make("one", GRAFTING.name).planned.checkpoint)
-    with pytest.raises(BadInput, match="made with another method"):
-        make("one", "whole").setting.require_same(saved, make("one", "whole").planned.checkpoint)
+            require_same(mine.setting, other, here.checkpoint)
 
 
 def test_the_phases_of_grafting_say_what_they_said_before_there_were_other_methods(make):
-    for step in make("one", GRAFTING.name).setting.content["schedule"]:
+    for step in make("one", GRAFTING.name).cell.setting["schedule"]:
         assert list(step) == ["phase", "span", "epochs", "lr_student", "lr_adapter", "batch"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].draws])
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("fskd")])
 def test_every_method_has_the_epochs_of_grafting_and_chooses_among_as_many(method, recipe):
-    phases = METHODS[method].phases(recipe)
-    assert sum(phase.epochs for phase in phases) == sum(phase.epochs for phase in recipe.phases)
-    assert [phase.selects_among for phase in phases] == [0] * (len(phases) - 1) + [recipe.stage2[-1].epochs]
-    assert phases[-1].span == (3, 6)
+    for chosen in (recipe, replace(recipe, selects_among=7)):
+        phases = METHODS[method].phases(chosen)
+        assert sum(phase.epochs for phase in phases) == chosen.epochs
+        among = [0] * (len(phases) - 1) + [chosen.selects_among or chosen.stage2[-1].epochs]
+        assert [phase.selects_among for phase in phases] == among
+        assert phases[-1].span == (3, 6)
 
 
 @pytest.mark.parametrize("entries", GRID.values(), ids=GRID)
-def test_what_was_chosen_is_on_the_grid(entries):
-    assert len(set(entries)) == len(entries) and METHODS[entries[0].name] in entries
+def test_what_was_chosen_is_on_the_grid_and_every_number_of_a_method_is_in_the_setting(entries):
+    schedules = [json.dumps([phase_content(phase, 2) for phase in entry.phases(CIFAR10)]) for entry in entries]
+    assert len(set(schedules)) == len(entries) and METHODS[entries[0].name] in entries
 
 
-def test_every_number_of_a_method_is_in_the_setting(make):
-    settings = [replace(make("one", "whole").setting, method=entry) for entries in GRID.values() for entry in entries]
-    contents = [json.dumps(setting.content) for setting in settings]
-    assert len(set(contents)) == len(contents)
-
-
-def spans(method):
-    return [(phase.name, phase.span, phase.epochs) for phase in METHODS[method].phases(CIFAR10)[3:]]
-
-
-def test_other_joins_of_stage_2():
-    assert spans("grafting") == [("L2", (3, 5), 100), ("L3", (3, 6), 100)]
-    assert spans("grafting-straight") == [("L3", (3, 6), 200)]
-    assert spans("grafting-back") == [("L2-back", (4, 6), 100), ("L3", (3, 6), 100)]
-
-
-def trained(make, method):
-    """The phases of a cell, with how many networks each trained, and which of the cell's networks these are."""
-    cell, found = make(method, method), []
-    before = cell.distill
-
-    def recording(phase: Phase, network, *how):
-        found.append((phase.name, [next(i for i, n in enumerate(cell.networks) if n is part) for part in network]))
-        before(phase, network, *how)
-
-    cell.distill = recording
-    cell.run()
-    return found
+STAGE1 = [("B0", [0]), ("B1", [1]), ("B2", [2])]
 
 
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("grafting", [("B0", [0]), ("B1", [1]), ("B2", [2]), ("L2", [0, 1]), ("L3", [0, 1, 2])]),
-        ("grafting-straight", [("B0", [0]), ("B1", [1]), ("B2", [2]), ("L3", [0, 1, 2])]),
-        ("grafting-back", [("B0", [0]), ("B1", [1]), ("B2", [2]), ("L2-back", [1, 2]), ("L3", [0, 1, 2])]),
+        ("grafting", [*STAGE1, ("L2", [0, 1]), ("L3", [0, 1, 2])]),
+        ("grafting-straight", [*STAGE1, ("L3", [0, 1, 2])]),
+        ("grafting-back", [*STAGE1, ("L2-back", [1, 2]), ("L3", [0, 1, 2])]),
         ("whole", [("whole", [0, 1, 2])]),
         ("kd", [("kd", [0, 1, 2])]),
         ("fitnets", [("hint 3", [0, 3]), ("hint 4", [0, 1, 4]), ("kd", [0, 1, 2])]),
     ],
 )
-def test_what_each_phase_trains(make, method, expected):
-    assert trained(make, method) == expected
+def test_what_each_phase_trains(make, monkeypatch, method, expected):
+    """The phases of a cell, and which of the cell's networks each trains."""
+    training, found = make(method, method), []
+
+    def distill(phase, networks):
+        trained = [next(i for i, n in enumerate(training.networks) if n is part) for part in networks]
+        found.append((phase.name, trained))
+        last = trained[-2] if phase.name.startswith("hint") else trained[-1]  # behind a hint is its regressor
+        assert phase.span == (3 + trained[0], 4 + last)
+
+    monkeypatch.setattr(training, "distill", distill)
+    monkeypatch.setattr(training, "keep_stage1", lambda: None)
+    training.method.train(training.cell.job.recipe, training)
+    assert found == expected
 
 
 def test_the_whole_student_starts_as_graftings_scions_do(make):
     """So a difference between the two is not one of initialisation."""
-    whole, grafting = make("a", "whole"), make("b", GRAFTING.name)
-    for one, two in zip(whole.networks, grafting.networks, strict=True):
+    scions_of_both = zip(make("a", "whole").networks, make("b", GRAFTING.name).networks, strict=True)
+    for one, two in scions_of_both:
         assert all(torch.equal(one.state_dict()[key], value) for key, value in two.state_dict().items())
 
 
 def test_stage_1_is_measured_joined(make, monkeypatch):
     """What is measured are the three scions in the file of stage 1, in sequence, from the input of block 3."""
-    cell, measured = make("one", GRAFTING.name), []
+    training, measured = make("one", GRAFTING.name), []
 
     def accuracy(network, start):
         measured.append(({key: value.clone() for key, value in network.state_dict().items()}, start))
         return float(len(measured))
 
-    monkeypatch.setattr(cell.teacher, "accuracy", accuracy)
-    cell.run()
-    state, start = measured[round(cell.stage1_joined["accuracy"]) - 1]
-    blocks = checkpoints.read(cell.planned.students["stage 1"])[1]
+    monkeypatch.setattr(training.teacher, "accuracy", accuracy)
+    training.run()
+    state, start = measured[round(training.stage1_joined["accuracy"]) - 1]
+    blocks = checkpoints.read(training.cell.students["stage 1"])[1]
     written = {f"{k}.{key}": value for k, block in enumerate(blocks) for key, value in block.items()}
-    assert start == 3 and state.keys() == written.keys() and cell.stage1_joined["seconds"] > 0
+    assert start == 3 and state.keys() == written.keys() and training.stage1_joined["seconds"] > 0
     assert all(torch.equal(state[key], value) for key, value in written.items())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("grafting")])
-def test_only_grafting_has_a_stage_1(make, method):
-    cell = make("one", method)
-    cell.run()
-    assert cell.stage1_joined is None and set(cell.written) == {"best", "last"}
+def test_hints_compare_the_outputs_of_the_block_and_kd_the_logits(make, monkeypatch):
+    """The loss of each phase's first step, computed again by hand from the fresh networks. All train fast networks."""
+    training, inputs = make("one", "fitnets"), Inputs(frozen_teacher(), IMAGES)
+    image, view = torch.arange(6), torch.full((6,), Views(32).middle)
+    features = [inputs.features(start, image, view) for start in range(7)]
+    found, expected, accelerated = {}, {}, []
+    inputs.fast_network = lambda network, start: accelerated.append(start) or network
+
+    def first_step(phase, networks):
+        outputs = nn.Sequential(*networks)(features[3])
+        theirs = features[6] if phase.name == "kd" else features[phase.span[1]]
+        expected[phase.name] = phase.loss(outputs, theirs).item()
+        step = Distillation(phase, nn.Sequential(*networks), 2).step_on(inputs)
+        found[phase.name] = step(image, view).item()
+
+    monkeypatch.setattr(training, "distill", first_step)
+    training.method.train(training.cell.job.recipe, training)
+    assert list(found) == ["hint 3", "hint 4", "kd"] and found == pytest.approx(expected)
+    assert accelerated == [3, 3, 3]
+
+
+@pytest.mark.parametrize("method", PLAIN)
+def test_a_students_file_holds_the_teachers_blocks_and_its_own_and_has_the_accuracy_of_the_cell(make, dataset, method):
+    training = make("one", method)
+    training.run()
+    path, teacher = training.cell.students["last"], training.teacher
+    kind, state = checkpoints.read(path)
+    student = checkpoints.teacher_from_state(state, path, teacher.classes).eval()
+    assert kind == "teacher" and student.architecture == student_of(teacher.network.architecture)
+    with pytest.raises(BadInput, match="is a student without adapters, not a teacher: its classifier has no BatchNorm"):
+        checkpoints.read_teacher(path, teacher.classes)
+    images, own = torch.randn(4, 3, 32, 32), training.current.scion
+    assert torch.equal(student(images), own(teacher.blocks[:3](images)))
+    (figures,) = compare([whole(state, path, dataset, teacher.device)], dataset)
+    assert figures.name == "student without adapters"
+    curve = training.current.curve
+    assert figures.accuracy == curve.accuracies[curve.epoch]

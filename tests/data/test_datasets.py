@@ -9,31 +9,24 @@ from PIL import Image
 from small import pictures
 from torchvision import datasets as torchvision_datasets
 
-from data import datasets, shapes
+from data import datasets, fewshot, shapes
 from data.datasets import LabelledImages, dataset_name, open_dataset
 from data.pictures import find_pictures, read_picture
 from utils.errors import BadInput
 
 
 @pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
-def test_official_format(official_files, name, classes):
-    dataset = open_dataset(name, official_files)
+def test_official_files_are_read_without_a_write(official_files, name, classes):
+    def state():
+        return {path: path.stat().st_mtime_ns for path in [official_files, *official_files.rglob("*")]}
+
+    before, dataset = state(), open_dataset(name, official_files)
     train, test = dataset.train(), dataset.test()
     assert dataset.classes == classes
     assert train.images.shape == (60 * classes, 3, 32, 32) and train.images.dtype == np.uint8
     assert test.images.shape == (2 * classes, 3, 32, 32)
     assert np.bincount(train.labels).tolist() == [60] * classes
     assert dataset.class_names() == tuple(str(label) for label in range(classes))  # as the meta file says
-
-
-def test_complete_official_files_are_read_without_a_write(official_files):
-    def state():
-        return {path: path.stat().st_mtime_ns for path in [official_files, *official_files.rglob("*")]}
-
-    before = state()
-    for name in ("CIFAR10", "CIFAR100"):
-        dataset = open_dataset(name, official_files)
-        dataset.train(), dataset.test(), dataset.class_names()
     assert state() == before
 
 
@@ -51,11 +44,6 @@ def test_the_hash_is_of_the_images_bytes_then_the_labels():
     assert LabelledImages(turned, labels).sha256() == LabelledImages(images, labels).sha256()
 
 
-def test_missing_files_are_fetched_and_checked(official_files, tmp_path):
-    fetched = open_dataset("CIFAR10", tmp_path / "new").train()
-    assert np.array_equal(fetched.images, open_dataset("CIFAR10", official_files).train().images)
-
-
 def test_two_processes_fetch_missing_files_once(official_files, tmp_path, monkeypatch):
     """The second one comes while the first one downloads, and waits for it."""
     fetch, fetched, second = datasets.download_and_extract_archive, [], []
@@ -65,60 +53,52 @@ def test_two_processes_fetch_missing_files_once(official_files, tmp_path, monkey
         if len(fetched) == 1:
             second.append(pool.submit(open_dataset("CIFAR10", tmp_path / "new").test))
             with pytest.raises(TimeoutError):
-                second[0].result(timeout=0.5)
+                second[0].result(timeout=0.2)
         fetch(*arguments, **named)
 
     monkeypatch.setattr(datasets, "download_and_extract_archive", fetch_slowly)
     with ThreadPoolExecutor() as pool:
         first = open_dataset("CIFAR10", tmp_path / "new").test()
         assert np.array_equal(second[0].result().images, first.images)
+    assert np.array_equal(first.images, open_dataset("CIFAR10", official_files).test().images)
     assert len(fetched) == 1
 
 
-def test_a_damaged_file_is_fetched_again(official_files):
-    (official_files / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
-    assert open_dataset("CIFAR10", official_files).test().images.shape == (20, 3, 32, 32)
-
-
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
-def test_missing_class_names_are_fetched(official_files, name):
-    """torchvision's check of whether anything is missing does not look at this file."""
+def test_damaged_files_and_missing_class_names_are_fetched_again(official_files, name):
+    """torchvision's check of whether anything is missing does not look at the class names."""
     official = getattr(torchvision_datasets, name)
-    (official_files / official.base_folder / official.meta["filename"]).unlink()
+    folder = official_files / official.base_folder
+    (folder / official.meta["filename"]).unlink()
     assert open_dataset(name, official_files).class_names()[:3] == ("0", "1", "2")
-
-
-def test_a_connection_that_breaks_off_is_one_line(official_files, monkeypatch):
-    def broken(*_, **__):
-        raise IncompleteRead(b"", 100)
-
-    (official_files / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
-    monkeypatch.setattr(datasets, "download_and_extract_archive", broken)
-    with pytest.raises(BadInput, match="cannot be downloaded"):
-        open_dataset("CIFAR10", official_files).test()
-
-
-def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path):
-    with pytest.raises(BadInput, match="the folder's name is not valid text"):
-        dataset_name("Folder", tmp_path / "caf\udce9")
+    (folder / official.test_list[0][0]).write_bytes(b"damaged")
+    assert len(open_dataset(name, official_files).test().images) == 2 * open_dataset(name, official_files).classes
 
 
 def test_files_that_cannot_be_downloaded_are_one_line(official_files, monkeypatch):
+    def broken(*_, **__):
+        raise IncompleteRead(b"", 100)
+
+    folder, fetch = official_files / "cifar-10-batches-py", datasets.download_and_extract_archive
     monkeypatch.setattr(torchvision_datasets.CIFAR10, "url", torchvision_datasets.CIFAR10.url + ".gone")
     (official_files / torchvision_datasets.CIFAR10.filename).unlink()
-    test_batch = official_files / "cifar-10-batches-py" / "test_batch"
-    for damage in (lambda: test_batch.write_bytes(b"damaged"), test_batch.unlink):
+    damaged, state = (folder / "test_batch").write_bytes, "cifar-10-batches-py: incomplete, or its md5 differs"
+    for damage, fetched_by, fault in (
+        (lambda: damaged(b"damaged"), fetch, state),
+        ((folder / "test_batch").unlink, fetch, state),
+        (lambda: damaged(b"damaged"), broken, "cannot be downloaded"),
+        (lambda: shutil.rmtree(folder), fetch, "cifar-10-batches-py: missing"),
+    ):
         damage()
-        with pytest.raises(BadInput, match="cifar-10-batches-py: incomplete, or its md5 differs") as refusal:
+        monkeypatch.setattr(datasets, "download_and_extract_archive", fetched_by)
+        with pytest.raises(BadInput, match=fault) as refusal:
             open_dataset("CIFAR10", official_files).test()
-    shutil.rmtree(official_files / "cifar-10-batches-py")
-    with pytest.raises(BadInput, match="cifar-10-batches-py: missing"):
-        open_dataset("CIFAR10", official_files).test()
-    assert "\n" not in str(refusal.value)
+        assert "\n" not in str(refusal.value)
 
 
 @pytest.fixture
 def folder(tmp_path):
+    """Three training and two test pictures of cats and of dogs, none of them square."""
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(("cat", "dog")):
             (tmp_path / split / name).mkdir(parents=True)
@@ -126,6 +106,24 @@ def folder(tmp_path):
                 picture = Image.fromarray(pictures(1, seed=label)[0].transpose(1, 2, 0)).resize((40, 50 + i))
                 picture.save(tmp_path / split / name / f"{i}.png")
     return tmp_path
+
+
+@pytest.mark.parametrize(("size", "stored"), [(32, 32), (48, 55)])
+def test_folder(folder, size, stored):
+    """Training images and few-shot subsets are stored with what their views need around them."""
+    dataset = open_dataset("Folder", folder, size)
+    train, test = dataset.train(), dataset.test()
+    assert dataset.classes == 2 and dataset.class_names() == ("cat", "dog") and dataset.image_size == size
+    for split, found, side in (("train", train, stored), ("test", test, size)):
+        paths = [path for name in ("cat", "dog") for path in find_pictures(folder / split / name)]
+        assert found.images.shape[2:] == (side, side)
+        assert np.array_equal(found.images, np.stack([read_picture(path, size, side) for path in paths]))
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and train.labels.dtype == np.int64
+    assert test.labels.tolist() == [0, 0, 1, 1]
+    assert fewshot.subset(dataset, 2, 6, folder).shape == (4, 3, stored, stored)
+    pixels = train.images / 255
+    assert np.allclose(dataset.normalization.mean, pixels.mean((0, 2, 3)))
+    assert np.allclose(dataset.normalization.std, pixels.std((0, 2, 3)))
 
 
 def test_files_that_are_not_read_are_counted(folder):
@@ -136,11 +134,6 @@ def test_files_that_are_not_read_are_counted(folder):
     assert dataset.skipped.endswith(" .webp: 2 .gif, 1 .heic, 1 no extension") and len(dataset.train().labels) == 6
 
 
-def test_pictures_in_folders_are_not_taken_for_cifar(folder):
-    with pytest.raises(BadInput, match="holds train/ and test/, not CIFAR10; add --dataset Folder"):
-        open_dataset("CIFAR10", folder).train()
-
-
 def test_pictures_that_cannot_be_read_are_named_together(folder, monkeypatch):
     monkeypatch.setattr(datasets, "NAMED_FAULTS", 2)
     for name in ("cat/1.png", "cat/2.png", "dog/0.png"):
@@ -149,43 +142,21 @@ def test_pictures_that_cannot_be_read_are_named_together(folder, monkeypatch):
         open_dataset("Folder", folder)
 
 
-def test_a_single_class_is_refused(folder):
-    for split in ("train", "test"):
-        shutil.rmtree(folder / split / "dog")
-    with pytest.raises(BadInput, match="train: needs a folder of pictures for each of two or more classes"):
-        open_dataset("Folder", folder)
-
-
-def test_folder(folder):
-    dataset = open_dataset("Folder", folder)
-    assert dataset.classes == 2 and dataset.class_names() == ("cat", "dog")
-    paths = [path for name in ("cat", "dog") for path in find_pictures(folder / "train" / name)]
-    assert np.array_equal(dataset.train().images, np.stack([read_picture(path) for path in paths]))
-    assert dataset.train().labels.tolist() == [0, 0, 0, 1, 1, 1] and dataset.train().labels.dtype == np.int64
-    assert dataset.test().labels.tolist() == [0, 0, 1, 1]
-    pixels = dataset.train().images / 255
-    assert np.allclose(dataset.normalization.mean, pixels.mean((0, 2, 3)))
-    assert np.allclose(dataset.normalization.std, pixels.std((0, 2, 3)))
-
-
 def test_folder_faults(folder, tmp_path):
+    def refused(fault, name="Folder", at=folder):
+        with pytest.raises(BadInput, match=fault):
+            open_dataset(name, at).train()
+
+    refused("holds train/ and test/, not CIFAR10; add --dataset Folder", "CIFAR10")
+    refused("needs train/ and test/", at=tmp_path / "nowhere")
     (folder / "test" / "cow").mkdir()
-    with pytest.raises(BadInput, match="'cow' is in only one of"):
-        open_dataset("Folder", folder)
+    refused("'cow' is in only one of")
     (folder / "train" / "cow").mkdir()
-    with pytest.raises(BadInput, match="train/cow: no picture in it"):
-        open_dataset("Folder", folder)
-    shutil.rmtree(folder / "train" / "cow")
-    shutil.rmtree(folder / "test" / "cow")
-    (folder / "train" / "cat" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(BadInput, match=r"0\.png: cannot be read as a picture"):
-        open_dataset("Folder", folder)
-    with pytest.raises(BadInput, match="needs train/ and test/"):
-        open_dataset("Folder", tmp_path / "nowhere")
+    refused("train/cow: no picture in it")
     for split in ("train", "test"):
-        (tmp_path / "empty" / split).mkdir(parents=True)
-    with pytest.raises(BadInput, match="train: needs a folder of pictures for each of two or more classes"):
-        open_dataset("Folder", tmp_path / "empty")
+        shutil.rmtree(folder / split / "cow")
+        shutil.rmtree(folder / split / "dog")
+    refused("train: needs a folder of pictures for each of two or more classes")  # a single one
 
 
 def test_the_name_of_a_folder_is_the_directorys(folder, tmp_path, monkeypatch):
@@ -198,13 +169,17 @@ def test_the_name_of_a_folder_is_the_directorys(folder, tmp_path, monkeypatch):
     assert dataset_name("Folder", tmp_path / "circle") == "Folder-circle"
     assert dataset_name("CIFAR10", folder) == "CIFAR10"
     assert open_dataset("Folder", folder).name == f"Folder-{folder.name}"
+    with pytest.raises(BadInput, match="the folder's name is not valid text"):
+        dataset_name("Folder", tmp_path / "caf\udce9")
 
 
-def test_shapes10_is_drawn_the_same_each_time_and_balanced():
-    (images, labels), (again, _) = shapes.draw("test"), shapes.draw("test")
-    train, _ = shapes.draw("train")
+def test_shapes10_is_drawn_the_same_each_time_and_balanced(monkeypatch):
+    assert shapes.COUNTS == {"train": 4000, "test": 1000}
+    for split, count in (("train", 200), ("test", 100)):  # fewer are quicker
+        monkeypatch.setitem(shapes.COUNTS, split, count)
+    (images, labels), (again, _), (train, _) = shapes.draw("test"), shapes.draw("test"), shapes.draw("train")
     assert np.array_equal(images, again)
-    assert images.dtype == np.uint8 and images.shape == (1000, 3, 32, 32) and len(train) >= 2000
-    assert np.bincount(labels).tolist() == [100] * 10
+    assert images.dtype == np.uint8 and images.shape == (100, 3, 32, 32) and len(train) == 200
+    assert np.bincount(labels).tolist() == [10] * 10
     assert open_dataset("Shapes10", Path()).class_names() == shapes.CLASSES
     assert not {image.tobytes() for image in images} & {image.tobytes() for image in train}

@@ -37,29 +37,22 @@ def test_no_other_temperature_has_a_smaller_cross_entropy():
     assert loss(fitted) < min(loss(0.98 * fitted), loss(1.02 * fitted))
 
 
-def test_expected_calibration_error_by_hand():
+def test_calibration_error_and_likelihood_by_hand():
     """Four images at confidence 0.8, three of them right: 5 points; four at 0.6, one right: 35 points."""
     logits = torch.tensor([[p, 1 - p] for p in [0.8] * 4 + [0.6] * 4]).log()
     labels = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1])
     assert expected_calibration_error(logits, labels) == pytest.approx((5 + 35) / 2, abs=1e-4)
 
-
-def test_certainty_is_the_last_bin_and_right_or_wrong():
-    logits = torch.tensor([[1000.0, 0.0]])
-    assert expected_calibration_error(logits, torch.tensor([0])) == 0
-    assert expected_calibration_error(logits, torch.tensor([1])) == 100
-
-
-def test_negative_log_likelihood_by_hand():
-    logits = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
-    expected = (math.log(2) - math.log(0.75)) / 2
-    assert negative_log_likelihood(logits, torch.tensor([0, 1])) == pytest.approx(expected, rel=1e-6)
+    certain = torch.tensor([[1000.0, 0.0]])
+    assert [expected_calibration_error(certain, torch.tensor([label])) for label in (0, 1)] == [0, 100]
+    likelihood = negative_log_likelihood(logits[[0, 4]], torch.tensor([0, 1]))
+    assert likelihood == pytest.approx(-(math.log(0.8) + math.log(0.4)) / 2, rel=1e-6)
 
 
 def test_views_are_views_of_the_images_and_always_the_same():
     images = pictures(3)
-    views = calibration_views(images)
-    assert views.shape == (2000, 3, 32, 32) and torch.equal(views, calibration_views(images))
+    views = calibration_views(images, 32)
+    assert views.shape == (2000, 3, 32, 32) and torch.equal(views, calibration_views(images, 32))
     padded = np.pad(images, ((0, 0), (0, 0), (4, 4), (4, 4)))
     crops = [padded[:, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     by_image = [{crop[k, :, :, ::step].tobytes() for crop in crops for step in (1, -1)} for k in range(3)]

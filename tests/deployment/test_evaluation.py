@@ -1,16 +1,16 @@
 """Figures of networks side by side, against values by hand."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from small import frozen_teacher, small_teacher
 from torch import nn
 
 from deployment import evaluation
 from deployment.evaluation import TEACHER, Candidate, compare, lowest_classes, markdown, multiply_adds
+from deployment.export import OnRawImages
 from deployment.networks import candidates
 from grafting.scions import scions
-from models.vgg import frozen
+from models.networks import frozen
 
 
 class Constant(nn.Module):
@@ -44,21 +44,20 @@ def test_accuracies_and_agreement(dataset):
     assert lowest_classes(second) == "always 1: lowest classes a 0.0%, c 0.0%, b 100.0%"
     assert markdown([first, second]).splitlines()[2].startswith("| teacher | 3 | 0 | 0.0 | ")
 
-
-def test_without_a_teacher_there_is_no_agreement_with_it(dataset):
     (alone,) = compare([candidate(0)], dataset)
     assert alone.agreement is None and markdown([alone]).splitlines()[2].split(" | ")[5] == "-"
 
 
-def test_multiply_adds_by_hand(teacher, dataset):
+def test_multiply_adds_by_hand(dataset):
     """Widths 4, 4, 8, 8-8, 8 on 32x32 to 2x2 pixels; 8-8 and 8-3 linear."""
-    (found,) = candidates("teacher", None, Path(__file__), teacher, dataset)
+    network = OnRawImages(small_teacher(), dataset.normalization)
     by_hand = 1024 * 27 * 4 + 256 * 36 * 4 + 64 * 36 * 8 + 16 * 72 * 8 * 2 + 4 * 72 * 8 + 64 + 24
-    assert multiply_adds(found.counted) == by_hand
+    assert multiply_adds(network, 32) == by_hand
 
 
-def test_stage_2_is_measured_with_adapters_and_folded(teacher, dataset, tmp_path):
-    student = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
+def test_stage_2_is_measured_with_adapters_and_folded(dataset, tmp_path):
+    teacher = frozen_teacher()
+    student = nn.Sequential(*scions(teacher, torch.Generator().manual_seed(0)))
     path = tmp_path / "student.pth"
     torch.save(student.state_dict(), path)
     rows = compare(candidates("stage 2", student.state_dict(), path, teacher, dataset), dataset)

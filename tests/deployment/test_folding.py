@@ -3,14 +3,16 @@
 import pytest
 import torch
 from conftest import ROOT
-from small import CLASSES, TINY, pictures, small_dataset
+from small import frozen_teacher, pictures
 from torch import nn
 
 from data.datasets import open_dataset
 from deployment.folding import FOLDED_BLOCK, SIDE, fold
 from grafting.scions import scions
 from models import checkpoints
-from models.vgg import ARCHITECTURES, BlockwiseVGG, frozen, initialize, parameter_count
+from models.architectures import ARCHITECTURES
+from models.networks import frozen, initialize, parameter_count
+from models.vgg import BlockwiseVGG
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -28,8 +30,7 @@ def with_biases(made: list[nn.Sequential]) -> list[nn.Sequential]:
 
 
 def with_adapters(teacher, student, images):
-    normalized = small_dataset().normalization(torch.from_numpy(images))
-    return nn.Sequential(teacher[:3], *student)(normalized)
+    return nn.Sequential(teacher.blocks[:3], *student)(teacher.normalization(torch.from_numpy(images)))
 
 
 def distance(logits, reference):
@@ -37,22 +38,33 @@ def distance(logits, reference):
 
 
 @pytest.fixture
-def student():
-    return with_biases(scions(TINY, CLASSES, torch.Generator().manual_seed(0)))
+def teacher():
+    return frozen_teacher()
 
 
-def test_the_folded_student_is_the_same_function(teacher, student):
+@pytest.fixture
+def student(teacher):
+    return with_biases(scions(teacher, torch.Generator().manual_seed(0)))
+
+
+def test_the_folded_student_is_the_same_function_and_a_frozen_copy(teacher, student):
     images = pictures(50)
     reference = with_adapters(teacher, student, images)
-    logits = fold(teacher, student, small_dataset().normalization)(torch.from_numpy(images))
+    network = fold(teacher, student)
+    logits = network(torch.from_numpy(images))
     assert distance(logits, reference) < 1e-5
     assert torch.equal(logits.argmax(1), reference.argmax(1))
+    sources = {p.data_ptr() for module in (teacher.network, *student) for p in module.parameters()}
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert not sources & {p.data_ptr() for p in network.parameters()}
+    network.divide_logits(0.25)
+    assert torch.allclose(network(torch.from_numpy(images)), 4 * logits, rtol=1e-5)
 
 
 def test_merging_without_regard_to_the_borders_is_another_function(teacher, student):
     """One bias for all pixels, as if the whole kernel lay on the image."""
     images = pictures(50)
-    network = fold(teacher, student, small_dataset().normalization)
+    network = fold(teacher, student)
     (_, s2t0), (t2s0, block4, _), _ = student
     constant = t2s0(s2t0(torch.zeros(1, s2t0.in_channels, 1, 1)))[0, :, 0, 0]
     naive = block4[0].bias + block4[0].weight.sum((2, 3)) @ constant
@@ -62,28 +74,14 @@ def test_merging_without_regard_to_the_borders_is_another_function(teacher, stud
 
 def test_the_real_architecture_and_its_parameters():
     """5,279,306 at 10 classes; the student of docs/method.md, section 1, has 5,412,682."""
-    teacher = frozen(initialize(BlockwiseVGG(ARCHITECTURES["vgg16"], 10), torch.Generator().manual_seed(0)))
-    student = with_biases(scions(teacher.architecture, 10, torch.Generator().manual_seed(1)))
-    network = fold(teacher, student, small_dataset().normalization)
+    network = initialize(BlockwiseVGG(ARCHITECTURES["vgg16"], 10), torch.Generator().manual_seed(0))
+    teacher = frozen_teacher(network)
+    student = with_biases(scions(teacher, torch.Generator().manual_seed(1)))
+    network = fold(teacher, student)
     images = pictures(4)
     assert distance(network(torch.from_numpy(images)), with_adapters(teacher, student, images)) < TOLERANCE
     assert parameter_count(network) == 5_279_306
     assert parameter_count(BlockwiseVGG(ARCHITECTURES["vgg16-graft"], 10)) - parameter_count(network) == 133_376
-
-
-def test_a_folded_student_is_frozen_and_a_copy(teacher, student):
-    network = fold(teacher, student, small_dataset().normalization)
-    sources = {p.data_ptr() for module in (teacher, *student) for p in module.parameters()}
-    assert not network.training and not any(p.requires_grad for p in network.parameters())
-    assert not sources & {p.data_ptr() for p in network.parameters()}
-
-
-def test_logits_are_divided_by_the_temperature(teacher, student):
-    images = torch.from_numpy(pictures(5))
-    network = fold(teacher, student, small_dataset().normalization)
-    before = network(images)
-    network.divide_logits(0.25)
-    assert torch.allclose(network(images), 4 * before, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -92,14 +90,13 @@ def test_all_test_images_with_the_real_teacher(real_data, real_teachers, name):
     """With the students in ckpt/student if there are any, else with random scions."""
     dataset = open_dataset(name, real_data(name))
     path = real_teachers / f"vgg16-blockwise-{name.lower()}.pth"
-    teacher = frozen(checkpoints.read_teacher(path, dataset.classes))
+    teacher = frozen_teacher(checkpoints.read_teacher(path, dataset.classes), dataset)
     files = sorted((ROOT / "ckpt/student").glob(f"vgg16-student-graft-net-{name}-*-trial0.pth"))[:1]
-    student = with_biases(scions(teacher.architecture, dataset.classes, torch.Generator().manual_seed(0)))
+    student = with_biases(scions(teacher, torch.Generator().manual_seed(0)))
     for file in files:
         checkpoints.load(nn.Sequential(*student), checkpoints.read(file)[1], file)
-    network = fold(teacher, student, dataset.normalization)
-    graft = frozen(nn.Sequential(teacher[:3], *student))
-    for images in torch.from_numpy(dataset.test().images).split(500):
-        reference, logits = graft(dataset.normalization(images)), network(images)
+    network = fold(teacher, student)
+    for images in dataset.test().images.reshape(-1, 500, 3, 32, 32):
+        reference, logits = with_adapters(teacher, student, images), network(torch.from_numpy(images))
         assert distance(logits, reference) < TOLERANCE
         assert torch.equal(logits.argmax(1), reference.argmax(1))

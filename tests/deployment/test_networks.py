@@ -4,37 +4,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import frozen_teacher
 from torch import nn
 
 from comparisons import fskd
 from deployment.networks import student_in
-from models.vgg import FIRST_GRAFTED
+from models.vgg import cut
 from utils.errors import BadInput
 
 FILE = Path("student.pth")
 
 
-def test_a_student_without_adapters_becomes_scions_that_compute_the_same(teacher):
+def test_a_student_without_adapters_becomes_scions_that_compute_the_same():
+    teacher = frozen_teacher()
     network = fskd.pruned(teacher).eval()
     random = torch.Generator().manual_seed(0)
-    for layer in network[FIRST_GRAFTED:].modules():
+    for layer in cut(network)[3:].modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.normal_(layer.bias, 0.0, 0.3, generator=random)
     student = student_in("teacher", network.state_dict(), FILE, teacher)
     images = torch.randn(4, 3, 32, 32, generator=random)
     with torch.no_grad():
         expected = network(images)
-        found = nn.Sequential(teacher[:FIRST_GRAFTED], *student)(images)
+        found = nn.Sequential(teacher.blocks[:3], *student)(images)
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max() and expected.std() > 0.01
 
 
-def test_a_teacher_is_no_student(teacher):
-    with pytest.raises(BadInput, match=r"student\.pth: is no student of this teacher"):
-        student_in("teacher", teacher.state_dict(), FILE, teacher)
-
-
-def test_the_student_of_another_teacher_is_refused(teacher):
-    state = fskd.pruned(teacher).state_dict()
-    state["features.2.0.bias"] = state["features.2.0.bias"] + 1e-6
-    with pytest.raises(BadInput, match="is no student of this teacher"):
-        student_in("teacher", state, FILE, teacher)
+def test_a_teacher_and_the_student_of_another_teacher_are_refused():
+    teacher = frozen_teacher()
+    of_another = fskd.pruned(teacher).state_dict()
+    of_another["features.2.0.bias"] = of_another["features.2.0.bias"] + 1e-6
+    for state in (teacher.network.state_dict(), of_another):
+        with pytest.raises(BadInput, match=r"student\.pth: is no student of this teacher"):
+            student_in("teacher", state, FILE, teacher)

@@ -1,45 +1,30 @@
 import copy
-from dataclasses import replace
+import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from small import CLASSES, pictures
+from small import CLASSES, frozen_teacher, pictures, small_teacher
 from torch.nn import functional
 
-from data.datasets import LabelledImages
-from data.views import VIEWS
-from experiments.diagnosis import PENALTIES, Ridge, diagnose, effective_rank
-from experiments.expectation import describe
-from grafting.recipes import CIFAR10
-from grafting.teacher import FrozenTeacher
+import train_fskd
+from experiments.diagnosis import PENALTIES, BlockReport, Diagnosis, Ridge, diagnose, effective_rank
+from grafting.inputs import Inputs
 
 
-@pytest.fixture
-def found(teacher, dataset):
-    """A diagnosis with two images per class, and what it was made from."""
-    frozen, images = FrozenTeacher(teacher, dataset.normalization, dataset.test()), pictures(2 * CLASSES, 5)
-    return diagnose(frozen, images), frozen, images
-
-
-def test_one_image_per_class_by_hand(found, dataset):
-    diagnosis, frozen, images = found
-    views = frozen.few_shot(images)
-    means = [
-        views.features(3, torch.full((VIEWS,), 2 * c), torch.arange(VIEWS)).flatten(1).mean(0) for c in range(CLASSES)
-    ]
-    test = torch.cat([features.flatten(1) for features, _ in frozen.test_batches(3)])
-    cosine = functional.cosine_similarity(test[:, None], torch.stack(means)[None], dim=2)
-    expected = 100 * np.mean(cosine.argmax(1).numpy() == dataset.test().labels)
-    assert diagnosis.blocks[2].one_shot == pytest.approx(expected)
-
-
-def test_rms_by_hand(found):
-    diagnosis, frozen, _ = found
+def test_class_means_and_rms_by_hand():
+    """The nearest class mean knows the first image of each class, in all its 162 views."""
+    teacher, images = frozen_teacher(), pictures(2 * CLASSES, 5)
+    found, inputs, views = diagnose(teacher, images), Inputs(teacher, images), torch.arange(162)
     for start in range(1, 6):
-        features = torch.cat([features for features, _ in frozen.test_batches(start)])
-        assert diagnosis.blocks[start - 1].rms == pytest.approx(features.square().mean().sqrt().item(), rel=1e-5)
+        first = [inputs.features(start, torch.full((162,), 2 * c), views) for c in range(CLASSES)]
+        means = torch.stack([features.flatten(1).mean(0) for features in first])
+        test = torch.cat([features.flatten(1) for features, _ in teacher.test_batches(start)])
+        predicted = functional.cosine_similarity(test[:, None], means[None], dim=2).argmax(1)
+        report, expected = found.blocks[start - 1], 100 * (predicted == teacher.test_labels).double().mean().item()
+        assert (report.block, report.features) == (start - 1, test.shape[1])
+        assert report.nearest_mean == pytest.approx(expected)
+        assert report.rms == pytest.approx(test.square().mean().sqrt().item(), rel=1e-5)
 
 
 def labelled_features():
@@ -87,28 +72,32 @@ def test_effective_rank_by_hand(singular, rank):
     assert effective_rank(features) == pytest.approx(rank, rel=1e-4)
 
 
-def test_images_that_are_the_test_set_are_read_without_a_fault(teacher, dataset):
-    """One picture per class, which is also the whole test set: every classifier on early blocks knows it."""
-    images = pictures(CLASSES, 7)
-    test = LabelledImages(images, np.arange(CLASSES))
-    frozen = FrozenTeacher(teacher, dataset.normalization, replace(dataset, test=lambda: test).test())
-    assert diagnose(frozen, images).blocks[0].one_shot == 100
-
-
-def test_the_text_says_what_to_expect(found):
-    diagnosis, inputs, file = replace(found[0], classes=100), ["--dataset", "CIFAR10"], Path("mine.pth")
-    text, block = diagnosis.text(CIFAR10, inputs, file), diagnosis.blocks[2]
-    steps = 17 * 420  # an epoch of 100 images in batches of 6
-    assert text.count("\n|") == 6 and f"its RMS is {block.rms:.2f}." in text
-    assert text.endswith("\n".join(describe(diagnosis.teacher, block.one_shot, block.rms, steps, inputs, file)))
-
-
-def test_a_block_that_gives_the_same_for_all_images(teacher, dataset):
+def test_a_block_that_gives_the_same_for_all_images():
     """As in a training that has collapsed: guesses, but no fault."""
-    teacher = copy.deepcopy(teacher)
-    for layer in teacher.features[2]:
+    network = copy.deepcopy(small_teacher())
+    for layer in network.features[2]:
         if isinstance(layer, torch.nn.Conv2d):
             layer.weight.data.zero_(), layer.bias.data.zero_()
-    found = diagnose(FrozenTeacher(teacher, dataset.normalization, dataset.test()), pictures(CLASSES, 7))
-    assert found.blocks[2].rms == 0 and found.blocks[2].rank == 1.0
-    assert 0 <= found.blocks[2].probe <= 100
+    block = diagnose(frozen_teacher(network), pictures(CLASSES, 7)).blocks[2]
+    assert block.rms == 0 and block.rank == 1.0 and 0 <= block.probe <= 100
+
+
+POOR, FOREIGN = "This teacher is poor", "was it trained on these data?"
+
+
+@pytest.mark.parametrize(("nearest_mean", "said"), [(70.0, {POOR}), (88.0, set()), (93.1, {FOREIGN})])
+def test_the_text_says_what_to_do_with_a_poor_teacher(nearest_mean, said):
+    blocks = tuple(BlockReport(b, 4, 85.0, nearest_mean if b == 2 else 50.0, 0.25, 3.0) for b in range(5))
+    inputs, file = ["--dataset", "Folder", "--data_path", "my pictures"], Path("ckpt/mine.pt")
+    text = Diagnosis(blocks, 90.0, first=3).text(inputs, file)
+    assert text.count("\n|") == 6 and "output of block 2 is the input of B0" in text
+    assert (
+        f"5.00 points below the teacher, the nearest class mean of one image per class {90 - nearest_mean:.2f}" in text
+    )
+    assert {words for words in (POOR, FOREIGN) if words in text} == said
+    if said == {POOR}:
+        python, program, *flags = shlex.split(text.splitlines()[-1])
+        args = train_fskd.arguments(flags)
+        assert (python, program, args.train_teacher) == ("python", "train_fskd.py", True)
+        assert (args.teacher_from, args.teacher) == (file, Path("ckpt/mine-graftable.pth"))
+        assert (args.dataset, args.data_path) == ("Folder", Path("my pictures"))

@@ -1,11 +1,9 @@
 import io
-import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from committed import as_committed
-from conftest import ROOT
+from committed import ROOT, as_committed
 from few_results import CELLS, RECIPE, cell
 from matplotlib.figure import Figure
 from PIL import Image
@@ -108,10 +106,3 @@ def test_what_is_drawn_is_inside_the_picture(folders):
     pixels = np.asarray(Image.open(drawing).convert("RGB"))
     for edge in (pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:]):
         assert (edge == 255).all()
-
-
-def test_matplotlib_is_imported_only_to_draw():
-    """At the top of a module it would slow down every command."""
-    sources = [path.read_text() for path in (ROOT / "experiments").glob("*.py")]
-    assert sum("matplotlib" in source for source in sources) >= 1
-    assert not [source for source in sources if re.search("^(import|from) matplotlib", source, re.MULTILINE)]

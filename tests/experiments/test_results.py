@@ -1,14 +1,17 @@
 import json
 
 import pytest
+from committed import ROOT, as_committed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import results
+from experiments import results, tables
+from experiments.tensorboard import rewrite_cell
+from grafting.recipes import CIFAR10
 from utils import files
 from utils.errors import BadInput
 
 RATES = {"lr_student": 1e-4, "lr_adapter": 1e-4}
 SETTING = {"dataset": "D", "shots": 1, "trial": 0, "schedule": [{"phase": "B0", "span": [3, 4], "epochs": 9, **RATES}]}
-SELECTS = {**SETTING, "schedule": [{**SETTING["schedule"][0], "selects_among": 3}]}
 SOUND = {"status": "done", "best": 90.0, "best_epoch": 7, "last": 89, "setting": SETTING, "teacher": {"accuracy": 92.3}}
 
 
@@ -20,55 +23,40 @@ def write(output_dir, content, shots=1, trial=0):
 
 def test_only_results_are_read(tmp_path):
     write(tmp_path, SOUND)
-    assert results.read_all(tmp_path) == [SOUND]
-    write(tmp_path, {**SOUND, "setting": SELECTS})
-    assert results.read_all(tmp_path) == [{**SOUND, "setting": SELECTS}]
-    write(tmp_path, SOUND)
     for name in ("trial-0.json.tmp", "trial-x.json", ".trial-0.json.ab.tmp", "trial-0.checkpoint.pt"):
         (tmp_path / "results/1-shot" / name).write_text("not a result")
     (tmp_path / "results/fresh-0123abcd.json").write_text("not a result")
-    assert results.read_all(tmp_path) == [SOUND]
+    of_grafting = {**SOUND, "setting": {**SETTING, "method": "grafting"}}  # which the first versions did not name
+    assert results.read_all(tmp_path) == [of_grafting]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "done"}', json.dumps(SOUND)[:-20]])
+def test_what_is_no_result_is_refused_in_one_line(tmp_path, content):
+    write(tmp_path, SOUND).write_text(content)
+    with pytest.raises(BadInput, match=r"trial-0\.json: not a result file of fskd") as refusal:
+        results.read_all(tmp_path)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("changed", "fault"),
     [
-        ({"best": "90"}, "best"),
-        ({"best": None}, "best"),
-        ({"best": float("nan")}, "best"),
-        ({"last": 101.0}, "last"),
-        ({"last": True}, "last"),
-        ({"teacher": {"accuracy": "92"}}, "teacher"),
-        ({"teacher": "mine"}, "teacher|indices"),
-        ({"machine": ["cpu"]}, "machine"),
-        ({"earlier_processes": None}, "iterable|unpack"),
-        ({"earlier_processes": ["x"]}, "get"),
-        ({"earlier_processes": [{"machine": None}]}, "machine"),
-        ({"best": 10.0, "last": 90.0}, "best"),
-        ({"setting": SELECTS, "best_epoch": 6}, "best epoch"),
-        ({"setting": SELECTS, "best_epoch": 10}, "best epoch"),
-        ({"setting": {**SETTING, "shots": 10**30}}, "shots"),
-        ({"setting": {**SETTING, "trial": "0"}}, "trial"),
-        ({"setting": {**SETTING, "shots": 1.0}}, "shots"),
-        ({"setting": {**SETTING, "dataset": None}}, "dataset"),
-        ({"setting": {**SETTING, "schedule": 5}}, "not iterable"),
-        ({"setting": {**SETTING, "schedule": [{}]}}, "phase"),
-        ({"setting": {**SETTING, "schedule": [{**SETTING["schedule"][0], "lr_student": "1e-4"}]}}, "lr_student"),
-        ({"setting": {**SETTING, "schedule": [{**SETTING["schedule"][0], "lr_adapter": None}]}}, "lr_adapter"),
-        ({"teacher": {"accuracy": 92.3, "file": None}}, "file"),
-        ({"command": None}, "command"),
-        ({"command": "train_fskd.py"}, "command"),
-        ({"command": [3]}, "command"),
-        ({"setting": {}}, "dataset"),
-        ({"setting": None}, "subscriptable"),
         ({"status": "asleep"}, "asleep"),
+        ({"best": None}, "float"),
+        ({"last": "high"}, "high"),
+        ({"teacher": "mine"}, "indices"),
+        ({"teacher": {}}, "accuracy"),
+        ({"setting": None}, "subscriptable"),
+        ({"setting": {}}, "shots"),
+        ({"setting": {**SETTING, "trial": "first"}}, "first"),
+        ({"setting": {**SETTING, "schedule": 5}}, "subscriptable"),
+        ({"setting": {**SETTING, "schedule": [{}]}}, "epochs"),
     ],
 )
-def test_edited_results_are_refused_in_one_line(tmp_path, changed, fault):
+def test_a_result_that_lacks_a_part_is_refused(tmp_path, changed, fault):
     write(tmp_path, {**SOUND, **changed})
-    with pytest.raises(BadInput, match=rf"trial-0\.json: not a result file of fskd.*({fault})") as refusal:
+    with pytest.raises(BadInput, match=rf"trial-0\.json: not a result file of fskd.*({fault}).*; remove it to run"):
         results.read_all(tmp_path)
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +69,17 @@ def test_a_copy_is_refused(tmp_path, name):
     (tmp_path / name).write_text(json.dumps(SOUND))
     with pytest.raises(BadInput, match=f"{name}: is a copy of 1-shot/trial-0.json"):
         results.read_all(tmp_path)
+
+
+def test_a_result_of_an_earlier_version_is_still_read(tmp_path):
+    """A committed one: its row of the table, and TensorBoard's curves."""
+    folder = as_committed(ROOT / "benchmarks/results/CIFAR10", tmp_path)
+    found = results.read(folder / "results/1-shot/trial-0.json")
+    assert (found["status"], found["setting"]["method"]) == ("done", "grafting")
+    (row,) = tables.rows([found], CIFAR10)
+    assert (row.shots, row.best, row.last, row.teacher, row.paper) == (1, 91.64, 91.5, 91.88, 90.74)
+    rewrite_cell(tmp_path, found, pytest.fail)
+    curves = EventAccumulator(str(tmp_path / "tensorboard/cells/01-shot/trial-0"))
+    curves.Reload()
+    best = next(event for event in curves.Scalars("cells, N = 01/test %, L3") if event.step == found["best_epoch"])
+    assert best.value == pytest.approx(found["best"])

@@ -6,25 +6,27 @@ from few_results import CELLS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import figure, results, summary, tables
-from experiments.tensorboard import MARGIN, filled
+from experiments.tensorboard import MARGIN
 from utils import files
 from utils.errors import BadInput
 
 
-def write_results(output_dir):
+@pytest.fixture
+def folder(tmp_path):
+    """An output directory with four results."""
     for result in CELLS:
         result = result | {"setting": result["setting"] | {"dataset": "D"}}
-        files.write_json(results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"]), result)
+        files.write_json(results.path_of(tmp_path, result["setting"]["shots"], result["setting"]["trial"]), result)
+    return tmp_path
 
 
-def test_two_processes_at_once_leave_a_whole_table_and_whole_curves(tmp_path):
-    write_results(tmp_path)
+def test_two_processes_at_once_leave_a_whole_table_and_whole_curves(folder):
     failures = []
 
     def write():
         try:
             for _ in range(3):
-                summary.write_summary(tmp_path)
+                summary.write_summary(folder, failures.append)
         except (OSError, BadInput) as error:
             failures.append(error)
 
@@ -34,40 +36,33 @@ def test_two_processes_at_once_leave_a_whole_table_and_whole_curves(tmp_path):
     for writer in writers:
         writer.join()
     assert not failures
-    curve = EventAccumulator(str(tmp_path / "tensorboard/accuracy over N/ours, best"))
+    curve = EventAccumulator(str(folder / "tensorboard/accuracy over N/ours, best"))
     curve.Reload()
-    steps = [event.step for event in curve.Scalars(MARGIN[0])]
-    assert steps == [step for step, *_ in filled([(1, 0, 0), (10, 0, 0)])] and (steps[0], steps[-1]) == (0, 1000)
-
-
-def test_what_a_killed_process_left_of_a_table_is_removed(tmp_path):
-    write_results(tmp_path)
-    for name in (".table.md.0123abcd.tmp", ".table.csv.0123abcd.tmp"):
-        (tmp_path / name).write_text("torn")
-    summary.write_summary(tmp_path)
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert [event.step for event in curve.Scalars(MARGIN[0])] == [1, 10]
 
 
 @pytest.mark.usefixtures("real_pictures")
-def test_files_of_a_summary(tmp_path):
-    write_results(tmp_path)
-    rows, text = summary.write_summary(tmp_path)
+def test_files_of_a_summary(folder):
+    leftovers = [folder / f".{name}.0123abcd.tmp" for name in ("table.md", "table.csv")]  # of a killed process
+    for leftover in leftovers:
+        leftover.write_text("torn")
+    rows, text = summary.write_summary(folder, pytest.fail)
     assert [row.shots for row in rows] == [1, 10]
-    assert text.startswith((tmp_path / "table.md").read_text()) and "missing: N = 10, trial 1, 2" in text
-    (panel,) = figure.read_panels([tmp_path])
-    assert (tmp_path / "accuracy.svg").read_bytes() == figure.draw([panel], "svg")
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert text.startswith((folder / "table.md").read_text()) and "missing: N = 10, trial 1, 2" in text
+    (panel,) = figure.read_panels([folder])
+    assert (folder / "accuracy.svg").read_bytes() == figure.draw([panel], "svg")
+    assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert not [leftover for leftover in leftovers if leftover.exists()]
 
 
 def test_without_results_nothing_is_left_behind(tmp_path):
     with pytest.raises(BadInput, match="no results found; give their --dataset or --output_dir"):
-        summary.write_summary(tmp_path / "nowhere")
+        summary.write_summary(tmp_path / "nowhere", pytest.fail)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_lines_over_n_are_those_of_the_figure(tmp_path):
-    write_results(tmp_path)
-    (panel,) = figure.read_panels([tmp_path])
+def test_the_lines_over_n_are_those_of_the_figure(folder):
+    (panel,) = figure.read_panels([folder])
     assert summary.lines(panel) == {
         "ours, best": [(1, 81.0, pytest.approx(2**0.5)), (10, 91.5, 0.0)],
         "ours, last": [(1, 79.5, pytest.approx(0.5**0.5)), (10, 91.25, 0.0)],
@@ -77,40 +72,34 @@ def test_the_lines_over_n_are_those_of_the_figure(tmp_path):
     assert papers["paper, best"] == [(5, 92.88, 0.07)] and papers["paper's teacher"] == [(5, 92.83, 0.0)]
 
 
-def test_the_text_names_table_teacher_and_commands(tmp_path):
-    found = [
-        CELLS[0]
-        | {"command": ["train_fskd.py", "--teacher", "a b.pth"], "teacher": {"file": "a b.pth", "accuracy": 92.3}}
-    ]
+def test_the_text_names_table_teacher_and_commands():
+    command = {"command": ["train_fskd.py", "--teacher", "a b.pth"]}
+    found = [CELLS[0] | command | {"teacher": {"file": "a b.pth", "accuracy": 92.3}}]
     panel = figure.panel(found)
     assert tables.markdown(panel.table) in (text := summary.text(panel, found))
     assert "Teacher a b.pth: test accuracy 92.30%." in text and "`python train_fskd.py --teacher 'a b.pth'`" in text
 
 
-def test_what_the_results_hold_can_be_rebuilt(tmp_path):
-    write_results(tmp_path)
-    assert summary.rebuild(tmp_path) == summary.write_summary(tmp_path)
-    runs = sorted(str(path.parent.relative_to(tmp_path / "tensorboard")) for path in tmp_path.rglob("events.*"))
+def test_what_the_results_hold_can_be_rebuilt(folder):
+    assert summary.rebuild(folder, pytest.fail) == summary.write_summary(folder, pytest.fail)
+    runs = sorted(str(path.parent.relative_to(folder / "tensorboard")) for path in folder.rglob("events.*"))
     assert runs == [
         "accuracy over N", "accuracy over N/our teacher", "accuracy over N/ours, best", "accuracy over N/ours, last",
         "cells/01-shot/trial-0", "cells/01-shot/trial-1", "cells/01-shot/trial-2", "cells/10-shot/trial-0",
     ]  # fmt: skip
 
 
-def test_a_full_disk_is_not_taken_for_a_damaged_result(tmp_path, monkeypatch):
-    write_results(tmp_path)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(summary.tensorboard, "rewrite_cell", full)
-    with pytest.raises(BadInput, match=r"tensorboard: cannot be written \(No space left on device\)"):
-        summary.rebuild(tmp_path)
+def test_where_tensorboard_cannot_be_written_there_is_the_table(folder):
+    """The folder's fault is not taken for a damaged result."""
+    said = []
+    (folder / "tensorboard").write_text("no folder")
+    _, text = summary.rebuild(folder, said.append)
+    assert "|  1 | 81.00" in text and len(said) == 1 + len(CELLS)
+    assert all(line.startswith("TensorBoard's files cannot be written (") for line in said)
 
 
-def test_a_result_with_damaged_curves_is_named(tmp_path):
-    write_results(tmp_path)
-    path = results.path_of(tmp_path, 10, 0)
+def test_a_result_with_damaged_curves_is_named(folder):
+    path = results.path_of(folder, 10, 0)
     files.write_json(path, results.read(path) | {"phases": {"B0": {"losses": [1.0]}}})
     with pytest.raises(BadInput, match=r"trial-0\.json: not a result file of fskd, or damaged"):
-        summary.rebuild(tmp_path)
+        summary.rebuild(folder, pytest.fail)

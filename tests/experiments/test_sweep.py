@@ -3,102 +3,92 @@ import json
 import weakref
 from dataclasses import replace
 
-import filelock
 import numpy as np
 import pytest
 import torch
-from small import PowerCut, pictures, short_recipe, weights
+from small import PowerCut, numbers, pictures, short_recipe, small_dataset, small_job, small_teacher, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from acceleration.feature_cache import CachedTeacher
-from comparisons.methods import METHODS
 from data.datasets import LabelledImages
 from experiments import pictures as pictures_of_cells
-from experiments import results, students, sweep
+from experiments import results, summary, sweep
 from experiments.cell import Cell
-from experiments.cell_runner import CellRunner
-from experiments.plan import Plan
-from experiments.sweep import Sweep, summarize
 from experiments.tensorboard import rewrite_cell
+from experiments.training import CellTraining
 from grafting import distillation
-from grafting.distillation import Distillation, NotFinite
+from grafting.distillation import NotFinite
 from models import checkpoints
 from utils import files
 from utils.errors import BadInput
 
-CPU = torch.device("cpu")
+ONE = ("--nshot", "1", "--trials", "1")
+TEACHER = small_teacher()
 
 
 @pytest.fixture
-def recipe():
-    """Fewer epochs than elsewhere: this is about which cells run."""
-    return short_recipe((1, 1, 1), (1, 4))
-
-
-@pytest.fixture
-def plan(teacher, dataset, recipe, tmp_path):
-    """A function that makes a plan of two N and two trials; `plan.lines` is what was reported."""
-    teacher_file = tmp_path / "teacher.pth"
-    checkpoints.write_teacher(teacher, teacher_file)
+def job(tmp_path):
+    """A function that makes a job of two N and two trials, with fewer epochs than elsewhere: this is about which cells
+    run. `job.lines` is what was reported.
+    """
     lines = []
 
-    def make(name="run", **changed):
-        return replace(Plan(
-            dataset, recipe, teacher, teacher_file, ((1, 0), (1, 1), (2, 0), (2, 1)), 0, 6, "tf32", 2,
-            tmp_path / "data", tmp_path / name, tmp_path / name / "students", 10**9, False, lines.append,
-        ), **changed)  # fmt: skip
+    def make(*flags, name="run", cells=None, recipe=None, dataset=None, report=lines.append):
+        flags = ("--nshot", "1", "2", "--trials", "2", "--memory", "1", *flags)
+        recipe = recipe or short_recipe((1, 1), (1, 4))
+        made = small_job(tmp_path / name, *flags, dataset=dataset, recipe=recipe, network=TEACHER, report=report)
+        if cells:
+            made.cells = [Cell(made, *cell) for cell in cells]
+        return made
 
     make.lines = lines
     return make
 
 
-def run(plan):
-    sweep.run([plan], CPU)
-    return sum(result["status"] == "failed" for result in summarize(plan))
+def run(job):
+    """Run the job; how many cells have failed, and the table."""
+    sweep.run([job])
+    rows, text = summary.write_summary(job.output_dir, pytest.fail)
+    return sum(row.failed for row in rows), text
 
 
-def run_cut(plan, after):
-    """Run the plan until `after` cells are done and the next one has started."""
-    begun, run_cell = [], CellRunner.run
+def run_cut(job, after):
+    """Run the job until `after` cells are done and the next one has started."""
+    begun, run_cell = [], Cell.run
 
-    def cut(runner, cell):
+    def cut(cell, *teacher):
         begun.append(cell)
         if len(begun) > after:
             raise PowerCut
-        return run_cell(runner, cell)
+        return run_cell(cell, *teacher)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(CellRunner, "run", cut)
-        Sweep(plan, CPU).run()
+        patch.setattr(Cell, "run", cut)
+        sweep.run([job])
 
 
-def result(plan, shots, trial):
-    return json.loads((plan.output_dir / f"results/{shots}-shot/trial-{trial}.json").read_text())
+def result(job, shots, trial):
+    return json.loads(results.path_of(job.output_dir, shots, trial).read_text())
 
 
-def numbers(plan):
-    """Every figure and weight of a finished plan, without times and paths."""
-    found = {}
-    for path in sorted((plan.output_dir / "results").rglob("*.json")):
-        content = json.loads(path.read_text())
-        phases = {name: (p["losses"], p["accuracies"]) for name, p in content["phases"].items()}
-        found[path.name, path.parent.name] = (content["best"], content["best_epoch"], content["last"], phases)
-    return found, {path.name: weights(path) for path in plan.student_dir.glob("*.pth")}
+def moments(job):
+    """When each result was written, by cell."""
+    return {path.parent.name + path.stem: path.stat().st_mtime_ns for path in results.paths(job.output_dir)}
 
 
-def test_files_of_a_sweep(plan, teacher):
-    assert run(plan(recipe=short_recipe())) == 0
-    one = result(plan(), 2, 1)
+def test_files_of_a_sweep(job):
+    assert run(job("--eval_every", "2", recipe=short_recipe()))[0] == 0
+    one, made = result(job(), 2, 1), job()
     assert one["status"] == "done" and set(one["phases"]) == {"B0", "B1", "B2", "L2", "L3"}
     accuracies = {int(epoch): value for epoch, value in one["phases"]["L3"]["accuracies"].items()}
     assert one["best"] == max(accuracies.values()) and one["last"] == accuracies[4]
     assert one["best_epoch"] == min(e for e, value in accuracies.items() if value == one["best"])
-    assert one["setting"]["teacher_sha256"] == checkpoints.weights_sha256(teacher)
+    assert one["setting"]["teacher_sha256"] == checkpoints.weights_sha256(TEACHER)
     assert one["setting"]["schedule"][0] == {
         "phase": "B0", "span": [3, 4], "epochs": 3, "lr_student": 5e-5, "lr_adapter": 5e-4, "batch": 12,
     }  # fmt: skip
     assert one["machine"]["torch"] == torch.__version__ and "command" in one and one["seconds"]["training"] > 0
-    assert sorted(path.name for path in plan().student_dir.glob("[!.]*")) == sorted(
+    assert sorted(path.name for path in made.student_dir.glob("[!.]*")) == sorted(
         f"vgg-student-graft-{kind}-Tiny-{n}perclass-trial{t}{end}.{suffix}"
         for n in (1, 2) for t in (0, 1) for kind, end in (("block", ""), ("net", ""), ("net", "-last"))
         for suffix in ("pth", "json")
@@ -106,546 +96,441 @@ def test_files_of_a_sweep(plan, teacher):
     assert one["cached_starts"] == [3, 4, 5] and one["eval_every"] == 2 and one["earlier_processes"] == []
     evaluations = (2 + 1 + 1) + 1 + (1 + 4)  # stage 1, joined, stage 2
     assert sum(one["test_predictions_settled_by"].values()) == 20 * evaluations  # 20 images each
-    assert not list(plan().output_dir.rglob("*.checkpoint.pt"))
-    assert {path.name for path in plan().output_dir.iterdir()} >= {"results", "table.md", "table.csv", "tensorboard"}
-    assert plan.lines[1].startswith(f"teacher {plan().teacher_file}: test accuracy ")
+    assert not list(made.output_dir.rglob("*.checkpoint.pt"))
+    assert {path.name for path in made.output_dir.iterdir()} >= {"results", "table.md", "table.csv", "tensorboard"}
+    assert job.lines[1].startswith("teacher teacher.pth: test accuracy ")
 
 
-def test_the_order_of_cells_and_which_others_run_change_nothing(plan):
-    run(plan("all"))
+def test_the_order_of_cells_and_which_others_run_change_nothing(job, tmp_path):
+    run(job(name="all"))
     for cells in ([(2, 1)], [(1, 1), (1, 0)], [(2, 0), (2, 1)]):
-        run(plan("apart", cells=tuple(cells)))
-    assert numbers(plan("apart")) == numbers(plan("all"))
+        run(job(name="apart", cells=cells))
+    assert numbers(tmp_path / "apart") == numbers(tmp_path / "all")
 
 
-def test_best_of_one_takes_the_last_epoch_and_is_never_mixed_with_the_best(plan, recipe):
-    whole, last = plan("whole"), plan("last", recipe=recipe.best_of(1))
-    run(whole)
-    run(last)
+def test_best_of_one_takes_the_last_epoch_and_is_never_mixed_with_the_best(job):
+    flags = (*ONE, "--eval_every", "2")
+    whole, last = job(*flags, name="whole"), job(*flags, "--best_of", "1", name="last")
+    run(whole), run(last)
     one, other = result(last, 1, 0), result(whole, 1, 0)
-    assert one["best"] == one["last"] == other["last"] and one["best_epoch"] == recipe.stage2[1].epochs
+    assert one["best"] == one["last"] == other["last"] and one["best_epoch"] == 4
     assert len(one["phases"]["L3"]["accuracies"]) < len(other["phases"]["L3"]["accuracies"])
-    for cells in (last.cells, ((3, 0),)):
-        with pytest.raises(BadInput, match="schedule"):
-            Sweep(replace(last, output_dir=whole.output_dir, cells=cells), CPU)
+    for cells, named in (
+        ([(1, 0)], r"made with another schedule \(L3, selects among: null, now 1\)"),
+        ([(2, 0)], "of this command differs from 1-shot trial 0 in its schedule"),
+    ):
+        with pytest.raises(BadInput, match=named):
+            sweep.run([job("--best_of", "1", name="whole", cells=cells)])
 
 
-def test_memory_and_eval_every_change_no_result(plan):
-    run(plan("cached"))
-    run(plan("plain", memory=0, eval_every=100))
-    assert any(
-        line.startswith("N = 2: teacher features do not fit into --memory and are computed from the images")
-        for line in plan.lines
-    )
-    (cached, _), (plain, _) = numbers(plan("cached")), numbers(plan("plain"))
+def test_memory_and_eval_every_change_no_result(job, tmp_path):
+    run(job("--trials", "1", name="cached"))
+    run(job("--trials", "1", "--memory", "0", "--eval_every", "100", name="plain"))
+    lines = [line for line in job.lines if "do not fit into --memory" in line]
+    assert [line[:6] for line in lines] == ["N = 1:", "N = 2:"]
+    (cached, _), (plain, _) = numbers(tmp_path / "cached"), numbers(tmp_path / "plain")
     for cell, (best, _, last, phases) in cached.items():
         assert plain[cell][3]["L3"][0] == pytest.approx(phases["L3"][0], rel=1e-4)
         assert (plain[cell][0], plain[cell][2]) == (best, last)
 
 
-def test_finished_cells_are_not_run_again(plan, monkeypatch):
-    run(plan(cells=((1, 0), (2, 0))))
-    before = result(plan(), 1, 0)
-    begun, run_cell = [], CellRunner.run
-    monkeypatch.setattr(CellRunner, "run", lambda runner, cell: begun.append(cell.name) or run_cell(runner, cell))
-    Sweep(plan(), CPU).run()
-    assert begun == ["1-shot trial 1", "2-shot trial 1"]
-    assert result(plan(), 1, 0) == before
-    assert "2 of 4 cells are done already; --fresh runs them again" in plan.lines
+def test_what_needs_no_cache_says_nothing_of_its_size(job):
+    jobs = [job(*ONE, "--memory", "0", "--method", name, name=name) for name in ("fskd-images", "fskd")]
+    sweep.run(jobs)
+    (line,) = (line for line in job.lines if "do not fit into --memory" in line)
+    assert job.lines.index(line) > job.lines.index(next(text for text in job.lines if "1-shot trial 0" in text))
 
 
-def test_only_what_is_left_to_run_takes_memory(plan, monkeypatch):
-    run(plan())
-    (plan().output_dir / "results/1-shot/trial-0.json").unlink()
-    sizes = []
+def test_finished_cells_are_not_run_again_and_take_no_memory(job, monkeypatch):
+    run(job(cells=[(1, 0), (2, 0), (2, 1)]))
+    before, sizes, inputs = moments(job()), [], CachedTeacher.inputs
 
-    class Watched(CachedTeacher):
-        def few_shot(self, images):
-            views = super().few_shot(images)
-            sizes.append(len(views.cache.index_of))
-            return views
+    def watched(teacher, images):
+        made = inputs(teacher, images)
+        sizes.append(len(teacher.cache.index_of))
+        return made
 
-    monkeypatch.setattr("experiments.sweep.CachedTeacher", Watched)
-    run(plan())
-    assert sizes == [3]
-
-
-def test_fresh_runs_cells_again(plan):
-    run(plan())
-    path = plan().output_dir / "results/1-shot/trial-0.json"
-    path.write_text(path.read_text().replace('"status": "done"', '"status": "failed"'))
-    assert run(plan(fresh=True)) == 0
-    assert result(plan(), 1, 0)["status"] == "done"
+    monkeypatch.setattr(CachedTeacher, "inputs", watched)
+    checkpoint = job().cells[0].checkpoint
+    checkpoint.write_text("left by a power cut just behind the cell's last write")
+    run(job())
+    after = moments(job())
+    assert {cell: moment for cell, moment in after.items() if cell in before} == before and len(after) == 4
+    assert "3 of 4 cells are done already; --fresh runs them again" in job.lines
+    assert sizes == [3] and not checkpoint.exists()
 
 
-def moments(plan):
-    """When each result was written, by cell."""
-    return {path.parent.name + path.stem: path.stat().st_mtime_ns for path in results.paths(plan.output_dir)}
+def test_a_cell_that_another_process_finishes_meanwhile_is_not_run_again(job):
+    other = []
+
+    def report(line):
+        if line.startswith("computing the teacher's features") and not other:  # the first one has found no result
+            run(job())
+            other.append(moments(job()))
+        job.lines.append(line)
+
+    run(job(report=report))
+    assert [moments(job())] == other
+    assert "1-shot trial 0: done by another process" in job.lines
 
 
-def test_an_interrupted_fresh_continues_and_ends(plan):
-    """Each cell is run again once, however often the command is interrupted; the next --fresh then starts again."""
-    run(plan())
-    old = moments(plan())
-    run_cut(plan(fresh=True), after=1)
-    first = moments(plan())
-    assert len(first) == 1 and first["1-shottrial-0"] > old["1-shottrial-0"]
-    run_cut(plan(fresh=True), after=1)
-    second = moments(plan())
-    assert len(second) == 2 and second["1-shottrial-0"] == first["1-shottrial-0"]
-    assert run(plan(fresh=True)) == 0
-    third = moments(plan())
-    assert len(third) == 4 and {**third, **second} == third
-    assert not list(plan().output_dir.glob("results/fresh-*"))
-    assert run(plan(fresh=True)) == 0
-    assert all(moment > third[cell] for cell, moment in moments(plan()).items())
+def test_a_cell_that_another_process_runs_is_skipped(job):
+    with job().cells[0].lock():
+        _, text = run(job())
+        assert set(moments(job())) == {"1-shottrial-1", "2-shottrial-0", "2-shottrial-1"}
+        assert text.endswith("missing: N = 1, trial 0") and "1-shot trial 0: another process is running it" in job.lines
+    assert run(job())[0] == 0 and len(moments(job())) == 4
 
 
-def test_an_interrupted_fresh_continues_from_its_own_checkpoint_only(plan):
-    """A checkpoint from before --fresh is outdated; one that --fresh itself has written is not."""
-    begun = plan(cells=((1, 0),))
-    checkpoint = begun.output_dir / "results/1-shot/trial-0.checkpoint.pt"
-    checkpoint.parent.mkdir(parents=True)
+# --fresh
+
+
+def test_fresh_removes_everything_at_once_and_is_continued_without_it(job):
+    """However often it is interrupted; another --fresh starts again."""
+    run(job())
+    old = moments(job())
+    checkpoint = job().cells[3].checkpoint
     checkpoint.write_text("from before")
-    sweep = Sweep(replace(begun, fresh=True), CPU)
-    assert not checkpoint.exists()
-    files.write_tensors(checkpoint, {"setting": json.dumps(sweep.cells[0].setting.content)})
-    Sweep(replace(begun, fresh=True), CPU)
-    assert checkpoint.exists()
+    run_cut(job("--fresh"), after=0)
+    assert not moments(job()) and not checkpoint.exists()
+    run_cut(job("--fresh"), after=1)
+    first = moments(job())
+    assert set(first) == {"1-shottrial-0"} and first["1-shottrial-0"] > old["1-shottrial-0"]
+    run_cut(job(), after=1)
+    second = moments(job())
+    assert len(second) == 2 and second.items() > first.items()
+    assert run(job())[0] == 0
+    assert len(moments(job())) == 4 and moments(job()).items() > second.items()
 
 
-def test_a_refused_fresh_has_removed_nothing(plan):
-    run(plan())
-    before = moments(plan())
-    lock = filelock.FileLock(plan().output_dir / "results/2-shot/trial-1.lock")
-    with lock, pytest.raises(BadInput, match="another process is running the cell"):
-        Sweep(plan(fresh=True), CPU)
-    assert moments(plan()) == before
+def test_a_refused_fresh_has_removed_nothing_of_any_job(job):
+    def jobs(*flags):
+        return [job(*ONE, *flags, name=name) for name in ("one", "two")]
+
+    sweep.run(jobs())
+    before = [moments(each) for each in jobs()]
+    with jobs()[1].cells[0].lock(), pytest.raises(BadInput, match=r"--fresh: another process is running the cell of"):
+        sweep.run(jobs("--fresh"))
+    assert [moments(each) for each in jobs()] == before
+    sweep.run(jobs("--fresh"))
+    assert all(moments(each)[cell] > old[cell] for each, old in zip(jobs(), before, strict=True) for cell in old)
 
 
-def test_a_fresh_that_is_refused_for_one_plan_has_removed_nothing_of_another(plan):
-    plans = [plan(name, cells=((1, 0),)) for name in ("one", "two")]
-    sweep.run(plans, CPU)
-    before = [moments(each) for each in plans]
-    lock = filelock.FileLock(plans[1].output_dir / "results/1-shot/trial-0.lock")
-    with lock, pytest.raises(BadInput, match="another process is running the cell"):
-        sweep.run([replace(each, fresh=True) for each in plans], CPU)
-    assert [moments(each) for each in plans] == before
-    sweep.run([replace(each, fresh=True) for each in plans], CPU)
-    assert all(moments(each)[cell] > old[cell] for each, old in zip(plans, before, strict=True) for cell in old)
+def test_fresh_with_other_settings_replaces_its_students_and_removes_nothing_it_cannot_redo(job):
+    run(job("--trials", "1"))
+    before = moments(job())
+    with pytest.raises(BadInput, match="of this command differs from 2-shot trial 0 in its seed"):
+        sweep.run([job(*ONE, "--seed", "5", "--fresh")])
+    assert moments(job()) == before
+    run(job("--trials", "1", "--seed", "5", "--fresh"))
+    assert [result(job(), shots, 0)["setting"]["seed"] for shots in (1, 2)] == [5, 5]
 
 
-@pytest.mark.parametrize("content", [None, {"setting": json.dumps({"dataset": "another"})}])
-def test_a_checkpoint_that_cannot_be_continued_is_refused_before_any_work(plan, content):
-    """Damaged, or of other settings."""
-    checkpoint = plan().output_dir / "results/2-shot/trial-1.checkpoint.pt"
-    checkpoint.parent.mkdir(parents=True)
-    files.write_tensors(checkpoint, content) if content else checkpoint.write_text("damaged")
-    with pytest.raises(BadInput, match=r"trial-1.checkpoint.pt: (made with another dataset|not a cell's checkpoint)"):
-        Sweep(plan(), CPU)
+def test_what_a_killed_process_left_behind_is_removed(job):
+    run(job(*ONE))
+    made = job(*ONE)
+    written = [*made.student_dir.glob("[!.]*"), made.cells[0].result, made.output_dir / "table.md"]
+    leftovers = [path.with_name(f".{path.name}.0123abcd.tmp") for path in (*written, made.cells[0].checkpoint)]
+    assert len(leftovers) == 3 + 3 + 1 + 1 + 1
+    for leftover in leftovers:
+        leftover.write_text("torn")
+    run(job(*ONE, "--fresh"))
+    assert not [path for path in leftovers if path.exists()]
 
 
-def test_the_checkpoint_of_a_finished_cell_is_removed(plan):
-    """As after a power cut just behind the cell's last write."""
-    run(plan())
-    checkpoint = plan().output_dir / "results/1-shot/trial-0.checkpoint.pt"
-    checkpoint.write_text("of the finished cell")
-    run(plan())
-    assert not checkpoint.exists()
+# what is refused, before any work
 
 
-def test_an_interrupted_fresh_does_not_replace_students_elsewhere(plan):
-    run(plan())
-    run_cut(plan(fresh=True), after=1)
-    run(plan("other", seed=1))
-    with pytest.raises(BadInput, match="is a student of another run"):
-        Sweep(plan(fresh=True, student_dir=plan("other").student_dir), CPU)
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "not a cell's checkpoint, or damaged"),
+        ({"setting": json.dumps({"dataset": "another"})}, "made with another dataset"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_continued_is_refused(job, content, fault):
+    checkpoint = job().cells[3].checkpoint
+    files.write_tensors(checkpoint, content) if content else files.write_text(checkpoint, "damaged")
+    with pytest.raises(BadInput, match=rf"trial-1\.checkpoint\.pt: {fault}"):
+        sweep.run([job()])
+    assert not job.lines
 
 
-def test_students_that_another_run_has_written_meanwhile_are_not_replaced(plan):
-    shared = plan().student_dir
-    late = Sweep(plan("late", seed=1, student_dir=shared), CPU)
-    run(plan())
-    with pytest.raises(BadInput, match="is a student of another run"):
-        late.run()
+def test_a_damaged_result_is_refused(job):
+    files.write_text(job().cells[3].result, '{"status": "done"}')
+    with pytest.raises(BadInput, match=r"trial-1\.json: not a result file of fskd"):
+        sweep.run([job()])
 
 
-def test_two_runs_do_not_write_the_same_students_at_once(plan):
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--seed", "1"], "seed"),
+        (["--subset_seed", "7"], "subset seed"),
+        (["--precision", "bfloat16"], r'precision \("tf32", now "bfloat16"\)'),
+    ],
+)
+def test_results_of_other_settings_are_refused(job, flags, named):
+    run(job(*ONE))
+    before = moments(job())
+    with pytest.raises(BadInput, match=f"trial-0.json: made with another {named}.*another --output_dir"):
+        sweep.run([job(*ONE, *flags)])
+    assert moments(job()) == before
+
+
+def test_results_of_another_test_set_are_refused(job):
+    run(job(*ONE))
+    fewer = replace(small_dataset(), test=lambda: LabelledImages(pictures(19, 2), np.arange(19) % 3))
+    with pytest.raises(BadInput, match="of this command differs from 1-shot trial 0 in its test sha256"):
+        sweep.run([job(cells=[(2, 0)], dataset=fewer)])
+    with pytest.raises(BadInput, match=r"trial-0\.json: made with another test sha256"):
+        sweep.run([job(dataset=fewer)])
+
+
+FOREIGN = r"perclass-trial0(-last)?\.pth: is a student of another run; another --student_dir"
+
+
+def test_students_of_another_run_are_not_overwritten(job):
+    run(job(*ONE, name="one"))
+    made = job(*ONE, name="one")
+
+    def other(*flags):
+        return job(*ONE, "--student_dir", str(made.student_dir), *flags, name="two")
+
+    for flags in (["--seed", "1"], ["--seed", "1", "--fresh"], []):  # the last: the same, but perhaps other rounding
+        with pytest.raises(BadInput, match=FOREIGN):
+            sweep.run([other(*flags)])
+    made.cells[0].result.rename(made.cells[0].checkpoint)  # as of a run that was interrupted
+    with pytest.raises(BadInput, match=FOREIGN):
+        sweep.run([other()])
+    made.cells[0].checkpoint.unlink()  # neither: left over
+    sweep.run([other()])
+    other().cells[0].result.unlink()
+    with pytest.raises(BadInput, match=FOREIGN):  # the same result, but another setting
+        sweep.run([other("--seed", "1")])
+    for edited in ("null", "3", None):
+        for record in made.student_dir.glob("*.json"):
+            content = json.loads(record.read_text())
+            record.write_text(json.dumps({**content, "setting": json.loads(edited)})) if edited else record.unlink()
+        with pytest.raises(BadInput, match=FOREIGN):
+            sweep.run([job(*ONE, "--student_dir", str(made.student_dir), name="three")])
+
+
+def test_students_behind_a_link_are_not_overwritten(job, tmp_path):
+    """Their records name the result by its relative path, which leads elsewhere from the folder behind the link."""
+    (tmp_path / "deep/down/students").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/down/students")
+    run(job(*ONE, "--student_dir", str(tmp_path / "link"), name="one"))
+    with pytest.raises(BadInput, match=FOREIGN):
+        sweep.run([job(*ONE, "--student_dir", str(tmp_path / "link"), name="two")])
+
+
+def test_students_that_another_run_writes_meanwhile_are_not_replaced(job):
+    """It has written them between this run's start and its cell."""
+    shared = (*ONE, "--student_dir", str(job().student_dir))
+
+    def report(line):
+        if line.startswith("computing the teacher's features"):
+            sweep.run([job(*shared, "--seed", "1", name="other")])
+
+    with pytest.raises(BadInput, match=FOREIGN):
+        sweep.run([job(*shared, report=report)])
+    assert not moments(job())
+
+
+def test_two_runs_do_not_write_the_same_students_at_once(job):
     """The second is refused while the first is in its cell, and has no result then."""
-    cells, shared = ((1, 0),), plan().student_dir
-    other = Sweep(plan("other", seed=1, student_dir=shared, cells=cells), CPU)
-    refused = []
+    shared, refused = (*ONE, "--student_dir", str(job().student_dir)), []
 
-    def meanwhile(line):
+    def report(line):
         if line.startswith("1-shot trial 0: first the teacher's features"):
             with pytest.raises(
                 BadInput, match=r"trial0\.pth: another run is writing it; another --student_dir"
             ) as found:
-                other.run()
+                sweep.run([job(*shared, "--seed", "1", name="other")])
             refused.append(found)
 
-    run(plan(report=meanwhile, cells=cells))
-    assert len(refused) == 1 and not results.paths(other.plan.output_dir)
-    assert result(plan(), 1, 0)["students"]["best"] == str(
-        students.paths(shared, plan().teacher.architecture, "grafting", "Tiny", 1, 0)["best"]
+    run(job(*shared, report=report))
+    assert len(refused) == 1 and not moments(job(name="other"))
+    assert result(job(), 1, 0)["students"]["best"] == str(job(*shared).cells[0].students["best"])
+
+
+# what decides a cell's numbers
+
+
+def test_training_labels_are_never_read_in_distillation(job, tmp_path):
+    """With the few-shot files in place, the training set is not even opened."""
+    dataset, flags = replace(small_dataset(), published_subsets=True), (*ONE, "--data_path", str(tmp_path / "data"))
+    run(job(*flags, name="first", dataset=dataset))
+    run(job(*flags, name="second", dataset=replace(dataset, train=lambda: pytest.fail("the training set was opened"))))
+    assert numbers(tmp_path / "second") == numbers(tmp_path / "first")
+
+
+def test_test_labels_count_accuracy_and_decide_nothing_but_the_best_epoch(job):
+    wrong = LabelledImages(pictures(20, 2), np.zeros(20, np.int64))
+    true_run, wrong_run = (
+        job(*ONE, name="true"),
+        job(*ONE, name="wrong", dataset=replace(small_dataset(), test=lambda: wrong)),
     )
+    run(true_run), run(wrong_run)
+    for kind in ("stage 1", "last"):
+        assert weights(true_run.cells[0].students[kind]) == weights(wrong_run.cells[0].students[kind])
+    assert result(true_run, 1, 0)["last"] != result(wrong_run, 1, 0)["last"]
 
 
-def test_fresh_opens_one_lock_at_a_time(plan, monkeypatch):
-    """Locks of many cells would be more files than a process may have open."""
-    held, most, acquire, release = set(), [], filelock.FileLock.acquire, filelock.FileLock.release
-
-    def counted(lock, *given, **named):
-        proxy = acquire(lock, *given, **named)
-        held.add(lock.lock_file)
-        most.append(len(held))
-        return proxy
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", counted)
-    monkeypatch.setattr(
-        filelock.FileLock, "release", lambda lock, *a, **k: held.discard(lock.lock_file) or release(lock, *a, **k)
-    )
-    Sweep(plan(fresh=True), CPU)
-    assert max(most) == 1 and len(most) == 8
+def test_bfloat16_is_a_little_different(job):
+    full, half = job(*ONE, name="full"), job(*ONE, "--precision", "bfloat16", name="half")
+    run(full), run(half)
+    losses = [[loss for p in result(made, 1, 0)["phases"].values() for loss in p["losses"]] for made in (full, half)]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert [result(made, 1, 0)["setting"]["precision"] for made in (full, half)] == ["tf32", "bfloat16"]
 
 
-def test_fresh_is_prepared_by_the_leader_only(plan):
-    one = plan(cells=((1, 0),))
-    run(one)
-    before = moments(one)
-    Sweep(replace(one, fresh=True, is_leader=False), CPU)
-    assert moments(one) == before
-    Sweep(replace(one, fresh=True), CPU)
-    assert not moments(one)
+# cells that fail
 
 
-def test_a_cell_that_another_process_finishes_meanwhile_is_not_run_again(plan):
-    late = Sweep(plan(), CPU)
-    run(plan())
-    before = moments(plan())
-    late.run()
-    assert moments(plan()) == before
-    assert "1-shot trial 0: done by another process" in plan.lines
+def test_a_failed_cell_is_recorded_and_the_others_are_run(job, monkeypatch):
+    sound = CellTraining.distill
 
-
-def test_results_that_could_not_share_a_table_are_refused_before_any_work(plan, dataset):
-    run(plan(cells=((1, 0),)))
-    fewer = replace(dataset, test=lambda: LabelledImages(pictures(19, 2), np.arange(19) % 3))
-    with pytest.raises(BadInput, match="of this command differs from 1-shot trial 0 in its test sha256"):
-        Sweep(plan(cells=((2, 0),), dataset=fewer), CPU)
-    with pytest.raises(BadInput, match=r"trial-0\.json: made with another test sha256"):
-        Sweep(plan(dataset=fewer), CPU)
-
-
-def test_students_of_another_run_are_not_overwritten(plan):
-    run(plan("one", cells=((1, 0),)))
-    student_dir = plan("one").student_dir
-    other = plan("two", cells=((1, 0),), student_dir=student_dir, seed=1)
-    for changed in (other, replace(other, fresh=True)):
-        with pytest.raises(BadInput, match=r"perclass-trial0\.pth: is a student of another run; another --student_dir"):
-            Sweep(changed, CPU)
-    with pytest.raises(BadInput, match="is a student of another run"):
-        Sweep(replace(other, seed=0), CPU)  # the same setting, but perhaps other rounding
-    there = results.path_of(plan("one").output_dir, 1, 0)
-    there.rename(there.with_suffix(".checkpoint.pt"))  # as of a run that was interrupted
-    with pytest.raises(BadInput, match="is a student of another run"):
-        Sweep(replace(other, seed=0), CPU)
-    there.with_suffix(".checkpoint.pt").unlink()
-    Sweep(replace(other, seed=0), CPU)
-    for record in student_dir.glob("*.json"):
-        record.unlink()
-    with pytest.raises(BadInput, match="is a student of another run"):
-        Sweep(replace(other, seed=0), CPU)
-
-
-def test_students_behind_a_link_are_not_overwritten(plan, tmp_path):
-    """Their records name the result by its relative path, which leads elsewhere from the folder behind the link."""
-    (tmp_path / "deep/down/students").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "deep/down/students")
-    run(plan("one", cells=((1, 0),), student_dir=tmp_path / "link"))
-    with pytest.raises(BadInput, match="is a student of another run"):
-        Sweep(plan("two", cells=((1, 0),), student_dir=tmp_path / "link"), CPU)
-
-
-@pytest.mark.parametrize("setting", ["null", "[]", "3"])
-def test_an_edited_record_of_a_student_is_one_line(plan, setting):
-    run(plan("one", cells=((1, 0),)))
-    for record in plan("one").student_dir.glob("*.json"):
-        content = json.loads(record.read_text())
-        record.write_text(json.dumps({**content, "setting": json.loads(setting)}))
-    with pytest.raises(BadInput, match="is a student of another run"):
-        Sweep(plan("two", cells=((1, 0),), student_dir=plan("one").student_dir), CPU)
-
-
-def test_fresh_with_other_settings_replaces_its_students_and_removes_nothing_it_cannot_redo(plan):
-    run(plan())
-    before = moments(plan())
-    with pytest.raises(BadInput, match="of this command differs from 2-shot trial 0 in its seed"):
-        Sweep(plan(cells=((1, 0), (1, 1)), seed=5, fresh=True), CPU)
-    assert moments(plan()) == before and not list(plan().output_dir.glob("results/fresh-*"))
-    run_cut(plan(fresh=True), after=1)
-    run(plan(seed=5, fresh=True))  # not the interrupted one: all cells are run again
-    assert {result(plan(), *cell)["setting"]["seed"] for cell in plan().cells} == {5}
-
-
-@pytest.mark.parametrize(("changed", "named"), [({"seed": 1}, "seed"), ({"subset_seed": 7}, "subset seed")])
-def test_results_of_other_settings_are_refused(plan, changed, named):
-    one = plan(cells=((1, 0),))
-    run(one)
-    before = numbers(one)
-    with pytest.raises(BadInput, match=f"trial-0.json: made with another {named} .*another --output_dir"):
-        run(replace(one, **changed))
-    assert numbers(one) == before
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "done"}', '{"status": "asleep"}'])
-def test_damaged_results_are_refused(plan, content):
-    one = plan(cells=((1, 0),))
-    path = results.path_of(one.output_dir, 1, 0)
-    path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(BadInput, match=r"trial-0\.json: not a result file of fskd"):
-        run(one)
-
-
-def test_a_failed_cell_is_recorded_and_the_others_are_run(plan, monkeypatch):
-    sound = Distillation.run
-
-    def failing(self, teacher, views, batch, eval_every, purpose, after_epoch):
-        if purpose == (0, 1, 1) and self.phase.name == "L2":
+    def failing(self, phase, networks):
+        if self.purpose == (0, 1, 1) and phase.name == "L2":
             raise NotFinite("L2", 2)
-        sound(self, teacher, views, batch, eval_every, purpose, after_epoch)
+        sound(self, phase, networks)
 
-    monkeypatch.setattr(Distillation, "run", failing)
-    assert run(plan()) == 1
-    failed = result(plan(), 1, 1)
-    assert (failed["status"], failed["phase"], failed["epoch"]) == ("failed", "L2", 2)
-    assert [result(plan(), *cell)["status"] for cell in ((1, 0), (2, 0), (2, 1))] == ["done"] * 3
-    assert "1 (1 failed)" in plan.lines[-1]
+    monkeypatch.setattr(CellTraining, "distill", failing)
+    failed, text = run(job())
+    assert failed == 1 and "1 (1 failed)" in text and sweep.any_failed([job()])
+    one = result(job(), 1, 1)
+    assert (one["status"], one["phase"], one["epoch"]) == ("failed", "L2", 2)
+    assert [result(job(), *cell)["status"] for cell in ((1, 0), (2, 0), (2, 1))] == ["done"] * 3
 
 
-def test_a_loss_that_is_not_finite_before_the_best_may_be_chosen_is_a_failed_cell(plan, recipe, monkeypatch):
+def test_a_loss_that_is_not_finite_before_the_best_may_be_chosen_is_a_failed_cell(job, monkeypatch):
     """With --best_of 1 the phase has test accuracies then, but none among which the best is chosen."""
     train, epochs = distillation.train, []
 
     def diverging(*arguments):
         epochs.append(1)
-        return float("nan") if len(epochs) == sum(phase.epochs for phase in recipe.phases) - 1 else train(*arguments)
+        return float("nan") if len(epochs) == 1 + 1 + 1 + 1 + 3 else train(*arguments)
 
     monkeypatch.setattr(distillation, "train", diverging)
-    assert run(plan(recipe=recipe.best_of(1), cells=((1, 0),), eval_every=1)) == 1
-    assert result(plan(), 1, 0)["epoch"] == 3 and "best" not in result(plan(), 1, 0)["phases"]["L3"]
-
-
-def test_a_cell_that_another_process_runs_is_skipped(plan):
-    lock = plan().output_dir / "results/1-shot/trial-0.lock"
-    lock.parent.mkdir(parents=True)
-    with filelock.FileLock(lock):
-        run(plan())
-        assert [path.name for path in results.paths(plan().output_dir) if path.parent.name == "1-shot"] == [
-            "trial-1.json"
-        ]
-        assert plan.lines[-1].endswith("missing: N = 1, trial 0")
-        with pytest.raises(BadInput, match=r"--fresh: another process is running .*trial-0\.json"):
-            run(plan(fresh=True))
-    assert run(plan()) == 0
-    assert len(results.paths(plan().output_dir)) == 4
-
-
-def test_what_a_killed_process_left_behind_is_removed(plan):
-    run(plan(cells=((1, 0),)))
-    first = plan(cells=((1, 0),))
-    written = [*first.student_dir.glob("[!.]*"), *results.paths(first.output_dir), first.output_dir / "table.md"]
-    written.append(first.output_dir / "results/1-shot/trial-0.checkpoint.pt")
-    leftovers = [path.with_name(f".{path.name}.0123abcd.tmp") for path in written]
-    assert len(leftovers) == 3 + 3 + 1 + 1 + 1
-    for leftover in leftovers:
-        leftover.write_text("torn")
-    run(plan(cells=((1, 0),), fresh=True))
-    assert not [path for path in leftovers if path.exists()]
-
-
-def test_training_labels_are_never_read_in_distillation(plan, dataset):
-    """With the few-shot files in place, the training set is not even opened."""
-    published = replace(dataset, published_subsets=True)
-    plan_of = plan("first", dataset=published)
-    run(plan_of)
-
-    def unreadable():
-        pytest.fail("the training set was opened")
-
-    run(plan("second", dataset=replace(published, train=unreadable)))
-    assert numbers(plan("second")) == numbers(plan_of)
-
-
-def test_test_labels_count_accuracy_and_decide_nothing_but_the_best_epoch(plan, dataset):
-    run(plan("true"))
-    wrong = LabelledImages(pictures(20, 2), np.zeros(20, np.int64))
-    run(plan("wrong", dataset=replace(dataset, test=lambda: wrong)))
-    for name in ("block-Tiny-1perclass-trial0.pth", "net-Tiny-1perclass-trial0-last.pth"):
-        written = [plan(run).student_dir / f"vgg-student-graft-{name}" for run in ("true", "wrong")]
-        assert weights(written[0]) == weights(written[1])
-
-
-def test_precisions_are_never_mixed(plan):
-    full, half = plan("full", cells=((1, 0),)), plan("half", cells=((1, 0),), precision="bfloat16")
-    run(full), run(half)
-    losses = [[loss for p in result(made, 1, 0)["phases"].values() for loss in p["losses"]] for made in (full, half)]
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
-    assert [result(made, 1, 0)["setting"]["precision"] for made in (full, half)] == ["tf32", "bfloat16"]
-    with pytest.raises(BadInput, match='another precision \\("tf32", now "bfloat16"\\)'):
-        Sweep(replace(full, precision="bfloat16"), CPU)
-
-
-def test_table_and_figure_follow_the_cells(plan):
-    """What a reader sees while a run is going on is what is done so far."""
-    seen = []
-
-    def report(line):
-        if "best" in line and "trial" in line:
-            seen.append(line.partition(":")[0])
-        table = plan().output_dir / "table.csv"
-        rows.append(len(table.read_text().splitlines()) - 1 if table.exists() else 0)
-
-    rows = []
-    Sweep(plan(cells=((1, 0), (2, 0)), report=report), CPU).run()
-    assert seen == ["1-shot trial 0", "2-shot trial 0"] and rows[-1] == 1  # told before the second one is in the table
-    assert len((plan().output_dir / "table.csv").read_text().splitlines()) == 3
-    assert (plan().output_dir / "accuracy.svg").exists() and (plan().output_dir / "accuracy.png").exists()
-
-
-@pytest.mark.parametrize(("seconds", "made"), [(-1.0, 4), (1e9, 2)])
-def test_short_cells_do_not_wait_for_a_table_each(plan, monkeypatch, seconds, made):
-    """The first and the last one always do."""
-    written = []
-    monkeypatch.setattr(sweep, "SUMMARY_SECONDS", seconds)
-    monkeypatch.setattr(sweep, "summarize_so_far", lambda plan: written.append(len(results.paths(plan.output_dir))))
-    run(plan())
-    assert len(written) == made and (written[0], written[-1]) == (1, 4)
-
-
-def test_where_the_table_cannot_be_made_no_cell_is_lost(plan, monkeypatch):
-    """A result of another run appears meanwhile."""
-    monkeypatch.setattr(sweep, "SUMMARY_SECONDS", -1.0)
-    first = plan(cells=((1, 0),))
-    Sweep(first, CPU).run()
-    foreign = json.loads((first.output_dir / "results/1-shot/trial-0.json").read_text())
-    foreign["setting"] |= {"trial": 7, "seed": 99}
-
-    def report(line):
-        plan.lines.append(line)
-        files.write_json(results.path_of(first.output_dir, 1, 7), foreign)
-
-    Sweep(plan(report=report), CPU).run()
-    assert all(result(plan(), *cell)["status"] == "done" for cell in plan().cells)
-    said = [line for line in plan.lines if line.startswith("the table could not be written: ")]
-    assert len(said) == 3 and "differs from 1-shot trial 0 in its seed" in said[0]
-    with pytest.raises(BadInput, match="differs from 1-shot trial 0 in its seed"):
-        summarize(plan())
-
-
-def test_confusion_matrices_are_those_of_the_result(plan, monkeypatch):
-    """The teacher's and the student's of the best epoch, before the result is there: a killed run makes them again."""
-    drawn = []
-
-    def draw(matrices, names):
-        accuracies = {name: 100 * int(counts.trace()) / int(counts.sum()) for name, counts in matrices.items()}
-        drawn.append((accuracies, names, results.path_of(plan().output_dir, 2, 1).exists()))
-        return np.zeros((1, 1, 3), np.uint8)
-
-    monkeypatch.setattr(pictures_of_cells, "confusion_picture", draw)
-    Sweep(plan(cells=((2, 1),)), CPU).run()
-    one = result(plan(), 2, 1)
-    assert drawn == [({"teacher": one["teacher"]["accuracy"], "student": one["best"]}, ("a", "b", "c"), False)]
-    events = EventAccumulator(str(plan().output_dir / "tensorboard/pictures"))
-    events.Reload()
-    assert sorted(events.Tags()["images"]) == ["confusion matrix/N = 02, trial 1", "few-shot images/N = 02"]
-
-
-def test_of_very_many_classes_no_matrix_is_drawn(plan, monkeypatch):
-    """It would take memory as the square of their number, before the result is written."""
-    monkeypatch.setattr(pictures_of_cells, "DRAWN_CLASSES", 2)
-    monkeypatch.setattr(pictures_of_cells, "confusion", lambda *_: pytest.fail("counted"))
-    Sweep(plan(cells=((1, 0),)), CPU).run()
-    assert result(plan(), 1, 0)["status"] == "done"
+    assert run(job(*ONE, "--best_of", "1", "--eval_every", "1"))[0] == 1
+    assert result(job(), 1, 0)["epoch"] == 3 and "best" not in result(job(), 1, 0)["phases"]["L3"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_cell_leaves_none_of_its_features_in_memory(plan, monkeypatch, fails):
+def test_a_cell_leaves_none_of_its_features_in_memory(job, monkeypatch, fails):
     """Without the garbage collector, which may come too late for the next cell's cache."""
-    views, run_cell = [], Cell.run
+    inputs, run_cell = [], CellTraining.run
 
     def watched(cell):
-        views.append(weakref.ref(cell.views))
         run_cell(cell)
+        inputs.append(weakref.ref(cell.inputs))
         if fails:
             raise NotFinite("L3", 1)
 
-    monkeypatch.setattr(Cell, "run", watched)
+    monkeypatch.setattr(CellTraining, "run", watched)
     gc.disable()
     try:
-        Sweep(plan(cells=((1, 0),)), CPU).run()
-        assert views[0]() is None
+        sweep.run([job(*ONE)])
+        assert inputs[0]() is None
     finally:
         gc.enable()
 
 
-def test_a_finished_cell_has_the_run_that_table_rebuilds(plan):
-    run(plan())
+# table, figure and curves
+
+
+@pytest.mark.parametrize(("seconds", "tables"), [(-1.0, [1, 2, 3, 4]), (1e9, [1, 4])])
+def test_table_and_figure_follow_the_cells(job, monkeypatch, seconds, tables):
+    """A reader sees what is done so far. Short cells do not wait for a table each: the first and the last one do."""
+    monkeypatch.setattr(sweep, "SUMMARY_SECONDS", seconds)
+    made, sizes = job(), []
+
+    def written(output_dir, report):
+        summary.write_summary(output_dir, report)
+        sizes.append(len(moments(made)))
+
+    monkeypatch.setattr(sweep, "write_summary", written)
+    sweep.run([made])
+    assert sizes == tables
+    assert {path.name for path in made.output_dir.glob("*.*")} >= {"accuracy.svg", "accuracy.png", "table.csv"}
+
+
+def test_where_the_table_cannot_be_made_no_cell_is_lost(job, monkeypatch):
+    """A result of another run appears meanwhile."""
+    monkeypatch.setattr(sweep, "SUMMARY_SECONDS", -1.0)
+    run(job(*ONE))
+    foreign = result(job(), 1, 0)
+    foreign["setting"] |= {"trial": 7, "seed": 99}
+
+    def report(line):
+        job.lines.append(line)
+        files.write_json(results.path_of(job().output_dir, 1, 7), foreign)
+
+    sweep.run([job(report=report)])
+    assert all(result(job(), *cell)["status"] == "done" for cell in ((1, 0), (1, 1), (2, 0), (2, 1)))
+    said = [line for line in job.lines if line.startswith("the table could not be written: ")]
+    assert len(said) == 3 and "differs from 1-shot trial 0 in its seed" in said[0]
+
+
+def test_confusion_matrices_are_those_of_the_result(job, monkeypatch):
+    """The teacher's, and the student's of the best epoch. By then, the result is there."""
+    drawn, made = [], job(cells=[(2, 1)])
+
+    def draw(matrices, names):
+        accuracies = {name: 100 * int(counts.trace()) / int(counts.sum()) for name, counts in matrices.items()}
+        drawn.append((accuracies, names, made.cells[0].result.exists()))
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(pictures_of_cells, "confusion_picture", draw)
+    sweep.run([made])
+    one = result(made, 2, 1)
+    assert drawn == [({"teacher": one["teacher"]["accuracy"], "student": one["best"]}, ("a", "b", "c"), True)]
+    events = EventAccumulator(str(made.output_dir / "tensorboard/pictures"))
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == ["confusion matrix/N = 02, trial 1", "few-shot images/N = 02"]
+
+
+def test_of_very_many_classes_no_matrix_is_drawn(job, monkeypatch):
+    """It would take memory as the square of their number."""
+    monkeypatch.setattr(pictures_of_cells, "DRAWN_CLASSES", 2)
+    monkeypatch.setattr(pictures_of_cells, "confusion", lambda *_: pytest.fail("counted"))
+    assert run(job(*ONE))[0] == 0
+
+
+def test_a_finished_cell_has_the_run_that_table_rebuilds(job):
+    run(job(cells=[(2, 1)]))
 
     def scalars():
-        events = EventAccumulator(str(plan().output_dir / "tensorboard/cells/02-shot/trial-1"))
+        events = EventAccumulator(str(job().output_dir / "tensorboard/cells/02-shot/trial-1"))
         events.Reload()
         return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
     before = scalars()
-    rewrite_cell(plan().output_dir, result(plan(), 2, 1))
-    assert scalars() == before and len(before) == 2 * 5 + 1 + 4
+    rewrite_cell(job().output_dir, result(job(), 2, 1), pytest.fail)
+    assert scalars() == before and len(before) == 2 * 5 + 4
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("moment", ["before the pictures", "in the last phase"])
-def test_where_tensorboard_cannot_be_written_the_cells_go_on(plan, monkeypatch, capfd, moment):
-    folder, trained, train = plan().output_dir / "tensorboard", [], distillation.train
-    if moment == "before the pictures":
-        folder.parent.mkdir()
-        folder.write_text("no folder")
-
-    def lose_the_folder(*arguments):
-        trained.append(moment)
-        if moment == "in the last phase" and len(trained) == sum(phase.epochs for phase in plan().recipe.phases):
-            folder.rename(folder.with_name("lost"))
-        return train(*arguments)
-
-    monkeypatch.setattr(distillation, "train", lose_the_folder)
-    Sweep(plan(cells=((1, 0), (2, 0))), CPU).run()
-    assert result(plan(), 1, 0)["status"] == result(plan(), 2, 0)["status"] == "done"
-    lost = [line for line in plan.lines if line.startswith("TensorBoard's curves cannot be written (")]
-    assert len(lost) == (2 if moment == "before the pictures" else 1)
-    assert "Traceback" not in capfd.readouterr().err
-    if moment == "before the pictures":
-        summarize(plan())
-        assert "|  1 | " in plan.lines[-1] and "TensorBoard's accuracy over N cannot be written" in plan.lines[-1]
+def test_where_tensorboard_cannot_be_written_the_cells_go_on(job):
+    made = job("--trials", "1")
+    files.write_text(made.output_dir / "tensorboard", "no folder")
+    sweep.run([made])
+    assert result(made, 1, 0)["status"] == result(made, 2, 0)["status"] == "done"
+    said = [line for line in job.lines if line.startswith("TensorBoard's files cannot be written (")]
+    runs = 2 * 3 + 2  # two pictures and the curves of each N; the table, twice
+    assert len(said) == runs and (made.output_dir / "table.md").exists()
 
 
-def test_what_needs_no_cache_says_nothing_of_its_size(plan):
-    plans = [plan(name, cells=((1, 0),), method=METHODS[name], memory=0) for name in ("fskd-images", "fskd")]
-    sweep.run(plans, CPU)
-    (line,) = (line for line in plan.lines if "do not fit into --memory" in line)
-    assert plan.lines.index(line) > plan.lines.index(next(text for text in plan.lines if "1-shot trial 0" in text))
-
-
-def test_another_choice_of_the_best_epoch_is_named(plan):
-    run(plan(cells=((1, 0),)))
-    with pytest.raises(BadInput, match=r"made with another schedule \(L3, selects among: null, now 1\)"):
-        Sweep(plan(cells=((1, 0),), recipe=plan().recipe.best_of(1)), CPU)
-
-
-def test_a_picture_that_cannot_be_drawn_costs_no_result(plan, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_costs_no_result(job, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pictures_of_cells, "confusion_picture", fail)
-    Sweep(plan(cells=((1, 0),)), CPU).run()
-    assert result(plan(), 1, 0)["status"] == "done"
-    assert "the picture 'confusion matrix/N = 01, trial 0' could not be written: No space left on device" in plan.lines
+    sweep.run([job("--trials", "1")])
+    for shots in (1, 2):
+        assert result(job(), shots, 0)["status"] == "done"
+        assert (
+            f"the picture 'confusion matrix/N = 0{shots}, trial 0' could not be drawn: No space left on device"
+            in job.lines
+        )

@@ -3,14 +3,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import pictures
+from small import frozen_teacher, pictures, short_recipe
 from torch import nn
 
-from data.views import crop, pad
+from data.views import Views
 from grafting import distillation
-from grafting.distillation import Curve, Distillation, NotFinite, distance, draw_views
-from grafting.scions import graft, of_span, parameters_by_role, scions
+from grafting.distillation import Distillation, NotFinite, distance, draw_views
+from grafting.inputs import Inputs
+from grafting.scions import graft, parameters_by_role, scions
 from grafting.teacher import FrozenTeacher
+
+PURPOSE = (0, 1, 0)  # seed, N, trial
+PHASES = short_recipe().phases
 
 
 def test_distance_by_hand():
@@ -27,136 +31,100 @@ def test_distance_of_vanishing_logits_is_clamped():
 
 
 @pytest.fixture
-def started(teacher, dataset, recipe):
-    """A function that distils a phase of the recipe and returns (Distillation, the teacher, accuracies asked)."""
-
-    def start(phase, eval_every=2, after=lambda d: None, scion=None):
-        if scion is None:
-            b = scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0))
-            scion = nn.Sequential(*b[phase.span[0] - 3 : phase.span[1] - 3])
-        run = Distillation(phase, scion, 4)
-        plain = FrozenTeacher(teacher, dataset.normalization, dataset.test())
-        run.run(plain, plain.few_shot(pictures(12)), 5, eval_every, (0, 4, 0), after)
-        return run
-
-    return start
+def inputs():
+    """14 images: at N = 1, batches of 6, 6 and 2."""
+    return Inputs(frozen_teacher(), pictures(14))
 
 
-@pytest.mark.parametrize("index", range(5))
-def test_two_epochs_are_those_of_a_loop_by_hand(started, teacher, dataset, recipe, index):
+def fresh(inputs, phase):
+    i, j = (block - 3 for block in phase.span)
+    return nn.Sequential(*scions(inputs.teacher, torch.Generator().manual_seed(0))[i:j])
+
+
+def distil(inputs, phase, eval_every=2, after=lambda d: None):
+    run = Distillation(phase, fresh(inputs, phase), shots=1)
+    run.run(inputs, PURPOSE, eval_every, after)
+    return run
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=[phase.name for phase in PHASES])
+def test_two_epochs_are_those_of_a_loop_by_hand_and_only_the_scion_changes(inputs, phase):
     """Every epoch's own order and views go into the graft; each role has an Adam of its own rate."""
-    phase = replace(recipe.phases[index], epochs=2)
-    scion = of_span(scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)), phase.span)
-    images = torch.from_numpy(pictures(12))
-    roles = zip(parameters_by_role(scion), phase.rates(4), strict=True)
+    phase, teacher = replace(phase, epochs=2), inputs.teacher
+    before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
+    run = distil(inputs, phase)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+    untrained, scion, images = fresh(inputs, phase), fresh(inputs, phase), torch.from_numpy(pictures(14))
+    roles = zip(parameters_by_role(scion), phase.learning_rates(1), strict=True)
     optimizers = [torch.optim.Adam(parameters, lr=rate) for parameters, rate in roles]
     for epoch in (1, 2):
-        order, views = draw_views(len(images), 0, 4, 0, phase.name, epoch)
-        for image, view in zip(order.split(5), views.split(5), strict=True):
-            shown = dataset.normalization(crop(pad(images), image, view))
-            loss = distance(graft(teacher, scion, phase.span, shown), teacher(shown))
+        order, views = draw_views(inputs, *PURPOSE, phase.name, epoch)
+        for image, view in zip(order.split(6), views.split(6), strict=True):
+            shown = teacher.normalization(Views(32).crop(Views(32).pad(images), image, view))
+            loss = distance(graft(teacher.blocks, scion, phase.span, shown), teacher.network(shown))
             scion.zero_grad()
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
-    run = started(phase)
-    for ours, by_hand in zip(run.scion.parameters(), scion.parameters(), strict=True):
+    for ours, by_hand, old in zip(run.scion.parameters(), scion.parameters(), untrained.parameters(), strict=True):
         assert torch.allclose(ours, by_hand, rtol=0, atol=1e-6 * by_hand.abs().max().item())
+        assert not torch.equal(ours, old)
 
 
-@pytest.mark.parametrize("index", range(5))
-def test_only_the_scion_changes(started, teacher, recipe, index):
-    before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    fresh = nn.Sequential(*scions(teacher.architecture, teacher.classes, torch.Generator().manual_seed(0)))
-    phase = recipe.phases[index]
-    run = started(phase)
-    fresh = fresh[phase.span[0] - 3 : phase.span[1] - 3]
-    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    changed = [not torch.equal(a, b) for a, b in zip(run.scion.parameters(), fresh.parameters(), strict=True)]
-    assert all(changed)
-
-
-def test_the_optimizer_is_adam_with_two_constant_rates(started, recipe):
-    rates = []
-    run = started(recipe.stage1[1], after=lambda d: rates.append([g["lr"] for g in d.optimizer.param_groups]))
-    assert type(run.optimizer) is torch.optim.Adam
-    assert run.optimizer.defaults["betas"] == (0.9, 0.999) and run.optimizer.defaults["eps"] == 1e-8
-    assert rates == [pytest.approx([1e-4, 1e-3])] * 2  # 2.5e-4 and 2.5e-3 at 4 shots of 10
-    assert run.optimizer.param_groups[1]["params"][0].shape[2:] == (1, 1)
-
-
-def test_an_epoch_has_every_image_in_batches_with_a_smaller_last_one(started, recipe, monkeypatch):
-    sizes = []
-    measured = distillation.distance
+def test_an_epoch_has_every_image_in_batches_with_a_smaller_last_one(inputs, monkeypatch):
+    sizes, measured = [], distillation.distance
     monkeypatch.setattr(distillation, "distance", lambda s, t: sizes.append(len(s)) or measured(s, t))
-    started(replace(recipe.stage1[0], epochs=2))
-    assert sizes == [5, 5, 2, 5, 5, 2]
-
-
-def test_accuracy_is_measured_when_asked_and_at_the_end(started, recipe):
-    phase = replace(recipe.stage2[0], epochs=5)
-    assert list(started(phase, eval_every=2).curve.accuracies) == [2, 4, 5]
-    assert list(started(replace(phase, selects_among=5), eval_every=2).curve.accuracies) == [1, 2, 3, 4, 5]
+    run = distil(inputs, replace(PHASES[0], epochs=2))
+    assert sizes == [6, 6, 2] * 2 and run.curve.steps == 6
 
 
 @pytest.mark.parametrize(
-    ("epochs", "measured"), [(3, [1, 2, 3]), (10, [2, 4, 6, 8, 10]), (12, [3, 6, 9, 12]), (16, [4, 8, 12, 16])]
+    ("epochs", "eval_every", "selects_among", "measured"),
+    [
+        (5, 2, 0, [2, 4, 5]),
+        (5, 2, 5, [1, 2, 3, 4, 5]),
+        (3, None, 0, [1, 2, 3]),
+        (12, None, 0, [3, 6, 9, 12]),
+        (16, None, 0, [4, 8, 12, 16]),
+    ],
 )
-def test_by_default_a_phase_is_measured_about_five_times(started, recipe, epochs, measured):
-    assert list(started(replace(recipe.stage2[0], epochs=epochs), eval_every=None).curve.accuracies) == measured
+def test_accuracy_is_measured_when_asked_and_at_the_end_or_about_five_times(
+    epochs, eval_every, selects_among, measured
+):
+    phase = replace(PHASES[3], epochs=epochs, selects_among=selects_among)
+    assert [epoch for epoch in range(1, epochs + 1) if phase.measures(epoch, eval_every)] == measured
 
 
-@pytest.mark.parametrize(("eval_every", "measured"), [(None, [2, 4, 6, 8, 9, 10]), (3, [3, 6, 8, 9, 10])])
-def test_only_the_last_epochs_may_be_best(started, recipe, monkeypatch, eval_every, measured):
-    """Test accuracies fall from epoch to epoch, so the first of these is best."""
-    figures = iter(range(99, 0, -1))
-    monkeypatch.setattr(FrozenTeacher, "accuracy", lambda self, network, start: next(figures))
-    states = []
-    run = started(
-        replace(recipe.stage2[1], epochs=10, selects_among=3),
-        eval_every=eval_every,
-        after=lambda d: states.append({k: v.clone() for k, v in d.scion.state_dict().items()}),
+@pytest.mark.parametrize(
+    ("figures", "selects_among", "eval_every", "measured", "best"),
+    [
+        (range(99, 0, -1), 3, None, [2, 4, 6, 8, 9, 10], 8),  # they fall, but only the last three may be best
+        (range(99, 0, -1), 3, 3, [3, 6, 8, 9, 10], 8),
+        ([50, 70, 70, 60, 0, 0, 0, 0, 0, 0], 10, None, list(range(1, 11)), 2),  # the first one on ties
+    ],
+)
+def test_the_weights_of_the_best_epoch_are_kept(
+    inputs, monkeypatch, figures, selects_among, eval_every, measured, best
+):
+    given, states = iter(figures), []
+    monkeypatch.setattr(FrozenTeacher, "accuracy", lambda self, network, start: next(given))
+    run = distil(
+        inputs,
+        replace(PHASES[4], epochs=10, selects_among=selects_among),
+        eval_every,
+        lambda d: states.append({k: v.clone() for k, v in d.scion.state_dict().items()}),
     )
-    assert list(run.curve.accuracies) == measured and run.curve.best_epoch == 8
-    assert all(torch.equal(run.best[key], states[7][key]) for key in run.best)
+    assert list(run.curve.accuracies) == measured and run.curve.best_epoch == best
+    same = [all(torch.equal(run.best[key], state[key]) for key in run.best) for state in states]
+    assert [epoch for epoch, is_best in enumerate(same, start=1) if is_best] == [best]
 
 
-def test_steps_are_counted(started, recipe):
-    assert started(replace(recipe.stage1[0], epochs=2)).curve.steps == 2 * 3  # batches of 5, 5 and 2 images
-
-
-def test_the_first_of_equal_epochs_is_best():
-    assert Curve([0.0] * 4, {1: 50.0, 2: 60.0, 3: 60.0, 4: 55.0}).best_epoch == 2
-
-
-def test_best_weights_are_those_of_the_best_epoch(started, recipe, monkeypatch):
-    figures = iter([50.0, 70.0, 70.0, 60.0])
-    monkeypatch.setattr(FrozenTeacher, "accuracy", lambda self, network, start: next(figures))
-    states = []
-    run = started(
-        recipe.stage2[1], after=lambda d: states.append({k: v.clone() for k, v in d.scion.state_dict().items()})
-    )
-    assert all(torch.equal(run.best[key], states[1][key]) for key in run.best)
-    assert not all(torch.equal(run.best[key], states[2][key]) for key in run.best)
-
-
-def test_a_weight_that_is_not_finite_after_the_last_step_is_no_result(started, recipe):
-    """No loss is computed with it any more."""
-    phase = recipe.stage1[0]
-
+@pytest.mark.parametrize(("poisoned", "found"), [(3, 3), (2, 3)])  # after the last step, no loss shows it any more
+def test_what_is_not_finite_is_no_result(inputs, poisoned, found):
     def poison(d):
-        if d.curve.epoch == phase.epochs:
+        if d.curve.epoch == poisoned:
             next(d.scion.parameters()).data.fill_(math.nan)
 
-    with pytest.raises(NotFinite, match=f"not finite in B0, epoch {phase.epochs}"):
-        started(phase, after=poison)
-
-
-def test_a_loss_that_is_not_finite_stops_the_phase(started, recipe):
-    def poison(d):
-        if d.curve.epoch == 2:
-            next(d.scion.parameters()).data.fill_(math.nan)
-
-    with pytest.raises(NotFinite, match="not finite in B0, epoch 3"):
-        started(recipe.stage1[0], after=poison)
+    with pytest.raises(NotFinite, match=f"not finite in B0, epoch {found}"):
+        distil(inputs, PHASES[0], after=poison)

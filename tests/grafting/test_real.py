@@ -1,6 +1,7 @@
 """On real images, with a real teacher: nothing that makes a cell fast changes it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from data.datasets import LabelledImages, open_dataset
 from data.fewshot import subset
 from experiments import results
 from grafting.distillation import Distillation, train
+from grafting.inputs import Inputs
 from grafting.recipes import CIFAR10
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
-from models.vgg import frozen
+from models.networks import networks_of
 
 TESTS = 2000
 
@@ -31,17 +33,20 @@ def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_p
     dataset = open_dataset("CIFAR10", real_data("CIFAR10"))
     images, every = subset(dataset, 1, dataset.subset_seed, tmp_path), dataset.test()
     test = LabelledImages(every.images[:TESTS], every.labels[:TESTS])
-    network = frozen(checkpoints.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10))
-    plain = FrozenTeacher(network, dataset.normalization, test)
-    exact = FrozenTeacher(copy.deepcopy(network).double(), lambda x: dataset.normalization(x).double(), test)
-    cached = CachedTeacher(network, dataset.normalization, test, [images], 10**9)
+    dataset = replace(dataset, test=lambda: test)
+    network = checkpoints.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10)
+    networks = networks_of(network)
+    plain, exact = (FrozenTeacher(copy.deepcopy(network), networks, dataset) for _ in range(2))
+    exact.network.double()
+    exact.normalization = lambda images: dataset.normalization(images).double()
+    cached = CachedTeacher(network, networks, dataset, [images], 10**9)
     for phase in CIFAR10.phases:
         first, last = (start - 3 for start in phase.span)
         losses, runs = [], []
-        for teacher in (exact, cached):
-            scion = nn.Sequential(*scions(network.architecture, 10, torch.Generator().manual_seed(0))[first:last])
+        for teacher, inputs in ((exact, Inputs(exact, images)), (cached, cached.inputs(images))):
+            scion = nn.Sequential(*scions(teacher, torch.Generator().manual_seed(0))[first:last])
             runs.append(Distillation(phase, scion.to(next(teacher.network.parameters()).dtype), 1))
-            step, random = runs[-1].step_for(teacher, teacher.few_shot(images)), torch.Generator().manual_seed(1)
+            step, random = runs[-1].step_on(inputs), torch.Generator().manual_seed(1)
             views = torch.randint(162, (5, 10), generator=random)
             losses.append([train(step, torch.arange(10), view, 6) for view in views])
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)

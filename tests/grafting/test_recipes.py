@@ -2,45 +2,45 @@
 
 import pytest
 
-from grafting import recipes
-from grafting.recipes import CIFAR10, CIFAR100, batch_size
+from grafting.recipes import CIFAR10, CIFAR100, RECIPES, batch_size
 
 
-def numbers(recipe):
-    return [(p.name, p.span, p.epochs, p.lr_student, p.lr_adapter) for p in recipe.phases]
+@pytest.mark.parametrize(
+    ("recipe", "numbers"),
+    [
+        (
+            CIFAR10,
+            [
+                ("B0", (3, 4), 100, 2.5e-4, 2.5e-3),
+                ("B1", (4, 5), 60, 2.5e-4, 2.5e-3),
+                ("B2", (5, 6), 60, 2.5e-4, 2.5e-3),
+                ("L2", (3, 5), 100, 1e-4, 1e-4),
+                ("L3", (3, 6), 100, 1e-4, 1e-4),
+            ],
+        ),
+        (
+            CIFAR100,
+            [
+                ("B0", (3, 4), 1000, 2.5e-4, 1e-3),
+                ("B1", (4, 5), 200, 1e-3, 1e-3),
+                ("B2", (5, 6), 200, 1e-3, 1e-3),
+                ("L2", (3, 5), 150, 1e-4, 1e-4),
+                ("L3", (3, 6), 150, 1e-4, 1e-4),
+            ],
+        ),
+    ],
+)
+def test_schedules(recipe, numbers):
+    assert [(p.name, p.span, p.epochs, p.lr_student, p.lr_adapter) for p in recipe.phases] == numbers
 
 
-def test_cifar10():
-    assert numbers(CIFAR10) == [
-        ("B0", (3, 4), 100, 2.5e-4, 2.5e-3),
-        ("B1", (4, 5), 60, 2.5e-4, 2.5e-3),
-        ("B2", (5, 6), 60, 2.5e-4, 2.5e-3),
-        ("L2", (3, 5), 100, 1e-4, 1e-4),
-        ("L3", (3, 6), 100, 1e-4, 1e-4),
-    ]
-
-
-def test_cifar100():
-    assert numbers(CIFAR100) == [
-        ("B0", (3, 4), 1000, 2.5e-4, 1e-3),
-        ("B1", (4, 5), 200, 1e-3, 1e-3),
-        ("B2", (5, 6), 200, 1e-3, 1e-3),
-        ("L2", (3, 5), 150, 1e-4, 1e-4),
-        ("L3", (3, 6), 150, 1e-4, 1e-4),
-    ]
-
-
-@pytest.mark.parametrize("recipe", recipes.RECIPES.values())
-def test_stage_1_scales_with_shots_and_stage_2_does_not(recipe):
+@pytest.mark.parametrize("recipe", RECIPES.values())
+def test_stage_1_scales_with_shots_and_only_l3_selects_its_best_epoch(recipe):
     for phase in recipe.stage1:
-        assert phase.rates(1) == pytest.approx((phase.lr_student / 10, phase.lr_adapter / 10))
-        assert phase.rates(50) == pytest.approx((phase.lr_student * 5, phase.lr_adapter * 5))
+        assert phase.learning_rates(1) == pytest.approx((phase.lr_student / 10, phase.lr_adapter / 10))
+        assert phase.learning_rates(50) == pytest.approx((phase.lr_student * 5, phase.lr_adapter * 5))
     for phase in recipe.stage2:
-        assert phase.rates(1) == phase.rates(50) == (phase.lr_student, phase.lr_adapter)
-
-
-@pytest.mark.parametrize("recipe", recipes.RECIPES.values())
-def test_only_l3_selects_its_best_epoch(recipe):
+        assert phase.learning_rates(1) == phase.learning_rates(50) == (phase.lr_student, phase.lr_adapter)
     assert [phase.selects_among for phase in recipe.phases] == [0, 0, 0, 0, recipe.stage2[1].epochs]
 
 
@@ -50,7 +50,7 @@ def test_batch_sizes_and_steps():
     steps = {classes: [-(-n * classes // batch_size(n)) for n in shots] for classes in (10, 100)}
     assert steps[10] == [2] * 12
     assert steps[100] == [17, 17] + [16] * 10
-    assert sum(phase.epochs for phase in CIFAR10.phases) * 2 == 840
+    assert CIFAR10.epochs * 2 == 840
 
 
 def test_published_table():
@@ -62,6 +62,6 @@ def test_published_table():
 
 def test_weights_of_the_prototypes():
     """As --help and docs/teachers.md say."""
-    quick = {name: recipe.teachers["quick"].prototype_head for name, recipe in recipes.RECIPES.items()}
+    quick = {name: recipe.teachers["quick"].prototype_head for name, recipe in RECIPES.items()}
     assert quick == {"CIFAR10": 2, "CIFAR100": 4, "Shapes10": 4, "Folder": 4}
-    assert {recipe.teachers["further"].prototype_head for recipe in recipes.RECIPES.values()} == {1}
+    assert {recipe.teachers["further"].prototype_head for recipe in RECIPES.values()} == {1}

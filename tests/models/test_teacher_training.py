@@ -6,18 +6,45 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, TINY, pictures, weights
+from small import CLASSES, TINY, PowerCut, pictures, weights
 
 from data.datasets import LabelledImages
 from grafting.recipes import CIFAR10, CIFAR100
 from models import checkpoints, records, teacher_training
+from models.networks import initialize
 from models.teacher_recipe import TeacherRecipe, stretched
 from models.teacher_training import TeacherTraining, batch_sizes
 from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
-from models.vgg import BlockwiseVGG, initialize
+from models.vgg import BlockwiseVGG, cut
 from utils.errors import BadInput
 
 CPU = torch.device("cpu")
+TEN, HUNDRED = CIFAR10.teachers, CIFAR100.teachers
+
+
+def silent(_):
+    pass
+
+
+def recipe(kind="quick", **changed):
+    return replace(TEN[kind], **changed)
+
+
+def train(dataset, path, its_recipe, start=TINY, seed=0, report=silent, **options):
+    return teacher_training.train_teacher(dataset, start, its_recipe, seed, CPU, path, report, **options)
+
+
+def training(dataset, resume_file, its_recipe, start=TINY, seed=0, report=silent):
+    return TeacherTraining(dataset, start, its_recipe, seed, CPU, resume_file, report)
+
+
+def of_size(dataset, images):
+    return replace(dataset, train=lambda: LabelledImages(pictures(images), np.arange(images) % CLASSES))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "t.pth"
 
 
 def network():
@@ -41,21 +68,14 @@ def test_folding_leaves_the_plain_layout_and_the_same_outputs():
     assert torch.allclose(folded(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_published_recipe_has_no_batchnorm_in_its_blocks(dataset, tmp_path):
-    recipe = CIFAR10.teachers["published"]
-    model = TeacherTraining(dataset, TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).model
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-    assert not model.heads
-
-
-def test_quick_recipe_has_two_heads_in_training(dataset, tmp_path):
-    model = TeacherTraining(dataset, TINY, CIFAR10.teachers["quick"], 0, CPU, tmp_path / "r", lambda line: None).model
+def test_only_the_quick_recipe_has_batchnorm_in_blocks_and_two_heads_in_training(dataset, path):
+    published, model = (training(dataset, path, recipe(kind)).model for kind in ("published", "quick"))
+    assert not published.heads and not any(isinstance(m, torch.nn.BatchNorm2d) for m in published.modules())
     assert [type(head) for head in model.heads] == [LinearHead, PrototypeHead]
-    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 2, 0])
+    images, labels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
     logits, loss = model(images, labels)
     assert logits.shape == (4, CLASSES) and loss.shape == ()
-    features = model.network[:3](images)
+    features = cut(model.network)[:3](images)
     assert loss.item() == pytest.approx(sum(head(features, labels).item() for head in model.heads), rel=1e-3)
 
 
@@ -77,12 +97,11 @@ def test_prototypes_by_hand():
     assert torch.equal(head.means[1:], means[1:])
 
 
-def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(dataset, tmp_path, teacher):
-    source, path = tmp_path / "source.pth", tmp_path / "t.pth"
-    checkpoints.write_teacher(teacher, source)
+def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(dataset, tmp_path, path, teacher):
+    source = tmp_path / "source.pth"
+    checkpoints.write_network(teacher, source)
     before = source.read_bytes()
-    recipe = replace(CIFAR10.teachers["further"], epochs=0)
-    teacher_training.train_teacher(dataset, source, recipe, 0, CPU, path, lambda line: None)
+    train(dataset, path, recipe("further", epochs=0), source)
     balanced = checkpoints.read_teacher(path, CLASSES).eval()
     images = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(balanced(images), teacher(images))
@@ -92,88 +111,74 @@ def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(datas
     assert source.read_bytes() == before
 
 
-def test_a_teacher_is_trained_further(dataset, tmp_path, teacher):
-    source = tmp_path / "source.pth"
-    checkpoints.write_teacher(teacher, source)
-    recipe = replace(CIFAR10.teachers["further"], epochs=2, batch=4)
-    teacher_training.train_teacher(dataset, source, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
-    trained = checkpoints.read_teacher(tmp_path / "t.pth", CLASSES)
+def test_a_teacher_is_trained_further_but_not_in_place(dataset, tmp_path, path, teacher):
+    source, further = tmp_path / "source.pth", recipe("further", epochs=2, batch=4)
+    checkpoints.write_network(teacher, source)
+    train(dataset, path, further, source)
+    trained = checkpoints.read_teacher(path, CLASSES)
     assert trained.architecture == TINY
     assert not torch.equal(trained.features[0][0].weight, teacher.features[0][0].weight)
     (tmp_path / "link.pth").symlink_to(source)
     for same in (source, tmp_path / "link.pth"):
         with pytest.raises(BadInput, match="--teacher is the same file"):
-            teacher_training.train_teacher(dataset, source, recipe, 0, CPU, same, lambda line: None, fresh=True)
+            train(dataset, same, further, source, fresh=True)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "epoch", "rate"),
+    ("its_recipe", "epoch", "rate"),
     [
-        (CIFAR10.teachers["published"], 0.5, 0.05),
-        (CIFAR10.teachers["published"], 29.9, 0.05),
-        (CIFAR10.teachers["published"], 30, 0.05),  # the last step of epoch 30
-        (CIFAR10.teachers["published"], 30.01, 0.025),
-        (CIFAR10.teachers["published"], 299, 0.05 / 512),
-        (stretched(CIFAR10.teachers["published"], 10), 1.01, 0.025),
-        (stretched(CIFAR10.teachers["published"], 2), 0.1, 0.05),
-        (stretched(CIFAR10.teachers["published"], 2), 0.3, 0.025),
-        (CIFAR100.teachers["published"], 0.5, 0.005),
-        (CIFAR100.teachers["published"], 59.9, 0.01),
-        (CIFAR100.teachers["published"], 60, 0.01),
-        (CIFAR100.teachers["published"], 60.01, 0.002),
-        (CIFAR100.teachers["published"], 120.01, 0.0004),
-        (CIFAR100.teachers["published"], 180, 0.0004),
-        (CIFAR100.teachers["published"], 180.01, 0.00008),
-        (stretched(CIFAR10.teachers["quick"], 10), 2, CIFAR10.teachers["quick"].lr),
-        (stretched(CIFAR10.teachers["quick"], 10), 6, CIFAR10.teachers["quick"].lr / 2),
-        (stretched(CIFAR10.teachers["quick"], 10), 10, 0),
+        (TEN["published"], 30, 0.05),  # the last step of epoch 30
+        (TEN["published"], 30.01, 0.025),
+        (TEN["published"], 299, 0.05 / 512),
+        (stretched(TEN["published"], 10), 1.01, 0.025),
+        (stretched(TEN["published"], 2), 0.3, 0.025),
+        (HUNDRED["published"], 0.5, 0.005),
+        (HUNDRED["published"], 60.01, 0.002),
+        (HUNDRED["published"], 180, 0.0004),
+        (HUNDRED["published"], 180.01, 0.00008),
+        (stretched(TEN["quick"], 10), 2, TEN["quick"].lr),
+        (stretched(TEN["quick"], 10), 6, TEN["quick"].lr / 2),
+        (stretched(TEN["quick"], 10), 10, 0),
     ],
 )
-def test_learning_rates(recipe, epoch, rate):
-    assert recipe.rate(epoch) == pytest.approx(rate)
+def test_learning_rates(its_recipe, epoch, rate):
+    assert its_recipe.rate(epoch) == pytest.approx(rate)
 
 
 def test_published_recipes_are_the_public_ones():
-    ten, hundred = CIFAR10.teachers["published"], CIFAR100.teachers["published"]
-    for recipe, nesterov, epochs in ((ten, False, 300), (hundred, True, 200)):
-        assert (recipe.momentum, recipe.weight_decay, recipe.batch) == (0.9, 5e-4, 128)
-        assert (recipe.nesterov, recipe.epochs) == (nesterov, epochs)
-
-
-class PowerCut(Exception):
-    pass
+    for published, nesterov, epochs in ((TEN["published"], False, 300), (HUNDRED["published"], True, 200)):
+        assert (published.momentum, published.weight_decay, published.batch) == (0.9, 5e-4, 128)
+        assert (published.nesterov, published.epochs) == (nesterov, epochs)
 
 
 @pytest.mark.parametrize("kind", ["published", "quick", "further"])
-def test_an_interrupted_training_ends_with_the_same_bits(dataset, tmp_path, kind):
-    recipe = replace(CIFAR10.teachers[kind], epochs=3, batch=4)
+def test_an_interrupted_training_ends_with_the_same_bits_and_tells_every_epoch(dataset, tmp_path, kind):
+    its_recipe, lines, told = recipe(kind, epochs=3, batch=4), [], []
 
-    def train(name, report=lambda line: None):
-        path = tmp_path / f"{name}.pth"
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, report)
-        return weights(path)
+    def trained(name, **options):
+        train(dataset, tmp_path / f"{name}.pth", its_recipe, **options)
+        return weights(tmp_path / f"{name}.pth")
 
-    def cut_after_two(line):
-        if line.startswith("epoch 2"):
+    def tell(epochs):
+        told.append([dict(epoch) for epoch in epochs])
+        if len(told) == 2:
             raise PowerCut
 
-    undisturbed = train("undisturbed")
+    undisturbed = trained("undisturbed")
     with pytest.raises(PowerCut):
-        train("cut", cut_after_two)
-    lines = []
-    assert train("cut", lines.append) == undisturbed
+        trained("cut", after_epoch=tell)
+    assert trained("cut", after_epoch=tell, report=lines.append) == undisturbed
     assert "resuming after epoch 2" in lines[0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "cut.json", "cut.pth", "undisturbed.json", "undisturbed.pth",
-    ]  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"cut.json", "cut.pth", "undisturbed.json", "undisturbed.pth"}
+    assert [len(epochs) for epochs in told] == [1, 2, 2, 3] and told[1] == told[2] == told[3][:2]
+    assert told[3] == json.loads((tmp_path / "cut.json").read_text())["epochs"]
+    assert told[3][0]["learning_rate"] == its_recipe.rate(1)
 
 
-@pytest.mark.parametrize("write", ["write_teacher", "announce"])
-def test_an_interruption_at_the_end_loses_nothing(dataset, tmp_path, monkeypatch, write):
+@pytest.mark.parametrize(("module", "write"), [(checkpoints, "write_network"), (records, "announce")])
+def test_an_interruption_at_the_end_loses_nothing(dataset, path, monkeypatch, module, write):
     """Just behind the teacher's file, or behind the announcement of its record."""
-    recipe, path = replace(CIFAR10.teachers["quick"], epochs=2), tmp_path / "t.pth"
-    module = checkpoints if write == "write_teacher" else records
-    original = getattr(module, write)
+    original, quick = getattr(module, write), recipe(epochs=2)
 
     def cut(*arguments):
         original(*arguments)
@@ -181,100 +186,46 @@ def test_an_interruption_at_the_end_loses_nothing(dataset, tmp_path, monkeypatch
 
     monkeypatch.setattr(module, write, cut)
     with pytest.raises(PowerCut):
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
+        train(dataset, path, quick)
     monkeypatch.setattr(module, write, original)
-    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
-    assert records.of(path)["recipe"]["epochs"] == 2 and not (tmp_path / "t.resume.pt").exists()
+    train(dataset, path, quick)
+    assert records.of(path)["recipe"]["epochs"] == 2 and not path.with_suffix(".resume.pt").exists()
     with pytest.raises(BadInput, match="a teacher exists already"):
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
+        train(dataset, path, quick)
 
 
-def test_a_training_is_not_continued_on_other_images(dataset, tmp_path):
+def test_a_training_is_not_continued_with_other_settings_or_images(dataset, tmp_path):
     """As when pictures of a folder have changed."""
-    recipe, resume_file = replace(CIFAR10.teachers["quick"], epochs=1), tmp_path / "t.resume.pt"
-    TeacherTraining(dataset, TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
-    train = dataset.train()
-    others = LabelledImages(train.images, train.labels[::-1].copy())
-    for changed in ({"train": lambda: others}, {"class_names": lambda: ("b", "a", "c")}):
-        with pytest.raises(BadInput, match="with other settings"):
-            TeacherTraining(replace(dataset, **changed), TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
+    resume_file, images = tmp_path / "t.resume.pt", dataset.train()
+    training(dataset, resume_file, recipe(epochs=1)).run()
+    others = LabelledImages(images.images, images.labels[::-1].copy())
+    for changed, seed in (({"train": lambda: others}, 0), ({"class_names": lambda: ("b", "a", "c")}, 0), ({}, 1)):
+        with pytest.raises(BadInput, match="unfinished teacher training with other settings"):
+            training(replace(dataset, **changed), resume_file, recipe(epochs=1), seed=seed).run()
 
 
-def test_the_record_says_how_the_teacher_was_made(dataset, tmp_path):
-    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
-    accuracy = teacher_training.train_teacher(dataset, TINY, recipe, 5, CPU, tmp_path / "t.pth", lambda line: None)
-    record = json.loads((tmp_path / "t.json").read_text())
+def test_the_record_says_how_the_teacher_was_made(dataset, path):
+    accuracy = train(dataset, path, recipe(epochs=2), seed=5)
+    record = json.loads(path.with_suffix(".json").read_text())
     assert record["test_accuracy"] == accuracy and record["seed"] == 5 and record["dataset"] == "Tiny"
     assert record["recipe"]["epochs"] == len(record["epochs"]) == 2
     assert {*record["epochs"][0]} == {"loss", "training_accuracy", "test_accuracy", "learning_rate"}
     assert record["normalization"] == {"mean": [0.5, 0.4, 0.6], "std": [0.2, 0.25, 0.3]} and record["image_size"] == 32
-    assert checkpoints.read_teacher(tmp_path / "t.pth", CLASSES).architecture == TINY
+    assert checkpoints.read_teacher(path, CLASSES).architecture == TINY
 
 
-def test_what_is_measured_is_told_after_every_epoch_also_what_was_before_an_interruption(dataset, tmp_path):
-    recipe, told = replace(CIFAR10.teachers["published"], epochs=3), []
+@pytest.mark.parametrize(
+    ("lr", "fault"), [(math.inf, "the loss is not finite in epoch"), (0.01, "a weight is not finite after the last")]
+)
+def test_a_training_that_diverges_writes_no_teacher(dataset, path, monkeypatch, lr, fault):
+    def overflowing(network):  # in the last step, so no loss shows it
+        next(network.parameters()).data.fill_(math.inf)
+        return network
 
-    def tell(epochs):
-        told.append([dict(epoch) for epoch in epochs])
-        if len(told) == 2:
-            raise PowerCut
-
-    def train(after_epoch):
-        teacher_training.train_teacher(
-            dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda _: None, False, after_epoch
-        )
-
-    with pytest.raises(PowerCut):
-        train(tell)
-    train(tell)
-    assert [len(epochs) for epochs in told] == [1, 2, 2, 3] and told[1] == told[2] == told[3][:2]
-    assert told[3] == json.loads((tmp_path / "t.json").read_text())["epochs"]
-    assert told[3][0]["learning_rate"] == recipe.rate(1)
-
-
-def test_balancing_looks_at_all_parts_of_the_training_set(dataset, tmp_path, monkeypatch):
-    """Pictures in folders come class by class."""
-    seen = []
-    monkeypatch.setattr(teacher_training, "BALANCING_IMAGES", 7)
-    monkeypatch.setattr(
-        teacher_training, "balance", lambda network, batches: seen.extend(torch.cat(list(batches))) or 1.0
-    )
-    recipe = replace(CIFAR10.teachers["quick"], epochs=1)
-    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
-    expected = dataset.normalization(torch.from_numpy(dataset.train().images[::2].copy()))
-    assert torch.equal(torch.stack(seen), expected)
-
-
-def test_a_training_that_diverges_writes_no_teacher(dataset, tmp_path):
-    recipe = replace(CIFAR10.teachers["published"], epochs=2, lr=float("inf"))
-    with pytest.raises(BadInput, match="the loss is not finite in epoch"):
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
-    assert not (tmp_path / "t.pth").exists()
-
-
-def test_a_teacher_whose_last_step_overflows_is_not_written(dataset, tmp_path, monkeypatch):
-    """No loss shows it."""
-    train = TeacherTraining._train
-
-    def overflowing(training, epoch, *rest):
-        figures = train(training, epoch, *rest)
-        if epoch == 1:
-            next(training.model.network.parameters()).data.mul_(float("inf"))
-        return figures
-
-    monkeypatch.setattr(TeacherTraining, "_train", overflowing)
-    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
-    with pytest.raises(BadInput, match="a weight is not finite after the last epoch; try another --seed"):
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unfinished_training_of_other_settings_is_refused(dataset, tmp_path):
-    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
-    resume_file = tmp_path / "t.resume.pt"
-    TeacherTraining(dataset, TINY, recipe, 0, CPU, resume_file, lambda line: None).run()
-    with pytest.raises(BadInput, match="unfinished teacher training with other settings"):
-        TeacherTraining(dataset, TINY, recipe, 1, CPU, resume_file, lambda line: None).run()
+    monkeypatch.setattr(teacher_training, "fold_batchnorm", overflowing)
+    with pytest.raises(BadInput, match=f"{fault}.*; try another --seed"):
+        train(dataset, path, recipe("published", epochs=2, lr=lr))
+    assert not list(path.parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -285,38 +236,26 @@ def test_no_batch_after_the_first_is_a_single_image(images, sizes):
     assert batch_sizes(images, 4) == sizes
 
 
-def of_size(dataset, images):
-    return replace(dataset, train=lambda: LabelledImages(pictures(images), np.arange(images) % CLASSES))
-
-
-@pytest.mark.parametrize("kind", ["published", "quick"])
-def test_a_last_batch_of_one_image_is_trained_on(dataset, tmp_path, kind):
-    recipe = replace(CIFAR10.teachers[kind], epochs=2, batch=4)
-    teacher_training.train_teacher(of_size(dataset, 9), TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
-    assert (tmp_path / "t.pth").exists()
-
-
 @pytest.mark.parametrize(
     ("images", "progress"),
     [(8, [0.5, 1, 1.5, 2]), (9, [4 / 9, 1, 13 / 9, 2]), (10, [0.4, 0.8, 1, 1.4, 1.8, 2]), (3, [1, 2])],
 )
 def test_learning_rates_follow_the_images_seen(dataset, tmp_path, monkeypatch, images, progress):
-    recipe = replace(CIFAR10.teachers["published"], epochs=2, batch=4)
     asked = []
     monkeypatch.setattr(TeacherRecipe, "rate", lambda self, epoch: asked.append(epoch) or 0.01)
-    TeacherTraining(of_size(dataset, images), TINY, recipe, 0, CPU, tmp_path / "r", lambda line: None).run()
+    training(of_size(dataset, images), tmp_path / "r", recipe(epochs=2, batch=4)).run()
     assert asked == pytest.approx(progress)
 
 
-def test_a_single_training_image_is_refused(dataset, tmp_path):
-    recipe = replace(CIFAR10.teachers["quick"], epochs=1)
+def test_a_single_training_image_is_refused(dataset, tmp_path, path):
     with pytest.raises(BadInput, match="--dataset Tiny: has a single training image"):
-        teacher_training.train_teacher(of_size(dataset, 1), TINY, recipe, 0, CPU, tmp_path / "t.pth", lambda line: None)
+        train(of_size(dataset, 1), path, recipe(epochs=1))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_teacher_is_replaced_only_with_fresh(dataset, tmp_path):
-    path, recipe = tmp_path / "t.pth", replace(CIFAR10.teachers["published"], epochs=1)
+@pytest.mark.parametrize("name", ["t.pth", "t.json", "t", ".", "t.pth/below.pth"])
+def test_a_finished_teacher_and_names_that_no_teacher_can_have_are_refused_before_any_work(dataset, path, name):
+    """Only --fresh replaces a teacher."""
     path.write_bytes(b"a teacher")
 
     def unread():
@@ -324,30 +263,14 @@ def test_a_finished_teacher_is_replaced_only_with_fresh(dataset, tmp_path):
 
     with pytest.raises(BadInput) as refusal:
         unreadable = replace(dataset, train=unread, test=unread)
-        teacher_training.train_teacher(unreadable, TINY, recipe, 0, CPU, path, lambda line: None, fresh=False)
-    assert (
-        str(refusal.value) == f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both"
-    )
-    assert path.read_bytes() == b"a teacher" and list(tmp_path.iterdir()) == [path]
-    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None, fresh=True)
-    assert checkpoints.read_teacher(path, CLASSES).architecture == TINY
+        train(unreadable, path.parent / name, recipe(), fresh=name != path.name)
+    said = f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both"
+    assert (str(refusal.value) == said) == (name == path.name) and "\n" not in str(refusal.value)
+    assert path.read_bytes() == b"a teacher" and list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["t.json", "t", ".", "t.pth/below.pth"])
-def test_a_name_that_no_teacher_can_have_is_refused_before_any_work(dataset, tmp_path, name):
-    (tmp_path / "t.pth").write_bytes(b"a teacher")
-
-    def unread():
-        raise AssertionError("the data set is read before the check")
-
-    with pytest.raises(BadInput) as refusal:
-        unreadable, recipe = replace(dataset, train=unread, test=unread), CIFAR10.teachers["quick"]
-        teacher_training.train_teacher(unreadable, TINY, recipe, 0, CPU, tmp_path / name, lambda line: None, fresh=True)
-    assert "\n" not in str(refusal.value) and [p.name for p in tmp_path.iterdir()] == ["t.pth"]
-
-
-def test_an_interrupted_fresh_training_is_resumed(dataset, tmp_path):
-    path, recipe, lines = tmp_path / "t.pth", replace(CIFAR10.teachers["published"], epochs=2), []
+def test_a_fresh_training_replaces_the_teacher_at_its_end_and_is_resumed(dataset, path):
+    published, lines = recipe("published", epochs=2), []
     path.write_bytes(b"a teacher")
 
     def interrupt(line):
@@ -355,27 +278,26 @@ def test_an_interrupted_fresh_training_is_resumed(dataset, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, interrupt, fresh=True)
+        train(dataset, path, published, report=interrupt, fresh=True)
     assert path.read_bytes() == b"a teacher"
-    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lines.append, fresh=True)
-    assert "resuming after epoch 1" in lines[0] and path.read_bytes() != b"a teacher"
+    train(dataset, path, published, report=lines.append, fresh=True)
+    assert "resuming after epoch 1" in lines[0] and checkpoints.read_teacher(path, CLASSES).architecture == TINY
 
 
 def test_what_killed_writes_have_left_is_removed(dataset, tmp_path):
     """Also where the name of a teacher's file is a pattern of file names."""
-    path, recipe = tmp_path / "pets [v2].pth", replace(CIFAR10.teachers["published"], epochs=1)
+    path = tmp_path / "pets [v2].pth"
     for name in (path.name, "pets [v2].json", "pets [v2].resume.pt"):
         (tmp_path / f".{name}.0123abcd.tmp").write_text("torn")
-    teacher_training.train_teacher(dataset, TINY, recipe, 0, CPU, path, lambda line: None)
+    train(dataset, path, recipe("published", epochs=1))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pets [v2].json", "pets [v2].pth"]
 
 
 def test_a_new_network_with_few_steps_is_said(dataset, teacher, tmp_path):
     """Two epochs of a step each; a trained network needs few."""
-    recipe = replace(CIFAR10.teachers["quick"], epochs=2)
-    checkpoints.write_teacher(teacher, tmp_path / "teacher.pth")
+    checkpoints.write_network(teacher, tmp_path / "teacher.pth")
     lines = []
     for start in (TINY, tmp_path / "teacher.pth"):
-        TeacherTraining(dataset, start, recipe, 0, CPU, tmp_path / f"{len(lines)}", lines.append).run()
+        training(dataset, tmp_path / f"{len(lines)}", recipe(epochs=2), start, report=lines.append).run()
     announced = [line.partition("steps")[2] for line in lines if line.startswith("training a teacher")]
     assert announced == ["; few for a new network: --teacher_epochs gives more", ""]

@@ -13,32 +13,39 @@ from utils.errors import BadInput
 from utils.signals import Terminated, terminate
 
 
+def on_writing(monkeypatch, *signals, error=None):
+    """While a file is written, these signals arrive and perhaps an error is raised."""
+
+    def fsync(_):
+        for number in signals:
+            signal.raise_signal(number)
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+FULL = OSError(28, "No space left on device")
+
+
 def test_a_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file"
     files.write_text(path, "old")
-
-    def full(fd):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadInput, match=r"file: cannot be written .No space left on device.; free space") as refusal:
-        files.write_text(path, "new")
-    assert path.read_text() == "old" and "\n" not in str(refusal.value)
-    assert [p.name for p in path.parent.iterdir()] == ["file"]
-
-
-def test_a_reader_in_the_middle_of_a_write_sees_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    files.write_text(path, "old")
-    with path.open() as reader:
+    with path.open() as reader:  # a reader in the middle of a write sees the old file
         files.write_text(path, "new")
         assert reader.read() == "old"
-    assert path.read_text() == "new"
+    on_writing(monkeypatch, error=FULL)
+    with pytest.raises(BadInput, match=r"file: cannot be written .No space left on device.; free space") as refusal:
+        files.write_text(path, "newer")
+    assert path.read_text() == "new" and "\n" not in str(refusal.value)
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    with pytest.raises(BadInput, match="cannot be written"):
+        files.write_text(path / "below", "x")
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_an_interruption_waits_until_the_file_is_in_place(tmp_path, monkeypatch, number, raised):
-    monkeypatch.setattr(os, "fsync", lambda fd: signal.raise_signal(number))
+    on_writing(monkeypatch, number)
     before = signal.signal(signal.SIGTERM, terminate)
     with pytest.raises(raised):
         files.write_text(tmp_path / "file", "new")
@@ -46,14 +53,10 @@ def test_an_interruption_waits_until_the_file_is_in_place(tmp_path, monkeypatch,
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
 
 
-def test_an_interruption_of_a_write_that_fails_is_not_lost(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("signals", "error"), [((signal.SIGINT,), FULL), ((), KeyboardInterrupt())])
+def test_an_interruption_of_a_write_that_fails_is_not_lost(tmp_path, monkeypatch, signals, error):
     """A full disk is one line, after which a sweep goes on; a job that is to end must end."""
-
-    def full(fd):
-        signal.raise_signal(signal.SIGINT)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    on_writing(monkeypatch, *signals, error=error)
     with pytest.raises(KeyboardInterrupt):
         files.write_text(tmp_path / "file", "new")
     assert not list(tmp_path.iterdir())
@@ -61,7 +64,7 @@ def test_an_interruption_of_a_write_that_fails_is_not_lost(tmp_path, monkeypatch
 
 def test_an_ignored_interruption_stays_ignored(tmp_path, monkeypatch):
     """A job that a shell starts in the background ignores SIGINT; a write must not change that."""
-    monkeypatch.setattr(os, "fsync", lambda fd: signal.raise_signal(signal.SIGINT))
+    on_writing(monkeypatch, signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     files.write_text(tmp_path / "file", "new")
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -78,22 +81,6 @@ def test_json_has_lists_of_numbers_on_one_line(tmp_path):
     assert json.loads(text) == content
     for line in ('"losses": [ 1.5, -2e-07, 3 ],', '"accuracies": { "1": 90.0, "20": 91.25 },', '"span": [ 3, 4 ],'):
         assert line in text
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(fd):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        files.write_text(tmp_path / "file", "new")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match="cannot be written"):
-        files.write_text(tmp_path / "file" / "below", "x")
 
 
 def test_files_have_the_usual_permissions(tmp_path):
@@ -129,8 +116,7 @@ def test_a_changed_bit_in_the_names_of_a_zip_file_is_a_value_error(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"a": torch.zeros(3)}, path)
     content = bytearray(path.read_bytes())
-    place = content.index(b"PK\x01\x02") + 10
-    content[place] ^= 8
+    content[content.index(b"PK\x01\x02") + 10] ^= 8
     path.write_bytes(content)
     with pytest.raises(BadInput, match="damaged"):
         files.read_tensors(path, "a file of tensors")

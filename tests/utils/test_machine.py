@@ -10,21 +10,24 @@ from utils.machine import cpu_flags, cpu_name, device_named, free_host_memory, h
 
 CPU = torch.device("cpu")
 GB = 10**9
-UNLIMITED_V1 = 9223372036854771712
+NO_LIMIT = 9223372036854771712  # of version 1
+V1, V2 = "5:cpu,cpuacct:/elsewhere\n4:memory:/job/step\n1:name=systemd:/\n", "0::/job/step\n"
 
 
 @pytest.fixture
 def system(tmp_path):
     """A function that writes files of /proc and /sys/fs/cgroup and returns what free_host_memory makes of them."""
 
-    def free(available=64 * GB, group="", limits="", statm="0", **groups):
+    def free(available=64 * GB, group="", limits="", statm="0", groups=()):
         files = {
             "proc/meminfo": f"MemTotal: 99999999 kB\nMemAvailable: {available // 1024} kB\n",
             "proc/self/cgroup": group,
             "proc/self/limits": f"Limit  Soft Limit  Units\nMax cpu time  unlimited  seconds\n{limits}",
             "proc/self/statm": f"{statm} 1 1 1 0 1 0\n",
         }
-        for name, content in {**files, **groups}.items():
+        for of_group in groups:
+            files |= of_group
+        for name, content in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
@@ -41,7 +44,7 @@ def version_2(folder, limit, current, inactive=0):
     }
 
 
-def version_1(folder, limit, usage, inactive=0, hierarchical=UNLIMITED_V1):
+def version_1(folder, limit, usage, inactive=0, hierarchical=NO_LIMIT):
     return {
         f"cgroup/memory/{folder}memory.limit_in_bytes": f"{limit}\n",
         f"cgroup/memory/{folder}memory.usage_in_bytes": f"{usage}\n",
@@ -50,52 +53,29 @@ def version_1(folder, limit, usage, inactive=0, hierarchical=UNLIMITED_V1):
     }  # fmt: skip
 
 
-V1 = "5:cpu,cpuacct:/elsewhere\n4:memory:/job/step\n1:name=systemd:/\n"
-
-
-def test_without_limits_what_the_system_has_free(system):
-    assert system(available=10 * GB) == 10 * GB // 1024 * 1024
-    assert system(available=1024, group="0::/a\n", **version_2("a/", "max", 5)) == 1024
-
-
-def test_the_least_of_the_system_and_the_groups(system):
-    assert system(available=1024, group="0::/a\n", **version_2("a/", 8 * GB, 5)) == 1024
-    assert system(group="0::/a\n", **version_2("a/", 8 * GB, 5)) == 8 * GB - 5
-
-
 @pytest.mark.parametrize(
-    ("own", "above", "root", "least"),
+    ("group", "groups", "least"),
     [
-        ((3000, 1000), ("max", 2000), ("max", 0), 2000),
-        (("max", 1000), (3000, 2000), ("max", 0), 1000),
-        ((5000, 1000), ("max", 2000), (4000, 3000), 1000),
-        ((3000, 1000, 400), (3000, 2500, 2000), ("max", 0), 2400),
-        ((1000, 1500), ("max", 0), ("max", 0), 0),
+        (V2, [version_2("job/step/", "max", 5)], 64 * GB // 1024 * 1024),
+        (V2, [version_2("job/step/", 8 * GB, 5)], 8 * GB - 5),
+        (V2, [version_2("job/step/", 3000, 1000), version_2("job/", "max", 2000)], 2000),
+        (V2, [version_2("job/step/", "max", 1000), version_2("job/", 3000, 2000)], 1000),
+        (V2, [version_2("job/step/", 5000, 1000), version_2("", 4000, 3000)], 1000),
+        (V2, [version_2("job/step/", 3000, 1000, 400), version_2("job/", 3000, 2500, 2000)], 2400),
+        (V2, [version_2("job/step/", 1000, 1500)], 0),
+        (V1, [version_1("job/step/", 3000, 1000), version_1("job/", NO_LIMIT, 2000)], 2000),
+        (V1, [version_1("job/step/", NO_LIMIT, 1000), version_1("job/", 3000, 2000)], 1000),
+        (V1, [version_1("job/step/", 3000, 1000, 400), version_1("job/", NO_LIMIT, 2000)], 2400),
+        (V1, [version_1("job/step/", NO_LIMIT, 1000, 0, 1500), version_1("job/", NO_LIMIT, 1000)], 500),
+        # a container that sees its own group as the root is told the group's name on the host
+        ("4:memory:/docker/0123\n", [version_1("", 1000, 100)], 900),
+        ("0::/docker/0123\n", [version_2("", 500, 100)], 400),
+        ("0::/../0123\n", [version_2("", 500, 200)], 300),
     ],
 )
-def test_control_groups_of_version_2(system, own, above, root, least):
-    groups = {**version_2("job/step/", *own), **version_2("job/", *above), **version_2("", *root)}
-    assert system(group="0::/job/step\n", **groups) == least
-
-
-@pytest.mark.parametrize(
-    ("own", "above", "least"),
-    [
-        ((3000, 1000), (UNLIMITED_V1, 2000), 2000),
-        ((UNLIMITED_V1, 1000), (3000, 2000), 1000),
-        ((3000, 1000, 400), (UNLIMITED_V1, 2000), 2400),
-        ((UNLIMITED_V1, 1000, 0, 1500), (UNLIMITED_V1, 1000), 500),
-    ],
-)
-def test_control_groups_of_version_1(system, own, above, least):
-    assert system(group=V1, **version_1("job/step/", *own), **version_1("job/", *above)) == least
-
-
-def test_a_container_that_sees_its_own_group_as_the_root(system):
-    """It is told the group's name on the host."""
-    assert system(group="4:memory:/docker/0123\n", **version_1("", 1000, 100)) == 900
-    assert system(group="0::/docker/0123\n", **version_2("", 500, 100)) == 400
-    assert system(group="0::/../0123\n", **version_2("", 500, 200)) == 300
+def test_the_least_of_what_the_system_and_the_control_groups_leave(system, group, groups, least):
+    assert system(group=group, groups=groups) == least
+    assert system(available=0, group=group, groups=groups) == 0
 
 
 def test_limit_on_the_address_space(system):
@@ -113,6 +93,15 @@ def test_a_system_that_says_nothing(tmp_path):
 def test_three_quarters_shared_by_the_machines_processes(monkeypatch):
     monkeypatch.setattr(machine, "free_host_memory", lambda: 800)
     assert (memory_to_use(CPU), memory_to_use(CPU, 3), memory_to_use(CPU, 3, "cpu")) == (600, 200, 200)
+
+
+def test_the_cores_are_shared_by_the_machines_processes(monkeypatch):
+    threads = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    for processes in (1, 3, 9):
+        machine.share_cores(processes)
+    assert threads == [2, 1]  # a process alone keeps what torch has chosen
 
 
 @pytest.fixture
@@ -167,19 +156,12 @@ def test_a_device_without_float64_is_one_line(monkeypatch):
 CPUINFO = "processor\t: 0\nvendor_id\t: GenuineIntel\nvmx flags\t: vnmi\nflags\t\t: fpu vme avx512f {} amx_tile\n\n"
 
 
-def test_flags_of_the_processor(tmp_path, monkeypatch):
-    for folder, flag in (("with", "avx512_bf16"), ("without", "avx512_bf16x")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "cpuinfo").write_text(CPUINFO.format(flag) * 2)
-    assert cpu_flags(tmp_path / "with") == {"fpu", "vme", "avx512f", "avx512_bf16", "amx_tile"}
+@pytest.mark.parametrize(("flag", "is_fast"), [("avx512_bf16", True), ("avx512_bf16x", False)])
+def test_name_and_flags_of_the_processor(tmp_path, monkeypatch, flag, is_fast):
+    (tmp_path / "cpuinfo").write_text("model name\t: A CPU\n" + CPUINFO.format(flag) + "model name\t: B\n")
+    assert cpu_flags(tmp_path) == {"fpu", "vme", "avx512f", flag, "amx_tile"}
+    assert cpu_name(tmp_path) == ("A CPU avx512_bf16 avx512f" if is_fast else "A CPU avx512f")
     assert cpu_flags(tmp_path / "elsewhere") == frozenset()
-    for folder in ("with", "without"):
-        monkeypatch.setattr(machine, "cpu_flags", lambda folder=folder: cpu_flags(tmp_path / folder))
-        assert has_fast_bfloat16(CPU) == (folder == "with")
-    assert not has_fast_bfloat16(torch.device("meta"))
-
-
-def test_the_name_of_the_processor(tmp_path):
-    (tmp_path / "cpuinfo").write_text("model name\t: A CPU\n" + CPUINFO.format("avx512_bf16") + "model name\t: B\n")
-    assert cpu_name(tmp_path) == "A CPU avx512_bf16 avx512f"
     assert cpu_name(tmp_path / "elsewhere") == (platform.processor() or platform.machine())
+    monkeypatch.setattr(machine, "cpu_flags", lambda: cpu_flags(tmp_path))
+    assert has_fast_bfloat16(CPU) == is_fast and not has_fast_bfloat16(torch.device("meta"))

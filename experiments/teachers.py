@@ -1,0 +1,120 @@
+"""A job's teacher: read from its file, fetched, or trained."""
+
+from __future__ import annotations
+
+import glob
+import shlex
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+from torch import nn
+
+from experiments.tensorboard import TeacherCurves
+from models import checkpoints, records, teacher_training
+from models.architectures import ARCHITECTURES
+from models.download import fetch_teacher
+from models.teacher_recipe import TeacherRecipe, stretched
+from utils import files
+from utils.errors import BadInput
+
+if TYPE_CHECKING:
+    from experiments.job import Job
+
+FOLDER = Path("ckpt/teacher")
+
+
+def read(job: Job) -> nn.Module:
+    """The teacher in the job's file. The default one is downloaded if it is missing; that of Shapes10 is trained."""
+    trains_it = _is_default(job) and job.data_recipe.trains_own_teacher
+    if not (_is_finished(job) if trains_it else job.teacher_file.exists()):
+        _get(job)
+    teacher = checkpoints.read_teacher(job.teacher_file, job.dataset.classes)
+    not_checked = records.check(job.teacher_file, records.deciding(job.dataset))
+    if not_checked and records.path_of(job.teacher_file).exists():
+        job.announce(not_checked)
+    return teacher
+
+
+def _is_default(job: Job) -> bool:
+    return job.args.teacher is None and job.args.teacher_architecture is None
+
+
+def _is_finished(job: Job) -> bool:
+    """Whether the teacher's file is there, with its whole record if it has one."""
+    return job.teacher_file.exists() and not records.is_announced(job.teacher_file)
+
+
+def _lock(job: Job) -> filelock.FileLock:
+    job.teacher_file.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(job.teacher_file.with_name(f".{job.teacher_file.stem}.lock"))
+
+
+def _get(job: Job) -> None:
+    """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
+    path, inputs = job.teacher_file, job.inputs("data_path", "teacher", "teacher_architecture")
+    if _is_default(job) and job.data_recipe.trains_own_teacher:
+        job.report(f"{path}: not finished; it is trained now, or awaited if another process is training it")
+        train(job, "quick", only_if_missing=True)
+    elif _is_default(job) and job.data_recipe.published:
+        job.report(f"{path}: missing; fetching the authors'")
+        with _lock(job):  # another process may have just fetched it
+            if not path.exists():
+                fetch_teacher(path, job.dataset.classes, job.dataset.name, inputs=inputs)
+    else:
+        existing = sorted(map(str, FOLDER.glob(f"*-blockwise-{glob.escape(job.name.lower())}.pth")))
+        train_one = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", "--teacher_recipe", "quick"])
+        choose = f"name one with --teacher: {', '.join(existing)}" if existing else f"train one: {train_one}"
+        raise BadInput(f"{path}: no such teacher; {choose}")
+
+
+def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> None:
+    """Train the job's teacher by the recipe of that name; by default the published one, or "further" from a teacher.
+
+    Raises BadInput if another process is training it. only_if_missing: waits for that one instead, and trains with
+    seed 0, because --seed is that of the cells.
+    """
+    recipe = _recipe(job, recipe_name)
+    for directory in (job.teacher_file.parent, job.output_dir):
+        files.require_writable(directory)
+    curves = TeacherCurves(job.output_dir, job.teacher_file.stem, job.report)
+    try:
+        with _lock(job).acquire(timeout=-1 if only_if_missing else 0), closing(curves):
+            if only_if_missing and _is_finished(job):
+                return
+            accuracy = teacher_training.train_teacher(
+                job.dataset,
+                job.args.teacher_from or ARCHITECTURES[job.architecture],
+                recipe,
+                0 if only_if_missing else job.args.seed,
+                job.device,
+                job.teacher_file,
+                job.report,
+                job.args.fresh,
+                curves.update,
+            )
+    except filelock.Timeout:
+        raise BadInput(f"{job.teacher_file}: another process is training it") from None
+    weight = f", weight {recipe.prototype_head:g} on its prototypes" if recipe.prototype_head else ""
+    job.report(f"{job.teacher_file}: teacher of recipe {recipe.name}{weight}, test accuracy {accuracy:.2f}%")
+
+
+def _recipe(job: Job, name: str | None) -> TeacherRecipe:
+    """The recipe of that name with what the flags change. Raises BadInput for flags that do not go together."""
+    args = job.args
+    if args.teacher_from and name:
+        raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
+    if args.teacher_from and args.teacher_architecture:
+        raise BadInput("--teacher_architecture: the file of --teacher_from has its own; leave it out")
+    if args.teacher_epochs == 0 and not args.teacher_from:
+        raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
+    name = "further" if args.teacher_from else name or "published"
+    recipe = stretched(job.data_recipe.teachers[name], args.teacher_epochs)
+    if args.teacher_prototypes is None:
+        return recipe
+    if not (recipe.prototype_head and recipe.epochs):
+        where = "--teacher_recipe quick, or --teacher_from with at least one epoch"
+        raise BadInput(f"--teacher_prototypes: only with {where}")
+    return replace(recipe, prototype_head=args.teacher_prototypes)

@@ -1,0 +1,194 @@
+"""A cell in training: what a method asks for (grafting/method.py), and the checkpoint that a restart continues from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.setting import require_same
+from grafting.distillation import Curve, Distillation
+from grafting.inputs import Inputs
+from grafting.recipes import Phase
+from grafting.teacher import FrozenTeacher
+from models import checkpoints, records
+from models.checkpoints import on_cpu
+from utils import files
+from utils.seeds import torch_generator
+
+if TYPE_CHECKING:
+    from experiments.cell import Cell
+
+CHECKPOINT_SECONDS = 20.0  # between checkpoints: a power cut loses about this much work
+KIND = "a cell's checkpoint; remove it to start the cell again"
+AfterEpoch = Callable[[str, Curve], None]  # a callback: phase, and its curve so far
+
+
+class CellTraining:
+    """A running cell, from fresh networks to the students' files.
+
+    process: what the result file says about this process: machine, command, flags that do not affect the numbers.
+    after_epoch: called with a phase's name and curve after each of its epochs.
+    """
+
+    def __init__(self, cell: Cell, teacher: FrozenTeacher, process: dict[str, Any], after_epoch: AfterEpoch):
+        self.cell = cell
+        self.method = cell.job.method
+        self.teacher = teacher
+        self.images = cell.images
+        self.process = process
+        self.after_epoch = after_epoch
+        self.purpose = (cell.setting["seed"], cell.shots, cell.trial)
+        fresh = self.method.fresh(teacher, torch_generator(*self.purpose, "scions"))
+        self.networks = [network.to(teacher.device) for network in fresh]
+        self.curves: dict[str, Curve] = {}
+        self.written: dict[str, str] = {}  # paths of the students' files, some perhaps by an earlier process
+        self.earlier_processes: list[dict[str, Any]] = []
+        self.current: Distillation | None = None
+        self.stage1_joined: dict[str, float] | None = None  # test accuracy (%) of stage 1's scions, and its seconds
+        self.seconds = {"features": 0.0, "saving": 0.0}
+        self._restored: dict[str, Any] | None = None
+        self._saved_at = monotonic()
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The few-shot images with the teacher's features."""
+        started = perf_counter()
+        inputs = self.cell.inputs(self.teacher, self.process)
+        self.seconds["features"] += perf_counter() - started
+        return inputs
+
+    def run(self) -> None:
+        """Train and write the students' files. Raises NotFinite."""
+        self.resume()
+        self.method.train(self.cell.job.recipe, self)
+        for kind, state in (("best", self.current.best), ("last", on_cpu(self.current.scion))):
+            self._write(kind, lambda path, state=state: self.method.write(self.teacher, state, path))
+
+    def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
+        """Distil the networks, in sequence, over the phase's span, unless the checkpoint is from a later phase."""
+        if self._restored and self._restored["phase"] != phase.name:
+            return
+        current = self._begin(phase, networks)
+        if self._restored:
+            with files.reading(self.cell.checkpoint, KIND):
+                restore_adam(current.optimizer, self._restored["optimizer"])
+                if self._restored["best"] is not None:
+                    require_same_layout(self._restored["best"], current.scion.state_dict())
+            current.best, self._restored = self._restored["best"], None
+        current.run(self.inputs, self.purpose, self.cell.job.args.eval_every, self._after_epoch)
+
+    def record(self, phase: Phase, networks: Sequence[nn.Module], loss: float, seconds: float) -> None:
+        """Measure networks that were made otherwise, as the single epoch of a phase."""
+        current = self._begin(phase, networks)
+        current.record(loss, seconds, self.teacher, self.cell.job.args.eval_every)
+        self.after_epoch(phase.name, current.curve)
+
+    def _begin(self, phase: Phase, networks: Sequence[nn.Module]) -> Distillation:
+        self.current = Distillation(phase, nn.Sequential(*networks), self.cell.shots)
+        if phase.name in self.curves:
+            self.current.curve = replace(self.curves[phase.name], best_from=phase.best_from)
+        self.curves[phase.name] = self.current.curve
+        return self.current
+
+    def keep_stage1(self) -> None:
+        """Write stage 1's scions, and measure them joined without stage 2, unless stage 2 has begun."""
+        if len(self.curves) > len(self.networks):
+            return
+        self._write("stage 1", lambda path: checkpoints.write_stage1(self.networks, path))
+        started = perf_counter()
+        accuracy = self.teacher.accuracy(nn.Sequential(*self.networks), self.teacher.networks.first)
+        self.stage1_joined = {"accuracy": accuracy, "seconds": perf_counter() - started}
+
+    def _write(self, kind: str, write: Callable[[Path], None]) -> None:
+        """Write a student's file and its record. The record comes first: a file without one would be another run's."""
+        path = self.cell.students[kind]
+        record = {"student": kind, **self.cell.record, "setting": self.cell.setting}
+        records.announce(path, record)
+        write(path)
+        records.write(path, record)
+        self.written[kind] = str(path)
+
+    def _after_epoch(self, current: Distillation) -> None:
+        self.after_epoch(current.phase.name, current.curve)
+        if monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Save phase, networks, optimiser, best weights and curves. Random numbers need no state (utils/seeds.py)."""
+        started = monotonic()
+        files.write_tensors(
+            self.cell.checkpoint,
+            {
+                "setting": json.dumps(self.cell.setting),
+                "curves": json.dumps({name: asdict(curve) for name, curve in self.curves.items()}),
+                "students": json.dumps(self.written),
+                "stage1_joined": json.dumps(self.stage1_joined),
+                "processes": json.dumps([*self.earlier_processes, self.process]),
+                "phase": self.current.phase.name,
+                "scions": [on_cpu(network) for network in self.networks],
+                "optimizer": self.current.optimizer.state_dict(),
+                "best": self.current.best,
+            },
+        )
+        self._saved_at = monotonic()
+        self.seconds["saving"] += self._saved_at - started
+
+    def resume(self) -> None:
+        """Continue from the checkpoint, if there is one. Raises BadInput for one made with other settings."""
+        path = self.cell.checkpoint
+        if not path.exists():
+            return
+        saved = files.read_tensors(path, KIND)
+        with files.reading(path, KIND):
+            require_same(self.cell.setting, json.loads(saved["setting"]), path)
+            self.curves = {name: curve_from(fields) for name, fields in json.loads(saved["curves"]).items()}
+            self.written = dict(json.loads(saved["students"]))
+            self.stage1_joined = json.loads(saved.get("stage1_joined", "null"))  # versions before did not measure it
+            self.earlier_processes = list(json.loads(saved["processes"]))
+            for network, state in zip(self.networks, saved["scions"], strict=True):
+                network.load_state_dict(state)
+            if saved["phase"] not in self.curves or "optimizer" not in saved or "best" not in saved:
+                raise ValueError("its phase, optimiser or best weights are missing")
+        self._restored = saved
+        for name, curve in self.curves.items():
+            self.after_epoch(name, curve)
+
+
+def setting_in(checkpoint: Path) -> dict[str, Any]:
+    """The setting of the cell that made the checkpoint. Raises BadInput for a damaged one."""
+    saved = files.read_tensors(checkpoint, KIND)
+    with files.reading(checkpoint, KIND):
+        return dict(json.loads(saved["setting"]))
+
+
+def restore_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
+    """Load Adam's moments, but not its learning rates. Raises ValueError if they belong to other parameters."""
+    state = {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if set(saved["state"]) != set(range(len(parameters))):
+        raise ValueError("its optimiser has other parameters")
+    for index, parameter in enumerate(parameters):
+        require_same_layout(
+            saved["state"][index], {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+        )
+    optimizer.load_state_dict(state)
+
+
+def require_same_layout(saved: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise ValueError where names or shapes differ."""
+    if {name: value.shape for name, value in saved.items()} != {name: v.shape for name, v in expected.items()}:
+        raise ValueError("its tensors have other names or shapes than this cell's")
+
+
+def curve_from(fields: dict[str, Any]) -> Curve:
+    """A Curve from JSON, whose keys (the epochs) are strings."""
+    accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
+    return Curve(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))

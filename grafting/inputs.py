@@ -1,0 +1,49 @@
+"""What is learned from: few-shot images in all their views, as the frozen teacher's features and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from grafting.teacher import FrozenTeacher
+
+Step = Callable[[Tensor, Tensor], Tensor]  # images (B,) and their views (B,) -> the batch's loss
+
+
+class Inputs:
+    """Few-shot images (N, 3, stored, stored) uint8. Their features are computed at every call.
+
+    `acceleration/feature_cache.py` has inputs whose features are looked up.
+    """
+
+    def __init__(self, teacher: FrozenTeacher, images: np.ndarray):
+        self.teacher = teacher
+        self.padded = teacher.views.pad(torch.from_numpy(images)).to(teacher.device)
+
+    def __len__(self) -> int:
+        return len(self.padded)
+
+    @torch.no_grad()
+    def features(self, start: int, image: Tensor, view: Tensor) -> Tensor:
+        """The input of block `start` for view[b] of image[b]: (B, C, H, W)."""
+        shown = self.teacher.views.crop(self.padded, image, view)
+        return self.teacher.blocks[:start](self.teacher.normalization(shown))
+
+    def logits(self, image: Tensor, view: Tensor) -> Tensor:
+        """The teacher's logits for view[b] of image[b]: (B, classes)."""
+        return self.features(len(self.teacher.blocks), image, view)
+
+    def fast_network(self, network: nn.Module, start: int) -> nn.Module:
+        """The same network on features at `start`, accelerated where these inputs allow it; here itself.
+
+        Parameters that require gradients stay where they are and are trained through the result. All others (under
+        `torch.no_grad`, every parameter) must not change afterwards.
+        """
+        return network
+
+    def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
+        """The same training step, accelerated where these inputs allow it; here unchanged."""
+        return step
