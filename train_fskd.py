@@ -8,8 +8,6 @@ CIFAR10 at N = 10, five trials, a teacher of 91.88% of the recipe quick: best 91
 Results, table, figure and curves are in runs/<dataset>; the last lines of a run say how to look at them.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,10 +1,7 @@
 """A training step as a CUDA graph: on a GPU, launching a small step's kernels takes longer than running them."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,22 +9,6 @@ from torch import Tensor
 from grafting.inputs import Step
 
 WARM_UP = 3  # eager steps of each batch size before its capture, in which libraries and Adam allocate their state
-
-
-@dataclass(frozen=True)
-class CapturedStep:
-    """A CUDA graph with its input tensors, image and view (B,), and its output tensor, the loss."""
-
-    graph: torch.cuda.CUDAGraph
-    image: Tensor
-    view: Tensor
-    loss: Tensor
-
-    def __call__(self, image: Tensor, view: Tensor) -> Tensor:
-        self.image.copy_(image)
-        self.view.copy_(view)
-        self.graph.replay()
-        return self.loss
 
 
 class GraphedStep:
@@ -38,10 +19,10 @@ class GraphedStep:
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer):
-        self.step = step
-        self.optimizer = optimizer
+        self.step, self.optimizer = step, optimizer
         self.warm: Counter[int] = Counter()
-        self.captured: dict[int, CapturedStep] = {}
+        # by batch size: a graph, its input tensors, image and view (B,), and its output tensor, the loss
+        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
         self.capturable = True
         self.side_stream = torch.cuda.Stream()
 
@@ -50,14 +31,14 @@ class GraphedStep:
         if self.capturable and size not in self.captured and self.warm[size] == WARM_UP:
             self._capture(image, view)
         if size in self.captured:
-            return self.captured[size](image, view)
+            graph, its_image, its_view, loss = self.captured[size]
+            its_image.copy_(image)
+            its_view.copy_(view)
+            graph.replay()
+            return loss
         self.warm[size] += 1
-        return self._run_eagerly(image, view)
-
-    def _run_eagerly(self, image: Tensor, view: Tensor) -> Tensor:
-        """On a side stream, as PyTorch asks of the steps before a capture."""
         self.side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.side_stream):
+        with torch.cuda.stream(self.side_stream):  # as PyTorch asks of the steps before a capture
             loss = self.step(image, view)
         torch.cuda.current_stream().wait_stream(self.side_stream)
         return loss
@@ -73,7 +54,7 @@ class GraphedStep:
             self.capturable = False
             warnings.warn(f"steps are not captured as a CUDA graph: {str(error).splitlines()[0]}", stacklevel=2)
         else:
-            self.captured[len(image)] = CapturedStep(graph, image, view, loss)
+            self.captured[len(image)] = (graph, image, view, loss)
         finally:
             self._set_capturable(False)
 

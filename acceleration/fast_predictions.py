@@ -7,8 +7,6 @@ with the smallest leads first, go to the next level, and that measures the error
 see `SAFETY`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

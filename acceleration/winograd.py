@@ -8,6 +8,8 @@ Feature maps are laid out as (pixels, B, channels), which gives every product an
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,7 +17,6 @@ from torch.nn import functional
 # images from which on transforming the kernels of a layer in training takes less time than the multiplications that it
 # saves (python -m benchmarks.steps, docs/speed.md)
 WINOGRAD_FROM = 32
-SIDES = (4, 2, 1)
 # (A, 24 G, B) for y[i] = k[0] x[i-1] + k[1] x[i] + k[2] x[i+1] on n pixels with zero padding
 ALGORITHMS = {
     4: (  # F(4, 3) of the paper, without the columns of B that would multiply the padding
@@ -54,13 +55,13 @@ def as_matrix_products(network: nn.Module, side: int) -> nn.Sequential:
             layers.append(layers.pop().then(affine) if isinstance(layers[-1], Affine) else affine)
         elif isinstance(layer, nn.Flatten):
             flattens = True
-    return nn.Sequential(*layers, OnlyPixel() if flattens else ToMaps(side))
+    return nn.Sequential(*layers, nn.Flatten(0, 1) if flattens else ToMaps())  # (1, B, C) -> (B, C)
 
 
 def products_or_itself(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The network as matrix products, for features of this shape (C, H, W); itself where it has no such form."""
     try:
-        return as_matrix_products(network, shape[-1]) if shape[1:] in {(s, s) for s in SIDES} else network
+        return as_matrix_products(network, shape[-1]) if shape[1:] in {(4, 4), (2, 2), (1, 1)} else network
     except TypeError:
         return network
 
@@ -69,18 +70,12 @@ def require_product(layer: nn.Module, side: int) -> None:
     """Raise TypeError for a layer that has no form as matrix products on maps of side x side pixels."""
     if isinstance(layer, nn.Conv2d):
         usual = (layer.stride, layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
-        three, one = ((3, 3), (1, 1)), ((1, 1), (0, 0))
-        fits = (layer.kernel_size, layer.padding) in ((three, one) if side in ALGORITHMS else (one,))
+        kernel = (layer.kernel_size, layer.padding)
+        fits = kernel == ((1, 1), (0, 0)) or (kernel == ((3, 3), (1, 1)) and side in ALGORITHMS)
         has_form = usual and fits and layer.bias is not None
     elif isinstance(layer, nn.MaxPool2d):
-        has_form = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode) == (
-            2,
-            2,
-            0,
-            1,
-            False,
-        )
-        has_form = has_form and side > 1
+        usual = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode) == (2, 2, 0, 1, False)
+        has_form = usual and side > 1
     elif isinstance(layer, nn.BatchNorm1d):
         has_form = layer.affine and layer.track_running_stats and not (is_trained(layer) or layer.training)
     elif isinstance(layer, nn.Linear):
@@ -108,19 +103,9 @@ class ToRows(nn.Module):
 class ToMaps(nn.Module):
     """(side * side, B, C) -> (B, C, side, side)."""
 
-    def __init__(self, side: int):
-        super().__init__()
-        self.side = side
-
     def forward(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (self.side, self.side)).permute(2, 3, 0, 1)
-
-
-class OnlyPixel(nn.Module):
-    """(1, B, C) -> (B, C)."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return rows.squeeze(0)
+        side = math.isqrt(len(rows))
+        return rows.unflatten(0, (side, side)).permute(2, 3, 0, 1)
 
 
 class MaxPool(nn.Module):
@@ -130,7 +115,7 @@ class MaxPool(nn.Module):
     """
 
     def forward(self, rows: Tensor) -> Tensor:
-        side = round(len(rows) ** 0.5)
+        side = math.isqrt(len(rows))
         upper, lower = rows.unflatten(0, (side // 2, 2, side)).unbind(1)
         left, right = torch.maximum(upper, lower).unflatten(1, (side // 2, 2)).unbind(2)
         return torch.maximum(left, right).flatten(0, 1)
@@ -172,7 +157,6 @@ class Convolution(nn.Module):
         return across_pixels(self.out_of, across_pixels(self.into, rows) @ kernels).add_(bias)
 
     def over_neighbours(self, rows: Tensor) -> Tensor:
-        """The convolution as it is defined."""
         padded = functional.pad(rows, (0, 0, 0, 0, 0, 1))  # a last pixel of zeros
         gathered = padded.index_select(0, self.neighbours.flatten()).unflatten(0, self.neighbours.shape)
         return functional.linear(gathered.permute(0, 2, 3, 1).flatten(2), self.layer.weight.flatten(1), self.layer.bias)

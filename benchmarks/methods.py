@@ -4,14 +4,11 @@
     python -m benchmarks.methods --dataset CIFAR10 --grid kd --output_dir runs/grids/CIFAR10/kd
 
 Takes the flags of train_fskd.py. Each method has an output directory of its own in --output_dir; all share one cache of
-teacher features. An interrupted run continues where it stopped; a second process beside the first takes other cells.
-With --table, methods.md and methods.svg are made again from the result files, and nothing is run.
+teacher features. With --table, methods.md and methods.svg are made again from the result files, and nothing is run.
 
 --grid runs the entries of a method's grid (comparisons/methods.py) at one N, by default 10, and writes grid.md. The one
 with the highest last test accuracy of trial 0 on CIFAR10 at N = 10 is that of METHODS.
 """
-
-from __future__ import annotations
 
 import argparse
 import copy
@@ -39,8 +36,7 @@ from grafting.stages import GRAFTING
 from train_fskd import command_line
 from utils import files
 from utils.errors import BadInput
-from utils.progress import say
-from utils.text import markdown_table
+from utils.text import markdown_table, say
 
 COLUMNS = {  # of the tables: heading, decimals
     "last": ("Test accuracy of the last epoch, %", 2),
@@ -51,8 +47,7 @@ COLUMNS = {  # of the tables: heading, decimals
 STAGE1 = "stage1"  # of grafting, its scions joined without stage 2
 ROWS = [name for method in METHODS for name in ((method, STAGE1) if method == "grafting" else (method,))]
 SHARED = ("dataset", "network", "test_sha256", "teacher_sha256", "_subsets")  # by the jobs of all methods
-TRIAL = 0  # of a grid
-Cells = dict[tuple[str, int], list[dict[str, Any]]]  # by method and N: each trial's values for COLUMNS, or None
+Cells = dict[str, dict[int, list[dict[str, Any]]]]  # by method and N: each trial's values for COLUMNS, or None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,8 +85,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.nshot = args.nshot or ([10] if args.grid else list(PUBLISHED_SHOTS))
     if args.grid:
         if given & {"trials", "shard", "best_of"} or len(args.nshot) > 1:
-            parser.error(f"--grid: trial {TRIAL} of one N with --best_of 1; leave --trials, --shard and --best_of out")
-        args.trials, args.best_of, args.method = TRIAL + 1, 1, args.grid
+            parser.error("--grid: trial 0 of one N with --best_of 1; leave --trials, --shard and --best_of out")
+        args.trials, args.best_of, args.method = 1, 1, args.grid
     return args
 
 
@@ -111,17 +106,16 @@ def label_of(entry: Method) -> str:
 
 def write_grid(folder: Path, method: str, shots: int) -> None:
     """Write grid.md, with what is chosen, from the result files in the folder. Some entries may still be running."""
-    lines, done = [[*asdict(GRID[method][0]), "last"]], {}
-    lines.append(["-:"] * len(lines[0]))
+    head, body, done = [*asdict(GRID[method][0]), "last"], [], {}
     for entry in GRID[method]:
-        path = results.path_of(folder / label_of(entry), shots, TRIAL)
+        path = results.path_of(folder / label_of(entry), shots, 0)
         result = results.read(path) if path.exists() else {"status": "not finished"}
         if result["status"] == "done":
             done[entry] = result["last"]
         last = f"{done[entry]:.2f}" if entry in done else result["status"]
-        lines.append([*(f"{value:g}" for value in asdict(entry).values()), last])
-    highest = f"Highest last test accuracy at N = {shots}, trial {TRIAL}: `{max(done, key=done.get, default=None)}`"
-    text = f"{markdown_table(lines)}\n\n{highest}\n"
+        body.append([*(f"{value:g}" for value in asdict(entry).values()), last])
+    highest = f"Highest last test accuracy at N = {shots}, trial 0: `{max(done, key=done.get, default=None)}`"
+    text = f"{markdown_table([head, ['-:'] * len(head), *body])}\n\n{highest}\n"
     files.write_text(folder / "grid.md", text)
     say(text)
 
@@ -141,7 +135,7 @@ def read_methods(folder: Path) -> list[Result]:
     Raises BadInput unless the methods had the same teacher, images, seeds and precision, and each cell is there once.
     """
     found, shared = [], {}
-    for directory in sorted(path for path in folder.glob("*") if (path / "results").is_dir()):
+    for directory in sorted(path.parent for path in folder.glob("*/results")):
         there = results.read_all(directory)
         require_comparable({f"{directory}: {results.name_of(result)}": result["setting"] for result in there})
         for result in there:
@@ -163,8 +157,8 @@ def name_of(result: Result) -> str:
 
 
 def cells_of(found: Sequence[Result]) -> Cells:
-    """The finished cells, in the order of ROWS; those of grafting also as stage 1, where it was measured joined."""
-    cells: Cells = {}
+    """The finished cells, in the order of ROWS; grafting's also as stage 1, where it was measured joined."""
+    cells: Cells = {name: {} for name in ROWS}
     for result in (result for result in found if result["status"] == "done"):
         method, shots, final = (result["setting"][name] for name in ("method", "shots", "schedule"))
         chooses, phases = final[-1].get("selects_among", final[-1]["epochs"]) > 1, result["phases"]
@@ -176,14 +170,15 @@ def cells_of(found: Sequence[Result]) -> Cells:
             counts, seconds = [phase.get("steps") for phase in of_it], [p["seconds"]["training"] for p in of_it]
             steps = None if None in counts else sum(counts)  # older files do not say
             trial = {"last": last, "best": best, "steps": steps, "seconds": sum(seconds)}
-            cells.setdefault((name, shots), []).append(trial)
-    return dict(sorted(cells.items(), key=lambda cell: (ROWS.index(cell[0][0]), cell[0][1])))
+            cells[name].setdefault(shots, []).append(trial)
+    return {name: dict(sorted(of_method.items())) for name, of_method in cells.items() if of_method}
 
 
 def markdown(found: Sequence[Result]) -> str:
     """Last and best test accuracy, steps and seconds, methods over N."""
     cells, dataset, teacher = cells_of(found), found[0]["setting"]["dataset"], found[0]["teacher"]["accuracy"]
-    counts = " or ".join(map(str, sorted({len(trials) for trials in cells.values()})))
+    of_cells = [trials for of_method in cells.values() for trials in of_method.values()]
+    counts = " or ".join(map(str, sorted(set(map(len, of_cells)))))
     failed = [f"; failed: {name_of(result)}" for result in found if result["status"] != "done"]
     head = (
         f"{dataset}, teacher {teacher:.2f}%; mean ± sample standard deviation of the trials;"
@@ -192,22 +187,22 @@ def markdown(found: Sequence[Result]) -> str:
     tables = [
         f"{heading}:\n\n{table(cells, column, decimals)}"
         for column, (heading, decimals) in COLUMNS.items()
-        if any(trial[column] is not None for trials in cells.values() for trial in trials)
+        if any(trial[column] is not None for trials in of_cells for trial in trials)
     ]
     return "\n\n".join([head, *tables]) + "\n"
 
 
 def table(cells: Cells, column: str, decimals: int) -> str:
     """One column of the trials as Markdown: a row for each method, a column for each N."""
-    shots = sorted({n for _, n in cells})
+    shots = sorted({n for of_method in cells.values() for n in of_method})
     lines = [["method", *(f"N = {n}" for n in shots)], ["-", *("-:" for _ in shots)]]
-    for method in dict.fromkeys(method for method, _ in cells):
-        values = [[trial[column] for trial in cells.get((method, n), [])] for n in shots]
-        lines.append([method, *(mean_and_spread(of_cell, decimals) for of_cell in values)])
+    for method, of_method in cells.items():
+        values = [[trial[column] for trial in of_method.get(n, [])] for n in shots]
+        lines.append([method, *(mean_and_deviation(of_cell, decimals) for of_cell in values)])
     return markdown_table(lines)
 
 
-def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
+def mean_and_deviation(values: Sequence[float | None], decimals: int) -> str:
     if not values or None in values:
         return "-"
     mean = f"{statistics.fmean(values):,.{decimals}f}"
@@ -217,8 +212,8 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
 def figure(found: Sequence[Result]) -> str:
     """Last test accuracy over N as SVG: the methods, and grafting without and with stage 2, a line for each."""
     cells, drawing = cells_of(found), io.StringIO()
-    panels = {"Methods": [method for method in ROWS if method != STAGE1]}
-    if any(method == STAGE1 for method, _ in cells):
+    panels = {"Methods": [method for method in cells if method != STAGE1]}
+    if STAGE1 in cells:
         panels["Grafting without and with stage 2"] = [STAGE1, GRAFTING.name]
     canvas = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
     for axes, (title, shown) in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -232,16 +227,15 @@ def figure(found: Sequence[Result]) -> str:
 
 
 def draw(axes: Axes, cells: Cells, methods: Sequence[str]) -> None:
-    """A line for each of the methods that there are: mean over N, with the spread of its trials."""
-    for name in (name for name in methods if any(name == method for method, _ in cells)):
-        measured = [(n, [trial["last"] for trial in trials]) for (method, n), trials in cells.items() if method == name]
-        shots, means = [n for n, _ in measured], [statistics.fmean(values) for _, values in measured]
-        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in measured]
+    """A line for each method: mean over N, with the standard deviation of its trials."""
+    for name in methods:
+        trials = [[trial["last"] for trial in trials] for trials in cells[name].values()]
+        deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in trials]
         style = {"color": f"C{ROWS.index(name)}", "marker": "o", "markersize": 4, "capsize": 3, "label": name}
-        axes.errorbar(shots, means, spreads, **style)
-    all_shots = sorted({n for _, n in cells})
+        axes.errorbar(list(cells[name]), list(map(statistics.fmean, trials)), deviations, **style)
+    shots = sorted({n for of_method in cells.values() for n in of_method})
     axes.set(xscale="log", xlabel="N, images per class", ylabel="test accuracy of the last epoch, %")
-    axes.set_xticks(all_shots, list(map(str, all_shots)), minor=False)
+    axes.set_xticks(shots, list(map(str, shots)), minor=False)
     axes.minorticks_off()
 
 

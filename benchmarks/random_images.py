@@ -6,8 +6,6 @@ Takes the flags of train_fskd.py for a sweep. There are as many images and class
 there are few images, and one epoch in each phase.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +18,6 @@ from data.views import Normalization
 from experiments import sweep
 from experiments.commands import require_sweep
 from experiments.job import Job
-from experiments.summary import write_summary
 from models.networks import NETWORKS, frozen, initialize
 from train_fskd import command_line
 from utils.errors import BadInput
@@ -36,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = Job(args)
         randomize(job, args.reduced)
         sweep.run([job])
-        write_summary(job.output_dir, job.report)
     except BadInput as error:
         sys.stderr.write(f"benchmarks.random_images: {error}\n")
         return 2

@@ -10,8 +10,6 @@ released, with a test accuracy after every epoch of every phase, and with as man
 tables and writes JSON. With --random, images and teacher are random and no file is needed; times do not depend on them.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import os
@@ -22,23 +20,22 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import train_fskd
 from acceleration.feature_cache import CachedTeacher
-from benchmarks.plain import PlainProcedure
+from benchmarks import plain
 from benchmarks.random_images import randomize
-from benchmarks.steps import fresh_scion, in_turn, table
+from benchmarks.steps import fresh_scion, in_turn, prepared_steps, table
 from experiments import results
 from experiments.commands import require_sweep
 from experiments.job import Job
-from grafting.distillation import Distillation, distance, draw_views, train
+from grafting.distillation import Distillation, draw_views, train
 from grafting.recipes import batch_size
 from utils import files, machine
 from utils.arguments import positive
@@ -84,25 +81,22 @@ def measure(args: argparse.Namespace, flags: Sequence[str], job: Job) -> dict[st
     ours = {shots: time_cell([*program, *flags], shots) for shots in args.nshot}
     if is_random:
         randomize(job, args.reduced)
-    plain = plain_seconds(job, args.nshot, args.plain_epochs)
+    released = plain_seconds(job, args.nshot, args.plain_epochs)
     with arithmetic(job.args.precision, job.device):  # as in a cell
         steps = step_seconds(job, args.nshot[-1], args.step_epochs)
-        factor = torch.randn(2048, 2048, device=job.device)
-        (product,) = in_turn([lambda: (factor @ factor)[0, 0].item()], args.step_epochs)
     return {
         "date": date.today().isoformat(),
         "machine": machine.description(job.device),
         "command": sys.argv[1:],
         "dataset": job.name,
         "random": is_random,
-        "cells": [{"shots": n, "plain": plain[n], **ours[n], "operations": operations(job, n)} for n in args.nshot],
+        "cells": [{"shots": n, "plain": released[n], **ours[n]} for n in args.nshot],
         "test_accuracies": {
             phase.name: [sum(phase.measures(epoch + 1, job.args.eval_every) for epoch in range(n)), n]
             for phase, n in ((phase, phase.epochs) for phase in job.method.phases(job.recipe))
         },
         "steps_shots": args.nshot[-1],
         "steps": steps,
-        "product_flops_per_second": 2 * 2048**3 / product,
     }
 
 
@@ -134,13 +128,12 @@ def plain_seconds(job: Job, all_shots: Sequence[int], timed_epochs: int) -> dict
     blocks = copy.deepcopy(teacher.blocks).to(memory_format=torch.contiguous_format)
     found: dict[int, Seconds] = {shots: {} for shots in all_shots}
     for shots, seconds in found.items():
-        procedure = PlainProcedure(blocks, job.dataset, job.subset(shots), shots)
+        training, test = plain.loaders(job.dataset, job.subset(shots), shots)
         for phase in job.method.phases(job.recipe):
             scion = fresh_scion(teacher, phase)
-            optimizer = procedure.optimizer(phase, scion)
-            epochs = [procedure.training_epoch(phase, scion, optimizer) for _ in range(timed_epochs)]
+            epochs = [plain.training_epoch(blocks, scion, phase, shots, training) for _ in range(timed_epochs)]
             if phase.name not in test_seconds:  # the same for every N
-                test_seconds[phase.name] = procedure.evaluation(phase, scion)
+                test_seconds[phase.name] = plain.evaluation(blocks, scion, phase, test)
             seconds[f"{phase.name} training"] = statistics.median(epochs) * phase.epochs
             seconds[f"{phase.name} test"] = test_seconds[phase.name] * phase.epochs
     return found
@@ -152,85 +145,39 @@ def step_seconds(job: Job, shots: int, timed_epochs: int) -> dict[str, Seconds]:
     teacher = CachedTeacher(job.network, job.networks, job.dataset, [images], job.memory, dtype)
     inputs, batch = teacher.inputs(images), batch_size(shots)
     order, view = (drawn.to(job.device) for drawn in draw_views(inputs, "speed"))
-    found = {}
+    sizes, found = [len(images) for images in order.split(batch)], {}
     for phase in job.method.phases(job.recipe):
-        run, bare = (Distillation(phase, fresh_scion(teacher, phase), shots) for _ in range(2))
-        step, graft = run.step_on(inputs), bare.scion_and_tail(teacher)
-        batches = [
-            (inputs.features(phase.span[0], chosen, view_of), inputs.logits(chosen, view_of))
-            for chosen, view_of in zip(order.split(batch), view.split(batch), strict=True)
-        ]
-
-        def ours(step=step):
-            train(step, order, view, batch)
-
-        def on_prepared_tensors(adam=bare.optimizer, graft=graft, batches=batches):
-            for features, logits in batches:
-                adam.zero_grad()
-                distance(graft(features), logits).backward()
-                adam.step()
-            if job.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        found[phase.name] = dict(zip(("ours", "bare"), in_turn([ours, on_prepared_tensors], timed_epochs), strict=True))
+        step = Distillation(phase, fresh_scion(teacher, phase), shots).step_on(inputs)
+        acts = [partial(train, step, order, view, batch), prepared_steps(teacher, phase, sizes)]
+        found[phase.name] = dict(zip(("ours", "bare"), in_turn(acts, timed_epochs), strict=True))
     return found
-
-
-def operations(job: Job, shots: int) -> Seconds:
-    """Additions and multiplications of a cell's parts, as their layers define them."""
-    teacher, phases = job.frozen_teacher(), job.method.phases(job.recipe)
-    grafts = {p: nn.Sequential(fresh_scion(teacher, p).eval(), teacher.blocks[p.span[1] :]) for p in phases}
-    inputs = {p: torch.zeros(1, *teacher.shapes[p.span[0]], device=job.device) for p in phases}
-    of_an_image = flops(teacher.blocks, torch.zeros(1, *teacher.shapes[0], device=job.device))
-    images, tests, last = len(job.subset(shots)), len(teacher.test_labels), phases[-1]
-    return {
-        "teacher features": images * teacher.views.count * of_an_image,
-        "test features": tests * of_an_image,
-        "training": sum(p.epochs * images * flops(grafts[p], inputs[p], backward=True) for p in phases),
-        f"{last.name} test": last.epochs * tests * flops(grafts[last], inputs[last]),
-    }
-
-
-def flops(network: nn.Module, features: Tensor, backward: bool = False) -> int:
-    """Additions and multiplications of the forward pass, and of the backward pass if wanted."""
-    with FlopCounterMode(display=False) as counter:
-        output = network(features)
-        if backward:
-            output.sum().backward()
-    return counter.get_total_flops()
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown tables: cells, the parts of each beside their operations, training steps."""
     counts, there = report["test_accuracies"], report["machine"]
-    as_ours, released = map(sum, zip(*counts.values(), strict=True))
+    mine, theirs = map(sum, zip(*counts.values(), strict=True))
     parts = [
         f"{report['dataset']}, {there['device']}, {there['threads']} threads, torch {there['torch']}, {report['date']};"
-        f" plain is extrapolated from a few epochs: with {released} test accuracies, as released, and with {as_ours}",
+        f" plain is extrapolated from a few epochs: with {theirs} test accuracies, as released, and with {mine}",
         table(
             "N | as released, s | as many test accuracies, s | ours, s | ratio to released | ratio | memory, GB",
             (cell_line(cell, counts) for cell in report["cells"]),
         ),
     ]
     for cell in report["cells"]:
-        shots, plain, ours = cell["shots"], cell["plain"], cell["ours"]
+        shots, released, ours = cell["shots"], cell["plain"], cell["ours"]
         lines = []
         for part, seconds in ours.items():
-            plainly, ratio = (f"{plain[part]:,.1f}", f"{plain[part] / seconds:.1f}") if part in plain else ("-", "-")
+            plainly = f"{released[part]:,.1f}" if part in released else "-"
+            ratio = f"{released[part] / seconds:.1f}" if part in released else "-"
             lines.append(f"{part} | {plainly} | {seconds:.1f} | {seconds / sum(ours.values()):.1%} | {ratio}")
         parts.append(table(f"part, N = {shots} | as released, s | ours, s | of ours | ratio", lines))
-        lines = []
-        for what, count in cell["operations"].items():
-            taken = sum(seconds for part, seconds in ours.items() if part.endswith(what))
-            as_product = count / report["product_flops_per_second"]
-            lines.append(f"{what} | {count / 1e12:.1f} | {taken:.1f} | {as_product:.1f}")
-        head = f"N = {shots} | TFLOP, as the layers define it | ours, s | as large products in float32, s"
-        parts.append(table(head, lines))
-    steps = [
+    head = f"an epoch's steps, N = {report['steps_shots']} | the network on prepared tensors, ms | ours, ms | ratio"
+    steps = (
         f"{phase} | {1e3 * step['bare']:.1f} | {1e3 * step['ours']:.1f} | {step['ours'] / step['bare']:.2f}"
         for phase, step in report["steps"].items()
-    ]
-    head = f"an epoch's steps, N = {report['steps_shots']} | the network on prepared tensors, ms | ours, ms | ratio"
+    )
     return "\n\n".join([*parts, table(head, steps)])
 
 

@@ -6,8 +6,6 @@ Times whole steps (forward, backward, Adam) of VGG16's grafts at 100 classes, wi
 network itself and as matrix products, in turn. Prints a Markdown table of medians.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys
@@ -43,7 +41,7 @@ def main() -> None:
     lines = []
     for batch in args.batch:
         for phase in (phase for phase in phases if phase.span[0] < networks.last):  # the last block is the classifier
-            acts = [step(teacher, phase, batch, products) for products in (False, True)]
+            acts = [prepared_steps(teacher, phase, [batch], products) for products in (False, True)]
             itself, as_products = in_turn(acts, ROUNDS, IN_A_ROW)
             times = f"{1e3 * itself:.1f} | {1e3 * as_products:.1f} | {itself / as_products:.2f}"
             lines.append(f"{batch} | {phase.name} | {times}")
@@ -51,21 +49,26 @@ def main() -> None:
     sys.stdout.write(table(head, lines) + "\n")
 
 
-def step(teacher: FrozenTeacher, phase: Phase, batch: int, products: bool) -> Callable[[], None]:
-    """A training step on random features and logits. products: of the network as matrix products."""
+def prepared_steps(
+    teacher: FrozenTeacher, phase: Phase, sizes: list[int], products: bool = False
+) -> Callable[[], None]:
+    """Training steps on random features and logits, one for each batch size.
+
+    products: of the network as matrix products.
+    """
     start, _ = phase.span
     distillation = Distillation(phase, fresh_scion(teacher, phase), shots=10)
     network = distillation.scion_and_tail(teacher)
     if products:
         network = as_matrix_products(network, teacher.shapes[start][-1])
-    random = torch.Generator().manual_seed(0)
-    features = torch.rand(batch, *teacher.shapes[start], generator=random)
-    logits = torch.randn(batch, teacher.classes, generator=random)
+    shapes = teacher.shapes[start], (teacher.classes,)
+    batches = [[torch.rand(size, *shape, device=teacher.device) for shape in shapes] for size in sizes]
 
     def act() -> None:
-        distillation.optimizer.zero_grad()
-        distance(network(features), logits).backward()
-        distillation.optimizer.step()
+        for features, logits in batches:
+            distillation.optimizer.zero_grad()
+            distance(network(features), logits).backward()
+            distillation.optimizer.step()
 
     return act
 
@@ -81,15 +84,13 @@ def in_turn(acts: list[Callable[[], None]], rounds: int, in_a_row: int = 1) -> l
     taken: list[list[float]] = [[] for _ in acts]
     for counted in (False, *[True] * rounds):
         for act, seconds in zip(acts, taken, strict=True):
-            of_round = [timed(act) for _ in range(in_a_row)]
-            seconds += of_round if counted else []
+            for _ in range(in_a_row):
+                started = perf_counter()
+                act()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                seconds += [perf_counter() - started] if counted else []
     return [statistics.median(seconds) for seconds in taken]
-
-
-def timed(act: Callable[[], None]) -> float:
-    started = perf_counter()
-    act()
-    return perf_counter() - started
 
 
 def table(head: str, lines: Iterable[str]) -> str:

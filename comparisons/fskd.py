@@ -6,8 +6,6 @@ those that the same filters have in the teacher. As the 1x1 convolution follows 
 convolution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -15,7 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from comparisons.plain_student import PlainStudent, own_blocks, without_own_blocks
+from comparisons.kd import PlainStudent, own_blocks, without_own_blocks
 from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.method import Training

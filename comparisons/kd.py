@@ -1,18 +1,56 @@
-"""Knowledge distillation (Hinton, Vinyals and Dean, 2015): the teacher's softened probabilities.
+"""Students without adapters: their own blocks behind each other, and the teacher's blocks around them.
 
-The student has no adapters. No label is used, so the loss is the first of the paper's two terms.
+Trained by knowledge distillation (Hinton, Vinyals and Dean, 2015), without labels, so with the first of the paper's two
+loss terms; or by FitNets (Romero et al., ICLR 2015), which begins with hints. A hint trains the student up to a block,
+so that a regressor behind it, here a 1x1 convolution, gives the teacher's output of that block. The regressors are left
+out afterwards. docs/comparisons.md lists the differences from the papers.
+
+A student's file has the layout of a whole network; for a VGG16 the keys of `vgg16-graft` (models/architectures.py).
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from comparisons.plain_student import PlainStudent
+from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
+from grafting.scions import Adapter
+from grafting.teacher import FrozenTeacher
+from models import checkpoints
+from models.checkpoints import State
+from models.networks import frozen, initialize, output_shapes
+
+
+def own_blocks(student: nn.Module, teacher: FrozenTeacher) -> list[nn.Sequential]:
+    """The student's blocks that are not the teacher's: a network each, in the place of B0, B1, ..."""
+    return [nn.Sequential(teacher.networks.cut(student)[block]) for block in teacher.networks.grafted]
+
+
+def without_own_blocks(teacher: FrozenTeacher) -> nn.Module:
+    """A student of the teacher, on the CPU, whose other blocks are the teacher's."""
+    networks = teacher.networks
+    student = networks.student(teacher.classes)
+    for block, (ours, theirs) in enumerate(zip(networks.cut(student), teacher.blocks, strict=True)):
+        if block not in networks.grafted:
+            ours.load_state_dict(theirs.state_dict())
+    return student
+
+
+class PlainStudent(Method):
+    """A method whose student has no adapters."""
+
+    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
+        return own_blocks(initialize(teacher.networks.student(teacher.classes), generator), teacher)
+
+    def write(self, teacher: FrozenTeacher, state: State, path: Path) -> None:
+        """Write the whole student. state: of the sequence of its own blocks."""
+        student = without_own_blocks(teacher)
+        nn.Sequential(*own_blocks(student, teacher)).load_state_dict(state)
+        checkpoints.write_network(student, path)
 
 
 @dataclass(frozen=True)
@@ -26,10 +64,17 @@ class Softened:
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """student, teacher: logits (B, classes) -> scalar."""
-        ours, theirs = (
-            functional.log_softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher)
-        )
+        ours, theirs = (functional.log_softmax(x.float() / self.temperature, dim=1) for x in (student, teacher))
         return functional.kl_div(ours, theirs, reduction="sum", log_target=True) * self.temperature**2
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Half the squared Euclidean distance of two outputs, summed over the batch (equation 3 of the paper)."""
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """student, teacher: (B, C, H, W) -> scalar."""
+        return (student.float() - teacher.float()).square().sum() / 2
 
 
 @dataclass(frozen=True)
@@ -41,13 +86,48 @@ class KD(PlainStudent):
     temperature: float
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        return (kd_phase(recipe, recipe.epochs, self.lr, self.temperature),)
+        """All blocks at once. The student is chosen among as many epochs as grafting's."""
+        last = recipe.phases[-1]
+        return (
+            Phase(
+                "kd", last.span, recipe.epochs, self.lr, self.lr, scaled=False, selects_among=last.selects_among,
+                loss=Softened(self.temperature),
+            ),
+        )  # fmt: skip
 
 
-def kd_phase(recipe: Recipe, epochs: int, lr: float, temperature: float) -> Phase:
-    """The student's own blocks at once. It is chosen among as many epochs as grafting's."""
-    last = recipe.phases[-1]
-    return Phase(
-        "kd", last.span, epochs, lr, lr, scaled=False, selects_among=last.selects_among,
-        loss=Softened(temperature),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class FitNets(PlainStudent):
+    """lr_hint, lr: learning rates of the hints and of knowledge distillation, for every N.
+
+    The hints, on all grafted blocks but the last, take as many epochs as B0, B1, ... of grafting, knowledge
+    distillation the rest.
+    """
+
+    name: ClassVar[str] = "fitnets"
+    lr_hint: float
+    lr: float
+    temperature: float
+
+    def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
+        first, lr = recipe.blocks[0], self.lr_hint
+        hints = [
+            Phase(f"hint {b}", (first, b + 1), alike.epochs, lr, lr, scaled=False, loss=Hint(), at_logits=False)
+            for b, alike in zip(recipe.blocks[:-1], recipe.stage1[:-1], strict=True)
+        ]
+        (kd,) = KD(self.lr, self.temperature).phases(recipe)
+        return *hints, replace(kd, epochs=kd.epochs - sum(hint.epochs for hint in hints))
+
+    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
+        """The student's own blocks, and a regressor behind each of them but the last."""
+        blocks, networks = super().fresh(teacher, generator), teacher.networks
+        shapes = output_shapes(frozen(networks.cut(networks.student(teacher.classes))), teacher.image_size)
+        widths = [(shapes[block + 1][0], teacher.shapes[block + 1][0]) for block in networks.grafted[:-1]]
+        return [*blocks, *(nn.Sequential(initialize(Adapter(*pair), generator)) for pair in widths)]
+
+    def train(self, recipe: Recipe, training: Training) -> None:
+        *hints, kd = self.phases(recipe)
+        blocks, regressors = training.networks[: len(recipe.blocks)], training.networks[len(recipe.blocks) :]
+        for count, (hint, regressor) in enumerate(zip(hints, regressors, strict=True), start=1):
+            training.distill(hint, [*blocks[:count], regressor])
+        training.distill(kd, blocks)

@@ -4,16 +4,40 @@ To add a method: a class like those of this folder (grafting/method.py says what
 name in METHOD_NAMES of utils/arguments.py, and an entry in GRID if it has numbers to choose.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from comparisons.fitnets import FitNets
+import torch
+from torch import nn
+
 from comparisons.fskd import FSKD
-from comparisons.kd import KD
-from comparisons.whole import Whole
+from comparisons.kd import KD, FitNets
 from grafting.method import Method
+from grafting.recipes import Phase, Recipe
+from grafting.scions import scions
 from grafting.stages import JOINS, Grafting
+from grafting.teacher import FrozenTeacher
+
+
+@dataclass(frozen=True)
+class Whole(Method):
+    """The whole student at once: grafting's scions, fresh, over all grafted blocks with grafting's loss.
+
+    The difference from grafting is what going block by block adds. lr_student, lr_adapter: learning rates, for every N.
+    """
+
+    name: ClassVar[str] = "whole"
+    lr_student: float
+    lr_adapter: float
+
+    def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
+        last, rates = recipe.phases[-1], (self.lr_student, self.lr_adapter)
+        return (Phase("whole", last.span, recipe.epochs, *rates, scaled=False, selects_among=last.selects_among),)
+
+    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
+        return scions(teacher, generator)
+
 
 GRID: Mapping[str, tuple[Method, ...]] = {
     "whole": (Whole(1e-4, 1e-4), Whole(2.5e-4, 2.5e-3), Whole(1e-3, 1e-3)),

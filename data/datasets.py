@@ -3,8 +3,6 @@
 To add one, write a function that returns an `ImageDataset` and name it in `open_dataset`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter
@@ -17,12 +15,12 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-from torchvision import datasets as torchvision_datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 from torchvision.datasets.utils import download_and_extract_archive
 
 from data import shapes
-from data.pictures import class_folders, find_files, find_pictures, is_picture, mean_and_std, read_picture
+from data.pictures import class_folders, find_files, from_picture, mean_and_std
 from data.views import CIFAR_SIZE, Normalization, Views
 from utils.errors import BadInput
 from utils.text import in_one_line
@@ -78,22 +76,20 @@ def dataset_name(name: str, data_path: Path) -> str:
     return f"{name}-{directory}" if directory else name
 
 
+CIFARS = {  # torchvision's class, classes, normalisation, seed of the released few-shot subsets
+    "CIFAR10": (CIFAR10, 10, Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), 6),
+    "CIFAR100": (CIFAR100, 100, Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)), 10),
+}
+
+
 def open_dataset(name: str, data_path: Path, image_size: int = CIFAR_SIZE) -> ImageDataset:
     """The data set of that name. Raises BadInput if it is not available.
 
     image_size: of Folder's pictures; the images of the other data sets have 32 pixels on each side.
     """
-    if name == "CIFAR10":
-        normalization = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-        return _cifar(torchvision_datasets.CIFAR10, 10, normalization, 6, data_path)
-    if name == "CIFAR100":
-        normalization = Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-        return _cifar(torchvision_datasets.CIFAR100, 100, normalization, 10, data_path)
-    if name == "Shapes10":
-        return _shapes10()
-    if name == "Folder":
-        return _folder(data_path, image_size)
-    raise BadInput(f"--dataset {name}: no such data set")
+    if name in CIFARS:
+        return _cifar(*CIFARS[name], data_path)
+    return _shapes10() if name == "Shapes10" else _folder(data_path, image_size)
 
 
 def _cifar(official: type, classes: int, normalization: Normalization, subset_seed: int, root: Path) -> ImageDataset:
@@ -103,19 +99,12 @@ def _cifar(official: type, classes: int, normalization: Normalization, subset_se
         images = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))
         return LabelledImages(images, np.asarray(found.targets, np.int64))
 
-    return ImageDataset(
-        official.__name__,
-        classes,
-        normalization,
-        subset_seed,
-        True,
-        partial(read, True),
-        partial(read, False),
-        cache(lambda: tuple(_official(official, root, False).classes)),
-    )
+    names = cache(lambda: tuple(_official(official, root, False).classes))
+    splits = partial(read, True), partial(read, False)
+    return ImageDataset(official.__name__, classes, normalization, subset_seed, True, *splits, names)
 
 
-def _official(official: type, root: Path, train: bool) -> torchvision_datasets.CIFAR10:
+def _official(official: type, root: Path, train: bool) -> CIFAR10:
     """The official files through torchvision, which checks their md5 and downloads them when they are missing."""
     try:
         with suppress(RuntimeError):  # raised for a file that is missing or whose md5 differs
@@ -137,53 +126,30 @@ def _official(official: type, root: Path, train: bool) -> torchvision_datasets.C
 
 
 def _shapes10() -> ImageDataset:
-    @cache
-    def read(split: str) -> LabelledImages:
-        return LabelledImages(*shapes.draw(split))
-
+    read = cache(lambda split: LabelledImages(*shapes.draw(split)))
     normalization = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return ImageDataset(
-        "Shapes10",
-        len(shapes.CLASSES),
-        normalization,
-        6,
-        False,
-        partial(read, "train"),
-        partial(read, "test"),
-        lambda: shapes.CLASSES,
-    )
+    splits = partial(read, "train"), partial(read, "test")
+    return ImageDataset("Shapes10", len(shapes.CLASSES), normalization, 6, False, *splits, lambda: shapes.CLASSES)
 
 
 def _folder(root: Path, image_size: int) -> ImageDataset:
-    """train/ and test/ under `root`, each with a folder of pictures per class, as `read_picture` reads them.
+    """train/ and test/ under `root`, each with a folder of pictures per class, as `from_picture` reads them.
 
     Training images are stored with what their views need around them (data/views.py). Normalised with the mean and
     standard deviation of the training images' pixels.
     """
     names, sides = _class_names(root), {"train": Views(image_size).stored, "test": image_size}
-
-    @cache
-    def read(split: str) -> LabelledImages:
-        return _read_folder(root / split, names, image_size, sides[split])
-
+    read = cache(lambda split: _read_folder(root / split, names, image_size, sides[split]))
     mean, std = mean_and_std(read("train").images)
-    return ImageDataset(
-        dataset_name("Folder", root),
-        len(names),
-        Normalization(mean, np.maximum(std, 1e-3).tolist()),
-        6,
-        False,
-        partial(read, "train"),
-        partial(read, "test"),
-        lambda: names,
-        _skipped(root),
-        image_size,
-    )
+    normalization = Normalization(mean, np.maximum(std, 1e-3).tolist())
+    splits = partial(read, "train"), partial(read, "test")
+    name, skipped = dataset_name("Folder", root), _skipped(root)
+    return ImageDataset(name, len(names), normalization, 6, False, *splits, lambda: names, skipped, image_size)
 
 
 def _skipped(root: Path) -> str:
     """The files in train/ and test/ that are not read: how many, with which extensions."""
-    others = [path for split in ("train", "test") for path in find_files(root / split) if not is_picture(path)]
+    others = [path for split in ("train", "test") for path in find_files(root / split) if not is_image_file(path.name)]
     counts = Counter(path.suffix.lower() or "no extension" for path in others)
     listed = ", ".join(f"{count} {extension}" for extension, count in sorted(counts.items()))
     return f"skipped, since they do not end in {', '.join(IMG_EXTENSIONS)}: {listed}" if others else ""
@@ -206,7 +172,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
 def _read_folder(split: Path, names: tuple[str, ...], image_size: int, side: int) -> LabelledImages:
     paths, labels = [], []
     for label, name in enumerate(names):
-        found = find_pictures(split / name)
+        found = [path for path in find_files(split / name) if is_image_file(path.name)]
         if not found:
             raise BadInput(f"{split / name}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
         paths += found
@@ -214,7 +180,7 @@ def _read_folder(split: Path, names: tuple[str, ...], image_size: int, side: int
     images, faults = np.empty((len(paths), 3, side, side), np.uint8), []
     for image, path in zip(images, paths, strict=True):
         try:
-            image[:] = read_picture(path, image_size, side)
+            image[:] = from_picture(path, path, image_size, side)
         except BadInput as fault:
             faults.append(str(fault))
     if faults:

@@ -1,10 +1,8 @@
 """Few-shot subsets (docs/method.md, section 2): N images per class, drawn once, without labels.
 
-The subset of N+1 shots contains that of N. Labels are used only here, to draw the same number of
-images from each class; they are not stored.
+The subset of N+1 shots contains the subset of N. Labels are used only here, to draw the same number of images from
+each class; they are not stored.
 """
-
-from __future__ import annotations
 
 import pickle
 import random
@@ -20,23 +18,22 @@ from utils.errors import BadInput
 
 
 def draw(dataset: ImageDataset, shots: int, seed: int) -> np.ndarray:
-    """Class by class, shuffle the positions of the class's images and take the first `shots`.
+    """Class by class, shuffle the class's images and take the first `shots`.
 
     Returns (shots * classes, 3, stored, stored) uint8 (data/views.py). Raises BadInput when a class has too few images.
     """
     source, train = random.Random(seed), dataset.train()
     chosen: list[int] = []
     for label in range(dataset.classes):
-        members = np.flatnonzero(train.labels == label)
-        positions = list(range(len(members)))
-        source.shuffle(positions)
-        if len(positions) < shots:
+        members = np.flatnonzero(train.labels == label).tolist()
+        source.shuffle(members)
+        if len(members) < shots:
             name, most = dataset.class_names()[label], np.bincount(train.labels, minlength=dataset.classes).min()
             raise BadInput(
-                f"--nshot {shots}: class {name!r} has only {len(positions)} training images; give at most {most}, the"
+                f"--nshot {shots}: class {name!r} has only {len(members)} training images; give at most {most}, the"
                 " number of the smallest class"
             )
-        chosen.extend(members[positions[:shots]])
+        chosen += members[:shots]
     return train.images[chosen]
 
 
@@ -49,16 +46,16 @@ def path_of(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Pa
 def subset(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> np.ndarray:
     """The N-shot subset (shots * classes, 3, stored, stored) uint8: from its file, or drawn (and then written).
 
-    For data sets without published subsets no file is written: it would be wrong once the pictures change. If the file
-    cannot be written, the subset is drawn again each time. Raises BadInput for a file that holds anything else.
+    For data sets without published subsets no file is written: it would be wrong once the pictures change. Raises
+    BadInput for a file that holds anything else.
     """
     if not dataset.published_subsets:
         return draw(dataset, shots, seed)
     path = path_of(dataset, shots, seed, data_path)
     if not path.exists():
         images = draw(dataset, shots, seed)
-        with suppress(BadInput):  # the folder may be read-only
-            _write(images, path)
+        with suppress(BadInput):  # the folder may be read-only; the subset is then drawn each time
+            files.write_bytes(path, pickle.dumps(images, protocol=4))  # a pickled array, as released
         return images
     images = files.read_pickled_array(path, "a pickled few-shot subset")
     side = Views(dataset.image_size).stored
@@ -74,11 +71,7 @@ def build(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path
     """Draw a subset and write its file, if there is none. Raises BadInput if it cannot be written or holds another."""
     path, images = path_of(dataset, shots, seed, data_path), draw(dataset, shots, seed)
     if not path.exists():
-        _write(images, path)
+        files.write_bytes(path, pickle.dumps(images, protocol=4))
     elif not np.array_equal(subset(dataset, shots, seed, data_path), images):
         raise BadInput(f"{path}: holds another subset than the seed {seed} draws; remove it to draw it again")
     return path
-
-
-def _write(images: np.ndarray, path: Path) -> None:
-    files.write_bytes(path, pickle.dumps(images, protocol=4))  # a pickled array, as released

@@ -1,7 +1,5 @@
 """Pictures of any size and format as square uint8 arrays: finding the files, reading them, their statistics."""
 
-from __future__ import annotations
-
 import math
 import os
 import threading
@@ -13,7 +11,6 @@ from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 
 from data.views import CIFAR_SIZE, Views
@@ -30,16 +27,6 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF; if the second is 0, 0
 def class_folders(directory: Path) -> list[str]:
     """Names of the folders (and links to folders) in `directory`, sorted. Raises BadInput if it cannot be read."""
     return sorted(next(os.walk(directory, onerror=_refuse))[1])
-
-
-def is_picture(path: Path) -> bool:
-    """Whether the file's extension is one of those that torchvision's ImageFolder reads."""
-    return path.name.lower().endswith(IMG_EXTENSIONS)
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """Every picture below `folder`, as `find_files` finds them."""
-    return list(filter(is_picture, find_files(folder)))
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -68,17 +55,10 @@ def _refuse(error: OSError) -> NoReturn:
 one_at_a_time = threading.Lock()  # filters for warnings are shared by all threads
 
 
-def read_picture(path: Path, image_size: int = CIFAR_SIZE, side: int | None = None) -> np.ndarray:
-    """The picture in a file as (3, side, side) uint8, RGB; raises BadInput as `from_picture`."""
-    return from_picture(path, path, image_size, side)
-
-
-def from_picture(
-    source: Path | Image.Image, name: Path | str, image_size: int = CIFAR_SIZE, side: int | None = None
-) -> np.ndarray:
+def from_picture(source: Path | Image.Image, name: object, image_size: int = CIFAR_SIZE, side: int = 0) -> np.ndarray:
     """A picture, from its file or from Pillow, as (3, side, side) uint8, RGB. name: for messages.
 
-    image_size: of the network's images. side: how much of the middle is taken, by default as much as `image_size`.
+    image_size: of the network's images. side: how much of the middle is taken; 0: as much as `image_size`.
     It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else is converted to RGB by
     Pillow, which drops transparency. The shorter side is resized (bicubic, Pillow's default) to what the views of an
     image need (data/views.py: 32 for 32, 256 for 224), and the centre is cropped, as is usual on ImageNet. Raises
@@ -104,40 +84,34 @@ def from_picture(
         except UNREADABLE as error:
             reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
             raise BadInput(f"{name}: cannot be read as a picture ({reason}); replace or remove it") from error
-    resized = functional.resize(_middle(upright), Views(image_size).stored, functional.InterpolationMode.BICUBIC)
+    longest = MOST_ELONGATED * min(upright.size)  # the rest is cropped anyway and would only take memory
+    middle = functional.center_crop(upright, [min(length, longest) for length in upright.size[::-1]])
+    resized = functional.resize(middle, Views(image_size).stored, functional.InterpolationMode.BICUBIC)
     return np.ascontiguousarray(np.asarray(functional.center_crop(resized, side or image_size)).transpose(2, 0, 1))
 
 
-def _middle(picture: Image.Image) -> Image.Image:
-    """Of a picture that is extremely long, the middle: the rest is cropped anyway and would only take memory."""
-    longest = MOST_ELONGATED * min(picture.size)
-    return functional.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
-
-
-def _require_known_range(picture: Image.Image, name: Path | str) -> None:
+def _require_known_range(picture: Image.Image, name: object) -> None:
     """Raise BadInput unless 0 is black and the largest value of 8 or 16 bits is white.
 
-    Pillow gives 32-bit integers, and in a TIFF 12-bit, signed and inverted ones, as they are; those of PNG and PPM it
-    scales to 16 bits.
+    Pillow gives 32-bit integers, and in a TIFF 12-bit, signed and inverted ones, as they are; it scales the integers of
+    PNG and PPM to 16 bits.
     """
     if picture.mode == "F":
         raise BadInput(f"{name}: has floating-point pixels, of unknown range; {SAVE_ANEW}")
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
+    if picture.mode.startswith("I"):
+        fills_16_bits = picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM")
         if picture.format == "TIFF":
             if picture.tag_v2.get(PHOTOMETRIC, 0) == 0:  # as Pillow takes a missing one
                 raise BadInput(f"{name}: has 0 for white and 16 bits or more; save it with 0 for black")
-            fills_16_bits = picture.mode != "I" and tuple(picture.tag_v2.get(BITS_PER_SAMPLE, ())) == (16,)
-        else:
-            fills_16_bits = picture.mode != "I" or picture.format in ("PNG", "PPM")
+            fills_16_bits &= tuple(picture.tag_v2.get(BITS_PER_SAMPLE, ())) == (16,)
         if not fills_16_bits:
             raise BadInput(f"{name}: has integer pixels of unknown range (not of 8 or 16 bits); {SAVE_ANEW}")
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode != "I" and not picture.mode.startswith("I;16"):
-        return picture.convert("RGB")
-    values = np.asarray(picture).astype(np.int32)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257
+    if picture.mode.startswith("I"):  # 16 bits; 65535 = 255 * 257
+        picture = Image.fromarray(((np.asarray(picture).astype(np.int32) + 128) // 257).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def mean_and_std(images: np.ndarray) -> tuple[list[float], list[float]]:

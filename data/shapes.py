@@ -4,8 +4,6 @@ One shape per picture at a random place, size, tilt and colour, on a background 
 stray lines and pixel noise. numpy only.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "crescent", "half disc", "bars", "angle")
@@ -27,12 +25,13 @@ def draw(split: str) -> tuple[np.ndarray, np.ndarray]:
     u = ((x - left) * np.cos(turn) + (y - up) * np.sin(turn)) / size
     v = ((y - up) * np.cos(turn) - (x - left) * np.sin(turn)) / size
     distance = np.empty((n, SIZE, SIZE))
-    for label in range(len(CLASSES)):
+    for label, name in enumerate(CLASSES):
         members = labels == label
-        distance[members] = _distance(label, u[members], v[members])
+        distance[members] = _distance(name, u[members], v[members])
     cover = _cover(distance * size)
 
-    background = random.uniform(0.1, 0.9, (n, 3, 1, 1)) + _gradient(random, n, x, y)
+    base, (across, down) = random.uniform(0.1, 0.9, (n, 3, 1, 1)), random.normal(0, 0.12, (2, n, 3, 1, 1))
+    background = base + (across * x + down * y)  # (n, 3, 32, 32), a colour slope across each picture
     ink = _contrasting(random, background.mean((2, 3)))
     picture = background + cover[:, None] * (ink[:, :, None, None] - background)
     for _ in range(2):
@@ -41,14 +40,14 @@ def draw(split: str) -> tuple[np.ndarray, np.ndarray]:
     return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8), labels.astype(np.int64)
 
 
-def _distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _distance(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Approximate signed distance to the shape's outline, negative inside; the shape fits the unit disc."""
     radius = np.hypot(u, v)
 
     def box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
         return np.maximum(np.abs(x) - width, np.abs(y) - height)
 
-    match CLASSES[label]:
+    match name:
         case "disc":
             return radius - 0.85
         case "ring":
@@ -69,18 +68,11 @@ def _distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
             return box(u, np.abs(v) - 0.5, 0.8, 0.24)
         case "angle":
             return np.minimum(box(u + 0.5, v, 0.25, 0.8), box(u - 0.05, v - 0.55, 0.8, 0.25))
-    raise ValueError(label)
 
 
 def _cover(distance: np.ndarray) -> np.ndarray:
     """The part of each pixel that is inside, 0 to 1, with smooth edges."""
     return np.clip(0.5 - distance * (SIZE - 1) / 2, 0, 1)
-
-
-def _gradient(random: np.random.Generator, n: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A colour slope across each picture: (n, 3, 32, 32)."""
-    across, down = random.normal(0, 0.12, (2, n, 3, 1, 1))
-    return across * x + down * y
 
 
 def _contrasting(random: np.random.Generator, background: np.ndarray) -> np.ndarray:

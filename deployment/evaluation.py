@@ -1,37 +1,47 @@
 """Networks side by side on a test set: accuracy, calibration, size and speed."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from time import perf_counter
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from timeit import timeit
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.datasets import ImageDataset
-from deployment.calibration import expected_calibration_error, logits_of, negative_log_likelihood
+from deployment.formats import Network, logits_of
 from models.networks import parameter_count
 from utils.text import in_one_line, markdown_table
 
 TEACHER = "teacher"  # its name beside others
+BINS = 15  # of the expected calibration error, as Guo et al. (2017)
 ROUNDS = {1: 50, 256: 7}  # timed calls by batch size, after one that is not counted
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to measure. network: raw images (B, 3, 32, 32) uint8 -> logits (B, classes). counted: a module with
-    its parameters and operations, on any device; `network` itself where that is one. file_bytes: None without a file.
+    """A network to measure, on raw images.
+
+    file: its own file, if it has one. counted: a module with its parameters and operations, for a network that is a
+    function.
     """
 
     name: str
-    network: Callable[[Tensor], Tensor]
-    counted: nn.Module
-    device: torch.device
-    file_bytes: int | None = None
+    network: Network
+    file: Path | None = None
+    counted: nn.Module | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        return self.counted or self.network
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
 
 @dataclass(frozen=True)
@@ -55,14 +65,10 @@ class Figures:
     latency_ms: float
     images_per_second: float
 
-    @property
-    def content(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figures]:
     """Measure all; speeds in turn, so that a busy moment affects all. The teacher, where it is measured, is first."""
-    test = dataset.test()
+    test, names = dataset.test(), dataset.class_names()
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
     logits = [logits_of(candidate.network, images, candidate.device) for candidate in candidates]
     latencies, of_256 = (seconds_in_turn(candidates, dataset.image_size, batch) for batch in ROUNDS)
@@ -74,16 +80,14 @@ def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figu
         figures.append(
             Figures(
                 name=candidate.name,
-                parameters=parameter_count(candidate.counted),
-                multiply_adds=multiply_adds(candidate.counted, dataset.image_size),
-                file_bytes=candidate.file_bytes,
+                parameters=parameter_count(candidate.module),
+                multiply_adds=multiply_adds(candidate, dataset.image_size),
+                file_bytes=candidate.file.stat().st_size if candidate.file else None,
                 accuracy=100 * right.mean().item(),
-                by_class={
-                    name: 100 * right[labels == label].mean().item() for label, name in enumerate(dataset.class_names())
-                },
+                by_class={name: 100 * right[labels == label].mean().item() for label, name in enumerate(names)},
                 agreement=None if reference is None else 100 * (predictions == reference).double().mean().item(),
                 calibration_error=expected_calibration_error(found, labels),
-                nll=negative_log_likelihood(found, labels),
+                nll=functional.cross_entropy(found.double(), labels).item(),
                 latency_ms=1e3 * latency,
                 images_per_second=256 / batch,
             )
@@ -91,34 +95,47 @@ def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figu
     return figures
 
 
+def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Mean distance between confidence and accuracy over 15 bins of equal width, weighted by their size, in points.
+
+    logits: (N, classes); labels: (N,).
+    """
+    confidence, predictions = functional.softmax(logits.double(), 1).max(1)
+    is_correct = (predictions == labels).double()
+    bin_of = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
+    surplus = torch.zeros(BINS, dtype=torch.float64).index_add(0, bin_of, confidence - is_correct)
+    return 100 * surplus.abs().sum().item() / len(labels)
+
+
 def seconds_in_turn(candidates: Sequence[Candidate], size: int, batch: int) -> list[float]:
     """Median seconds of each for a batch of random images, from the images on the CPU to the logits on the CPU."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch, 3, size, size), generator=random, dtype=torch.uint8)
-    taken: list[list[float]] = [[] for _ in candidates]
-    for _ in range(1 + ROUNDS[batch]):
-        for candidate, seconds in zip(candidates, taken, strict=True):
-            started = perf_counter()
-            logits_of(candidate.network, images, candidate.device, batch)
-            seconds.append(perf_counter() - started)
-    return [statistics.median(seconds[1:]) for seconds in taken]
+    timed = [partial(logits_of, candidate.network, images, candidate.device, batch) for candidate in candidates]
+    rounds = [[timeit(call, number=1) for call in timed] for _ in range(1 + ROUNDS[batch])]
+    return [statistics.median(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
 
 @torch.no_grad()
-def multiply_adds(network: nn.Module, size: int) -> int:
+def multiply_adds(candidate: Candidate, size: int) -> int:
     """Multiplications, each with an addition, that one image of size x size pixels takes."""
-    device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+        candidate.module(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=candidate.device))
     return counter.get_total_flops() // 2
 
 
-HEAD = (
-    "network", "parameters", "multiply-adds", "file, MB", "test %", "as teacher, %", "ECE, points", "NLL",
-    "1 image, ms", "images/s",
-)  # fmt: skip
-
-
+COLUMNS: dict[str, Callable[[Figures], str]] = {
+    "network": lambda row: row.name,
+    "parameters": lambda row: f"{row.parameters:,}",
+    "multiply-adds": lambda row: f"{row.multiply_adds:,}",
+    "file, MB": lambda row: "-" if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
+    "test %": lambda row: f"{row.accuracy:.2f}",
+    "as teacher, %": lambda row: "-" if row.agreement is None else f"{row.agreement:.2f}",
+    "ECE, points": lambda row: f"{row.calibration_error:.2f}",
+    "NLL": lambda row: f"{row.nll:.3f}",
+    "1 image, ms": lambda row: f"{row.latency_ms:.2f}",
+    "images/s": lambda row: f"{row.images_per_second:,.0f}",
+}
 LEGEND = (
     "as teacher: test images that get the teacher's class; ECE: expected calibration error; NLL: negative log"
     " likelihood. Only an exported student is calibrated."
@@ -126,28 +143,11 @@ LEGEND = (
 
 
 def markdown(figures: Sequence[Figures]) -> str:
-    """One table, what its columns mean, and a line on the classes with the lowest accuracy."""
-    body = [
-        (
-            row.name,
-            f"{row.parameters:,}",
-            f"{row.multiply_adds:,}",
-            "-" if row.file_bytes is None else f"{row.file_bytes / 1e6:.1f}",
-            f"{row.accuracy:.2f}",
-            "-" if row.agreement is None else f"{row.agreement:.2f}",
-            f"{row.calibration_error:.2f}",
-            f"{row.nll:.3f}",
-            f"{row.latency_ms:.2f}",
-            f"{row.images_per_second:,.0f}",
-        )
-        for row in figures
-    ]
-    rule = (":-", *["-:"] * (len(HEAD) - 1))
-    return "\n".join([markdown_table((HEAD, rule, *body)), "", LEGEND, *map(lowest_classes, figures)])
-
-
-def lowest_classes(row: Figures, count: int = 3) -> str:
-    lowest = sorted(row.by_class.items(), key=lambda item: item[1])[:count]
-    return f"{row.name}: lowest classes " + ", ".join(
-        f"{in_one_line(name)} {accuracy:.1f}%" for name, accuracy in lowest
-    )
+    """One table, what its columns mean, and a line on each network's three classes with the lowest accuracy."""
+    body = [[text(row) for text in COLUMNS.values()] for row in figures]
+    lines = [markdown_table((COLUMNS, (":-", *["-:"] * (len(COLUMNS) - 1)), *body)), "", LEGEND]
+    for row in figures:
+        lowest = sorted(row.by_class.items(), key=lambda item: item[1])[:3]
+        classes = ", ".join(f"{in_one_line(name)} {accuracy:.1f}%" for name, accuracy in lowest)
+        lines.append(f"{row.name}: lowest classes {classes}")
+    return "\n".join(lines)

@@ -1,7 +1,12 @@
-"""Export: from a student with adapters to one file, which is loaded again and checked before it is put in place."""
+"""Export: from a student with adapters to one file, which is loaded again and checked before it is put in place.
 
-from __future__ import annotations
+The student is folded (deployment/folding.py) and calibrated. The loss of the method sees only directions of logits
+(docs/method.md, section 3), so a student's logits have an arbitrary length, and their softmax means nothing. Dividing
+all logits by one temperature (Guo et al., 2017) gives them one without changing any prediction. It is fitted to the
+teacher's probabilities on the few images; no label is read.
+"""
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,26 +14,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from data.datasets import ImageDataset, LabelledImages
-from data.views import Normalization
-from deployment import formats, quantization
-from deployment.calibration import calibration_views, fitted_temperature, logits_of
-from deployment.folding import FoldedStudent, fold
-from deployment.formats import INT8, Header
+from data.datasets import ImageDataset
+from data.views import Normalization, Views
+from deployment import formats
+from deployment.folding import fold
+from deployment.formats import INT8, Header, logits_of
 from grafting.teacher import FrozenTeacher
+from models import checkpoints
 from models.architectures import student_of
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic
+from utils.seeds import generator
 
+CALIBRATION_VIEWS = 2000
 TOLERANCE = 1e-4  # of the largest logit
 ROUNDING = 2e-6  # of the largest logit; two logits that are each off by the measured 7e-7 can change places
 INT8_LOSS = 0.3  # points of test accuracy that 8 bits may cost
 
 
 class OnRawImages(nn.Module):
-    """A network that takes normalised images, made to take raw ones: (B, 3, 32, 32) uint8 -> logits (B, classes)."""
+    """A network that takes normalised images, made to take raw ones: (B, 3, S, S) uint8 -> logits (B, classes)."""
 
     def __init__(self, network: nn.Module, normalization: Normalization):
         super().__init__()
@@ -44,44 +52,65 @@ class Source:
     """A student with adapters and what belongs to it.
 
     scions: the sequence (B0, B1, B2), frozen, on the teacher's device. few_shot: the images (N, 3, stored, stored)
-    uint8 that it has learned from. The hashes are sha256 of its file and of the teacher's weights.
+    uint8 that it has learned from. student_sha256: of its file.
     """
 
     teacher: FrozenTeacher
     scions: nn.Sequential
     dataset: ImageDataset
     few_shot: np.ndarray
-    teacher_sha256: str
     student_sha256: str
 
-    def with_adapters(self) -> OnRawImages:
-        """The student as the paper has it."""
+    def logits(self, images: Tensor) -> Tensor:
+        """Of the student with its adapters, as the paper has it, for uint8 images."""
         graft = nn.Sequential(self.teacher.blocks[: self.teacher.networks.first], *self.scions)
-        return OnRawImages(graft, self.dataset.normalization)
+        return logits_of(OnRawImages(graft, self.teacher.normalization), images, self.teacher.device)
 
-    def folded(self) -> tuple[FoldedStudent, float]:
-        """The folded student with calibrated logits, on the CPU, and its temperature."""
-        views = calibration_views(self.few_shot, self.dataset.image_size)
-        teacher = OnRawImages(self.teacher.network, self.dataset.normalization)
-        logits = [logits_of(network, views, self.teacher.device) for network in (self.with_adapters(), teacher)]
-        temperature = fitted_temperature(*logits)
-        network = fold(self.teacher, self.scions)
-        network.divide_logits(temperature)
-        return network, temperature
+    def temperature(self) -> float:
+        """Of the student's logits, fitted to the teacher's probabilities on views of the few-shot images."""
+        views = calibration_views(self.few_shot, self.teacher.image_size)
+        teacher = OnRawImages(self.teacher.network, self.teacher.normalization)
+        return fitted_temperature(self.logits(views), logits_of(teacher, views, self.teacher.device))
 
     def header(self, temperature: float, accuracy: float) -> Header:
-        return Header(
-            dataset=self.dataset.name,
-            widths=student_of(self.teacher.network.architecture).widths,
-            class_names=self.dataset.class_names(),
-            normalization=self.dataset.normalization.content,
-            image_size=self.dataset.image_size,
-            teacher_sha256=self.teacher_sha256,
-            student_sha256=self.student_sha256,
-            subset_sha256=files.sha256(self.few_shot.tobytes()),
-            temperature=temperature,
-            accuracy=accuracy,
-        )
+        """What the file says about itself. accuracy: of the student with adapters on the test set, in percent."""
+        return {
+            "dataset": self.dataset.name,
+            "widths": student_of(self.teacher.network.architecture).widths,
+            "class_names": self.dataset.class_names(),
+            "normalization": self.dataset.normalization.content,
+            "image_size": self.dataset.image_size,
+            "teacher_sha256": checkpoints.weights_sha256(self.teacher.network),
+            "student_sha256": self.student_sha256,
+            "subset_sha256": files.sha256(self.few_shot.tobytes()),
+            "temperature": temperature,
+            "accuracy": accuracy,
+        }
+
+
+def calibration_views(images: np.ndarray, image_size: int) -> Tensor:
+    """Random training views (2000, 3, S, S) uint8 of few-shot images (N, 3, stored, stored), always the same ones."""
+    random, views = generator("calibration"), Views(image_size)
+    image = torch.from_numpy(random.integers(len(images), size=CALIBRATION_VIEWS))
+    view = torch.from_numpy(random.integers(views.count, size=CALIBRATION_VIEWS))
+    return views.crop(views.pad(torch.from_numpy(images)), image, view)
+
+
+def fitted_temperature(student: Tensor, teacher: Tensor) -> float:
+    """The temperature T that minimises the mean cross-entropy of softmax(student / T) to softmax(teacher).
+
+    student, teacher: logits (B, classes) of the same images. The cross-entropy is convex in 1/T. Its derivative is the
+    mean student logit under the student's probabilities minus the mean under the teacher's. Bisection finds where it
+    is 0, for T from 1e-4 to 1e4.
+    """
+    student, target = student.double(), functional.softmax(teacher.double(), 1)
+    wanted = (target * student).sum(1).mean()
+    low, high = math.log(1e-4), math.log(1e4)  # of 1/T
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = (functional.softmax(student * math.exp(middle), 1) * student).sum(1).mean()
+        low, high = (middle, high) if found < wanted else (low, middle)
+    return math.exp(-middle)
 
 
 def require_target(target: Path, fresh: bool) -> None:
@@ -106,28 +135,22 @@ def export(source: Source, target: Path) -> str:
     behind, if it is not the source's function: the same predictions and logits within 1e-4 of the largest; of 8 bits,
     at most 0.3 points of test accuracy less.
     """
-    test = source.dataset.test()
-    device = source.teacher.device
-    with arithmetic("float32", device):  # only here: torch.export does not work under it
-        reference = logits_of(source.with_adapters(), torch.from_numpy(test.images), device)
-        network, temperature = source.folded()
-    header = source.header(temperature, accuracy_of(reference, test))
+    ending = formats.ending_of(target)
+    images, labels = source.teacher.test_images, source.teacher.test_labels.cpu()
+    with arithmetic("float32", source.teacher.device):  # only here: torch.export does not work under it
+        reference, temperature = source.logits(images), source.temperature()
+        network = fold(source.teacher, source.scions, temperature)
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / f"student{formats.ending_of(target)}"
-        if formats.ending_of(target) == INT8:
-            float32 = Path(folder) / "float32.onnx"
-            formats.write(network, header, float32)
-            quantization.quantize(float32, written)
-        else:
-            formats.write(network, header, written)
-        logits = logits_of(formats.read(written)[0], torch.from_numpy(test.images), torch.device("cpu"))
-        if formats.ending_of(target) == INT8:
-            found = require_small_loss(logits, reference, test, target)
+        written = Path(folder) / f"student{ending}"
+        formats.write(network, source.header(temperature, accuracy_of(reference, labels)), written)
+        logits = logits_of(formats.read(written)[0], images, torch.device("cpu"))
+        if ending == INT8:
+            found = require_small_loss(logits, reference, labels, target)
         else:
             found = require_same(logits, reference / temperature, target)
         files.write_bytes(target, written.read_bytes())
     return (
-        f"{target}: {found}; test accuracy {accuracy_of(logits, test):.2f}%, temperature {temperature:.4g},"
+        f"{target}: {found}; test accuracy {accuracy_of(logits, labels):.2f}%, temperature {temperature:.4g},"
         f" {target.stat().st_size / 1e6:.1f} MB"
     )
 
@@ -150,15 +173,15 @@ def require_same(logits: Tensor, reference: Tensor, target: Path) -> str:
     return f"the same predictions on {len(logits):,} test images{ties}, logits within {difference:.1e} of the largest"
 
 
-def require_small_loss(logits: Tensor, reference: Tensor, test: LabelledImages, target: Path) -> str:
+def require_small_loss(logits: Tensor, reference: Tensor, labels: Tensor, target: Path) -> str:
     """Raise BadInput if 8 bits cost more than 0.3 points of test accuracy; a line about the differences."""
-    loss = round(accuracy_of(reference, test) - accuracy_of(logits, test), 9)  # 0.3 is 0.3
+    loss = round(accuracy_of(reference, labels) - accuracy_of(logits, labels), 9)  # 0.3 is 0.3
     if not loss <= INT8_LOSS:
         raise BadInput(f"{target}: not written, since 8 bits lose {loss:.2f} points of test accuracy; take .onnx")
     same = 100 * (logits.argmax(1) == reference.argmax(1)).double().mean().item()
     return f"8 bits, {same:.2f}% of {len(logits):,} test images classified as before, {loss:.2f} points lost"
 
 
-def accuracy_of(logits: Tensor, test: LabelledImages) -> float:
+def accuracy_of(logits: Tensor, labels: Tensor) -> float:
     """Percent."""
-    return 100 * int((logits.argmax(1) == torch.from_numpy(test.labels)).sum()) / len(logits)
+    return 100 * int((logits.argmax(1) == labels).sum()) / len(logits)

@@ -12,15 +12,9 @@ convolution then pads with *zeros*. Its kernel K and bias b see the constant a o
 
 K A is a kernel again. K * a + b does not depend on x, but on the place: it is a bias map (256, 2, 2). On 2x2 pixels
 every pixel lies at the border, so one bias for all of them is wrong everywhere.
-
-Another exact way pads x with p, where A p + a = 0. It suits every size of image, but needs the inverse of A, which may
-not exist (condition number 2,900 in a trained student). The bias map needs no inverse, and the size is known: the
-linear layer behind block 4 takes images of 32x32 only.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +29,13 @@ from models.vgg import convolution_block
 FOLDED_BLOCK = FIRST_GRAFTED + 1  # its first convolution takes in the adapters in front of it
 SIDE = CIFAR_SIZE >> FOLDED_BLOCK  # pixels on each side in front of it: 2
 
-Widths = tuple[tuple[int, ...], ...]
-AffineMap = tuple[Tensor, Tensor]  # matrix (out, in) and vector (out,), in float64
+Widths = Sequence[Sequence[int]]  # output channels of every convolution, block by block
 
 
 class FoldedStudent(nn.Module):
     """A plain network: the teacher's blocks 0 to 2, blocks 3 and 4 of half the width, one linear layer.
 
-    widths: output channels of every convolution, block by block. Normalisation is inside.
+    Normalisation is inside.
     """
 
     def __init__(self, widths: Widths, classes: int):
@@ -53,35 +46,29 @@ class FoldedStudent(nn.Module):
         self.blocks = nn.Sequential(*(convolution_block(c, w) for c, w in zip(inputs, widths, strict=True)))
         for block in self.blocks:  # max-pool before ReLU: the same result, a quarter of ReLU's work
             block[-2], block[-1] = block[-1], block[-2]
-        self.blocks[FOLDED_BLOCK][0] = ConvolutionWithBiasMap(inputs[FOLDED_BLOCK], widths[FOLDED_BLOCK][0], SIDE)
+        self.blocks[FOLDED_BLOCK][0] = ConvolutionWithBiasMap(inputs[FOLDED_BLOCK], widths[FOLDED_BLOCK][0])
         self.linear = nn.Linear(widths[-1][-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (B, 3, 32, 32) uint8, RGB -> logits (B, classes), in the dtype of the weights."""
         return self.linear(self.blocks((images.to(self.mean.dtype) - self.mean) / self.std).flatten(1))
 
-    @torch.no_grad()
-    def divide_logits(self, temperature: float) -> None:
-        """Divide the logits by the temperature, within the linear layer."""
-        self.linear.weight.div_(temperature)
-        self.linear.bias.div_(temperature)
-
 
 class ConvolutionWithBiasMap(nn.Module):
-    """A 3x3 convolution with a bias for each pixel: (B, channels, side, side) -> (B, width, side, side)."""
+    """A 3x3 convolution with a bias for each pixel: (B, channels, 2, 2) -> (B, width, 2, 2)."""
 
-    def __init__(self, channels: int, width: int, side: int):
+    def __init__(self, channels: int, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, channels, 3, 3))
-        self.bias_map = nn.Parameter(torch.empty(width, side, side))
+        self.bias_map = nn.Parameter(torch.empty(width, SIDE, SIDE))
 
     def forward(self, features: Tensor) -> Tensor:
         return functional.conv2d(features, self.weight, padding=1) + self.bias_map
 
 
 @torch.no_grad()
-def fold(teacher: FrozenTeacher, scions: Iterable[nn.Sequential]) -> FoldedStudent:
-    """The plain network that computes what the graft of [B0, B1, B2] into this VGG computes, up to rounding.
+def fold(teacher: FrozenTeacher, scions: Iterable[nn.Sequential], temperature: float = 1.0) -> FoldedStudent:
+    """The plain network that computes the logits of the graft of [B0, B1, B2] into this VGG, over the temperature.
 
     Products of weights are computed in float64. The result is frozen, and a copy: it shares no memory with its sources.
     """
@@ -93,32 +80,21 @@ def fold(teacher: FrozenTeacher, scions: Iterable[nn.Sequential]) -> FoldedStude
         for target, layer in zip(folded, block, strict=True):
             if isinstance(target, nn.Conv2d):
                 target.load_state_dict(layer.state_dict())
-    kernel, bias_map = convolution_behind(in_sequence(s2t0, t2s0), block4[0])
-    network.blocks[FOLDED_BLOCK][0].weight.copy_(kernel)
-    network.blocks[FOLDED_BLOCK][0].bias_map.copy_(bias_map)
+    matrix, vector = in_sequence(s2t0, t2s0)
+    kernel, bias = block4[0].weight.double(), block4[0].bias.double()
+    constant = vector[None, :, None, None].expand(1, -1, SIDE, SIDE)
+    merged = network.blocks[FOLDED_BLOCK][0]
+    merged.weight.copy_(torch.einsum("ocuv,ci->oiuv", kernel, matrix))
+    merged.bias_map.copy_(functional.conv2d(constant, kernel, bias, padding=1)[0])
     matrix, vector = in_sequence(s2t1, t2s1, *classifier)
-    network.linear.weight.copy_(matrix)
-    network.linear.bias.copy_(vector)
+    network.linear.weight.copy_(matrix).div_(temperature)
+    network.linear.bias.copy_(vector).div_(temperature)
     return frozen(network).to(memory_format=torch.channels_last)  # the fastest on a CPU
 
 
-def in_sequence(*layers: nn.Conv2d | nn.Linear) -> AffineMap:
-    """The 1x1 convolutions or linear layers, one behind the other, as one map."""
-    matrix, vector = affine_map(layers[0])
-    for layer in layers[1:]:
-        next_matrix, next_vector = affine_map(layer)
+def in_sequence(*layers: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+    """1x1 convolutions or linear layers, one behind the other, as one map: matrix (out, in), vector (out,), float64."""
+    (matrix, vector), *others = [(layer.weight.flatten(1).double(), layer.bias.double()) for layer in layers]
+    for next_matrix, next_vector in others:
         matrix, vector = next_matrix @ matrix, next_matrix @ vector + next_vector
     return matrix, vector
-
-
-def affine_map(layer: nn.Conv2d | nn.Linear) -> AffineMap:
-    return layer.weight.detach().flatten(1).double(), layer.bias.detach().double()
-
-
-def convolution_behind(adapters: AffineMap, convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Kernel K A (out, in, 3, 3) and bias map K * a + b (out, 2, 2) of a convolution (K, b) behind A x + a."""
-    matrix, vector = adapters
-    kernel, bias = convolution.weight.double(), convolution.bias.double()
-    constant = vector[None, :, None, None].expand(1, -1, SIDE, SIDE)
-    bias_map = functional.conv2d(constant, kernel, bias, padding=1)[0]
-    return torch.einsum("ocuv,ci->oiuv", kernel, matrix), bias_map

@@ -1,8 +1,5 @@
 """What a file holds, as networks that take raw images: a teacher, a student of stage 1 or 2, or an exported one."""
 
-from __future__ import annotations
-
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,10 @@ from data.datasets import ImageDataset
 from deployment.evaluation import TEACHER, Candidate
 from deployment.export import OnRawImages
 from deployment.folding import fold
-from deployment.formats import Header, Network
+from deployment.formats import Header, Network, empty_network
 from grafting.scions import Adapter, adapters_of, scions
 from grafting.teacher import FrozenTeacher
-from models import checkpoints, records
+from models import checkpoints
 from models.architectures import student_of
 from models.checkpoints import State
 from models.networks import frozen
@@ -29,19 +26,14 @@ def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> n
     """The sequence (B0, B1, B2) of a student's file, frozen, on the teacher's device.
 
     kind, state: from checkpoints.read(path): "stage 2", or "teacher" for a student without adapters
-    (comparisons/plain_student.py), which gets adapters that change nothing. Raises BadInput if the file holds no
+    (comparisons/kd.py), which gets adapters that change nothing. Raises BadInput if the file holds no
     student of this teacher.
     """
     student = nn.Sequential(*scions(teacher, torch.Generator()))
     if kind == "stage 2":
         checkpoints.load(student, state, path)
-    else:
-        _load_without_adapters(student, checkpoints.teacher_from_state(state, path, teacher.classes), path, teacher)
-    return frozen(student).to(teacher.device)
-
-
-def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: Path, teacher: FrozenTeacher) -> None:
-    """Load a whole network into the scions (B0, B1, B2)."""
+        return frozen(student).to(teacher.device)
+    network = checkpoints.teacher_from_state(state, path, teacher.classes)
     if not is_plain_student_of(network, teacher):
         raise BadInput(
             f"{path}: is no student of this teacher: a student has the teacher's blocks 0 to 2, and blocks 3 and 4 of"
@@ -53,39 +45,23 @@ def _load_without_adapters(student: nn.Sequential, network: BlockwiseVGG, path: 
     for scion, block in zip(student, cut(network)[teacher.networks.first :], strict=True):
         (own,) = (layer for layer in scion if not isinstance(layer, Adapter))
         own.load_state_dict(block.state_dict())
+    return frozen(student).to(teacher.device)
 
 
 def is_plain_student_of(network: BlockwiseVGG, teacher: FrozenTeacher) -> bool:
     """Whether the network is a student of this teacher: its blocks 0 to 2, and the others at half the width."""
-    if network.architecture != student_of(teacher.network.architecture):
-        return False
     first = teacher.networks.first
     ours, theirs = checkpoints.on_cpu(cut(network)[:first]), checkpoints.on_cpu(teacher.blocks[:first])
-    return all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def shots_and_subset_seed_of(path: Path, subset_seed: int) -> tuple[int, int]:
-    """From how many shots a student was made, and with which subset seed: by its record, or else by its name.
-
-    subset_seed: for a file without a record. Raises BadInput where neither says it.
-    """
-    if setting := records.setting_of(path):
-        with files.reading(records.path_of(path), records.KIND):
-            return int(setting["shots"]), int(setting["subset_seed"])
-    if not (named := re.search(r"-(\d{1,4})perclass", path.name)):
-        raise BadInput(
-            f"{path}: neither a record nor its name (...-<N>perclass...) says from how many shots it was made;"
-            " rename it so"
-        )
-    return int(named[1]), subset_seed
+    is_student = network.architecture == student_of(teacher.network.architecture)
+    return is_student and all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def whole(state: State, path: Path, dataset: ImageDataset, device: torch.device) -> Candidate:
     """A whole network in a file: a teacher, or a student without adapters."""
     network = checkpoints.teacher_from_state(state, path, dataset.classes)
     name = TEACHER if network.architecture.batchnorm else "student without adapters"
-    on_device = frozen(network).to(device, memory_format=torch.channels_last)
-    return of_module(name, on_device, dataset, path)
+    network = frozen(network).to(device, memory_format=torch.channels_last)
+    return Candidate(name, OnRawImages(network, dataset.normalization), path)
 
 
 def candidates(kind: str, state: Any, path: Path, teacher: FrozenTeacher, dataset: ImageDataset) -> list[Candidate]:
@@ -93,41 +69,32 @@ def candidates(kind: str, state: Any, path: Path, teacher: FrozenTeacher, datase
 
     kind, state: from checkpoints.read(path).
     """
-    found, first = [of_module(TEACHER, teacher.network, dataset)], teacher.networks.first
+    first, found = teacher.networks.first, [Candidate(TEACHER, OnRawImages(teacher.network, dataset.normalization))]
     if kind == "stage 2":
         student = student_in(kind, state, path, teacher)
-        found.append(of_module("student (L=3)", nn.Sequential(teacher.blocks[:first], *student), dataset, path))
+        graft = OnRawImages(nn.Sequential(teacher.blocks[:first], *student), dataset.normalization)
         folded = fold(teacher, student).to(teacher.device)
-        return [*found, Candidate("student, folded", folded, folded, teacher.device)]
+        return [*found, Candidate("student (L=3)", graft, path), Candidate("student, folded", folded)]
     for k, scion in enumerate(scions(teacher, torch.Generator())):
         checkpoints.load(scion, state[k], path)
         before, behind = teacher.blocks[: first + k], teacher.blocks[first + k + 1 :]
         graft = nn.Sequential(before, frozen(scion).to(teacher.device), behind)
-        found.append(of_module(f"B{k} alone", graft, dataset))
+        found.append(Candidate(f"B{k} alone", OnRawImages(graft, dataset.normalization)))
     return found
 
 
 def exported(path: Path, network: Network, header: Header, dataset: ImageDataset, device: torch.device) -> Candidate:
-    """An exported student, as formats.read() gives it: a module on the device, other formats on the CPU, as they say.
+    """An exported student, as formats.read() gives it: a module on the device, other formats on the CPU.
 
     Raises BadInput if its classes are not the data set's.
     """
-    if header.class_names != dataset.class_names():
-        names = [list(header.class_names), list(dataset.class_names())]
+    theirs, ours = header["class_names"], list(dataset.class_names())
+    if theirs != ours:
         raise BadInput(
-            f"{path}: has the {len(names[0])} classes of {header.dataset}, which are not the {len(names[1])} of"
-            f" {dataset.name} ({files.difference(*names)}); name its --dataset and --data_path"
+            f"{path}: has the {len(theirs)} classes of {header['dataset']}, which are not the {len(ours)} of"
+            f" {dataset.name} ({files.difference(theirs, ours)}); name its --dataset and --data_path"
         )
-    name, cpu = "student, exported", torch.device("cpu")
     if isinstance(network, nn.Module):
-        network = network.to(device)
-    elif device != cpu:
-        name, device = f"{name}, on the CPU", cpu
-    return Candidate(name, network, header.empty_network(), device, path.stat().st_size)
-
-
-def of_module(name: str, network: nn.Module, dataset: ImageDataset, path: Path | None = None) -> Candidate:
-    """A network on normalised images. path: its file."""
-    module = OnRawImages(network, dataset.normalization)
-    device = next(network.parameters()).device
-    return Candidate(name, module, module, device, path.stat().st_size if path else None)
+        return Candidate("student, exported", network.to(device), path)
+    name = "student, exported" if device.type == "cpu" else "student, exported, on the CPU"
+    return Candidate(name, network, path, empty_network(header))

@@ -4,8 +4,6 @@ from deployment.student import load
 print(load("student.pth").predict(["cat.jpg"]))
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +15,9 @@ from torch import Tensor, nn
 
 from data.pictures import from_picture
 from deployment import formats
-from deployment.calibration import logits_of
-from deployment.formats import Header, Network
+from deployment.formats import Header, Network, logits_of
 
+Picture = str | os.PathLike | Image.Image  # a file, or a Pillow image
 Prediction = list[tuple[str, float]]  # (class name, probability) of all classes, the most probable first
 
 
@@ -33,17 +31,14 @@ class Student(nn.Module):
         super().__init__()
         self.network = network
         self.header = header
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.header.class_names
+        self.class_names = tuple(header["class_names"])
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (B, 3, S, S) uint8, RGB, S pixels as in training -> logits (B, classes); their softmax is calibrated.
 
         Raises ValueError for other images, such as float ones between 0 and 1.
         """
-        size = self.header.image_size
+        size = self.header["image_size"]
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(
                 f"images: (B, 3, {size}, {size}) of torch.uint8 expected, not {tuple(images.shape)} of"
@@ -51,33 +46,27 @@ class Student(nn.Module):
             )
         return self.network(images)
 
-    def predict(self, pictures: Iterable[str | os.PathLike[str] | Image.Image]) -> list[Prediction]:
-        """The classes of pictures of any size, each a file or a Pillow image.
+    def predict(self, pictures: Iterable[Picture]) -> list[Prediction]:
+        """The classes of pictures of any size.
 
         They are turned upright, converted to RGB, resized and cropped as in training (data/pictures.py). Raises
         BadInput for a picture that cannot be read, TypeError for anything else, such as an array.
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image):
+        if isinstance(pictures, Picture):
             raise TypeError("predict() takes a list of pictures; put the picture into a list")
-        images = [_pixels(picture, self.header.image_size) for picture in pictures]
+        images = []  # (3, S, S) uint8
+        for picture in pictures:
+            if not isinstance(picture, Picture):
+                kind = type(picture).__name__
+                raise TypeError(f"{kind}: neither a file nor a Pillow image; PIL.Image.fromarray(array) makes one")
+            name = "a picture" if isinstance(picture, Image.Image) else picture
+            images.append(from_picture(picture, name, self.header["image_size"]))
         if not images:
             return []
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         probabilities = logits_of(self, torch.from_numpy(np.stack(images)), device).softmax(1)
-        return [
-            [(self.class_names[index], of_picture[index].item()) for index in of_picture.argsort(descending=True)]
-            for of_picture in probabilities
-        ]
-
-
-def _pixels(picture: str | os.PathLike[str] | Image.Image, size: int) -> np.ndarray:
-    """(3, size, size) uint8."""
-    if isinstance(picture, Image.Image):
-        return from_picture(picture, "a picture", size)
-    if not isinstance(picture, str | os.PathLike):
-        kind = type(picture).__name__
-        raise TypeError(f"a picture is a file or a Pillow image, not {kind}; PIL.Image.fromarray(array) makes one")
-    return from_picture(picture, picture, size)
+        rows = [zip(self.class_names, row, strict=True) for row in probabilities.tolist()]
+        return [sorted(pairs, key=lambda pair: pair[1], reverse=True) for pairs in rows]
 
 
 def load(path: str | os.PathLike[str]) -> Student:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from acceleration.feature_cache import CachedTeacher
-from experiments import pictures, results, students
+from experiments import pictures, results
 from experiments.results import Result
 from experiments.setting import phase_content, require_same
 from experiments.tensorboard import CellCurves, write_picture
 from experiments.training import CellTraining, setting_in
-from grafting.distillation import Curve, Distillation, NotFinite
-from grafting.inputs import Inputs
-from grafting.teacher import FrozenTeacher
+from grafting.distillation import Curve, NotFinite
 from models import records
 from utils import files, machine
 from utils.errors import BadInput
-from utils.progress import bar
+from utils.text import bar
 
 if TYPE_CHECKING:
     from experiments.job import Job
@@ -58,7 +56,7 @@ class Cell:
         }
         self.result = results.path_of(job.output_dir, shots, trial)
         self.checkpoint = self.result.with_suffix(".checkpoint.pt")
-        self.students = students.paths(job.student_dir, job.networks.name, method, dataset.name, shots, trial)
+        self.students = results.student_paths(job.student_dir, job.networks.name, method, dataset.name, shots, trial)
         self.record = {
             **records.deciding(dataset, job.teacher_sha256),
             "result": os.path.relpath(self.result, job.student_dir),
@@ -86,7 +84,7 @@ class Cell:
 
     def require_free_students(self) -> None:
         """Raise BadInput where the cell would overwrite students of another run."""
-        students.require_free(self.students.values(), self.setting, self.record["result"], self.job.args.fresh)
+        results.require_free_students(self.students.values(), self.setting, self.record["result"], self.job.args.fresh)
 
     def lock(self) -> AbstractContextManager:
         """Hold the cell, so that no other process runs it. Raises filelock.Timeout if one does."""
@@ -102,18 +100,8 @@ class Cell:
         except filelock.Timeout:
             raise BadInput(f"{student}: another run is writing it; another --student_dir keeps both") from None
 
-    def lock_for_fresh(self) -> AbstractContextManager:
-        """As lock(), but raises BadInput."""
-        try:
-            return self.lock()
-        except filelock.Timeout:
-            raise BadInput(f"--fresh: another process is running the cell of {self.result}; stop it first") from None
-
     def run(self, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
-        """Run the cell unless another process does, and write its result. Returns a line for the user.
-
-        teacher_record: the teacher's entry in the result file.
-        """
+        """Run the cell unless another process does, and write its result. Returns a line for the user."""
         try:
             with self.lock():
                 if self.is_done():
@@ -127,12 +115,24 @@ class Cell:
 
     def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
         teacher.settled.clear()
-        process, failure = self._process(teacher), None
-        curves = CellCurves(self.job.output_dir, self.setting, teacher_record["accuracy"], self.job.report)
-        with self._epochs_bar() as show:
+        process, failure = (
+            {
+                "machine": machine.description(teacher.device),
+                "command": sys.orig_argv[1:],  # unlike sys.argv as it was typed, without folders of this machine
+                "eval_every": self.job.args.eval_every,
+                "cached_starts": None,
+                "test_predictions_settled_by": teacher.settled,  # it counts on while the cell runs
+            },
+            None,
+        )
+        *before, epochs = accumulate((step["epochs"] for step in self.setting["schedule"]), initial=0)
+        epochs_before = dict(zip((step["phase"] for step in self.setting["schedule"]), before, strict=True))
+        curves = CellCurves(self.job.output_dir, self.setting, teacher_record["accuracy"], self.job.report_once)
+        with bar(desc=self.name, unit="epoch", total=epochs) as epochs_done:
 
             def after_epoch(phase: str, curve: Curve) -> None:
-                show(phase, curve)
+                epochs_done.set_postfix_str(progress(phase, curve), refresh=False)
+                epochs_done.update(epochs_before[phase] + curve.epoch - epochs_done.n)
                 curves.update(phase, curve)
 
             training = CellTraining(self, teacher, process, after_epoch)
@@ -140,6 +140,7 @@ class Cell:
                 training.run()
             except NotFinite as error:
                 failure = error.with_traceback(None)  # the traceback would keep this cell's features in memory
+            epochs_done.refresh()  # its last state: between updates tqdm waits
         process["peak_gpu_memory"] = machine.peak_gpu_memory(teacher.device)
         process["test_predictions_settled_by"] = dict(teacher.settled)  # without the confusion matrix's
         result = result_of(training, failure, teacher_record)
@@ -149,40 +150,11 @@ class Cell:
         if failure:
             return f"failed: {failure}"
         if teacher.classes <= pictures.DRAWN_CLASSES:
-            self._write_confusion(teacher, training.current)
+            tag = f"confusion matrix/N = {self.shots:02d}, trial {self.trial}"
+            matrices, names = pictures.confusion(teacher, training.current), self.job.dataset.class_names()
+            draw = partial(pictures.confusion_picture, matrices, names)
+            write_picture(self.job.output_dir, tag, draw, self.job.report_once)
         return in_short(result)
-
-    def _write_confusion(self, teacher: CachedTeacher, last: Distillation) -> None:
-        """The confusion matrices of teacher and student, for TensorBoard. If they cannot be drawn, a line says why."""
-        tag, matrices = f"confusion matrix/N = {self.shots:02d}, trial {self.trial}", pictures.confusion(teacher, last)
-        try:
-            picture = pictures.confusion_picture(matrices, self.job.dataset.class_names())
-        except OSError as error:
-            self.job.report(f"the picture '{tag}' could not be drawn: {error.strerror or error}")
-        else:
-            write_picture(self.job.output_dir, tag, picture, self.job.report)
-
-    def inputs(self, teacher: FrozenTeacher, process: dict[str, Any]) -> Inputs:
-        """The few-shot images; what is cached of them is said to the user and kept in `process`."""
-        if not isinstance(teacher, CachedTeacher):
-            return Inputs(teacher, self.images)
-        process["cached_starts"] = teacher.affordable_starts(len(self.images))
-        if missing := teacher.not_cached(len(self.images)):
-            self.job.report_once(f"N = {self.shots}: {missing}")
-        if count := teacher.images_to_compute(self.images):
-            views = f"each in {teacher.views.count} views"
-            self.job.report(f"{self.name}: first the teacher's features of {count} images, {views}")
-        return teacher.inputs(self.images)
-
-    def _process(self, teacher: CachedTeacher) -> dict[str, Any]:
-        """What the result says about this process. `test_predictions_settled_by` counts on while the cell runs."""
-        return {
-            "machine": machine.description(teacher.device),
-            "command": sys.orig_argv[1:],  # unlike sys.argv as it was typed, without folders of this machine
-            "eval_every": self.job.args.eval_every,
-            "cached_starts": None,
-            "test_predictions_settled_by": teacher.settled,
-        }
 
     def _remove_leftovers(self) -> None:
         """Remove the incomplete files of a killed process. The cell and its students must be locked."""
@@ -190,26 +162,12 @@ class Cell:
         for path in (self.result, self.checkpoint, *student_files, *map(records.path_of, student_files)):
             files.remove_leftovers(path)
 
-    @contextmanager
-    def _epochs_bar(self) -> Iterator[Callable[[str, Curve], None]]:
-        """A progress bar over the epochs of all phases, with the loss and accuracy that were measured last."""
-        schedule = self.setting["schedule"]
-        *before, epochs = accumulate((step["epochs"] for step in schedule), initial=0)
-        epochs_before = dict(zip((step["phase"] for step in schedule), before, strict=True))
-        with bar(desc=self.name, unit="epoch", total=epochs) as epochs_done:
-
-            def show(phase: str, curve: Curve) -> None:
-                epochs_done.set_postfix_str(progress(phase, curve), refresh=False)
-                epochs_done.update(epochs_before[phase] + curve.epoch - epochs_done.n)
-
-            yield show
-            epochs_done.refresh()  # its last state: between updates tqdm waits
-
 
 def result_of(training: CellTraining, failure: NotFinite | None, teacher_record: dict[str, Any]) -> Result:
     """What the result file of a finished or failed cell holds. teacher_record: the teacher's entry."""
     if failure is None:
-        outcome: dict[str, Any] = {"status": "done", **figures(training.current.curve)}
+        student = content_of(training.current.curve)
+        outcome = {"status": "done", **{name: student[name] for name in ("best", "best_epoch", "last")}}
     else:
         outcome = {"status": "failed", "phase": failure.phase, "epoch": failure.epoch}
     spent = {what: sum(c.seconds[what] for c in training.curves.values()) for what in ("training", "evaluation")}
@@ -220,7 +178,7 @@ def result_of(training: CellTraining, failure: NotFinite | None, teacher_record:
         "setting": training.cell.setting,
         "teacher": teacher_record,
         "stage1_joined": training.stage1_joined,
-        "phases": {name: _curve_content(curve) for name, curve in training.curves.items()},
+        "phases": {name: content_of(curve) for name, curve in training.curves.items()},
         "seconds": {"features": training.seconds["features"], **spent, "saving": training.seconds["saving"]},
         "students": training.written,
         **training.process,
@@ -228,19 +186,12 @@ def result_of(training: CellTraining, failure: NotFinite | None, teacher_record:
     }
 
 
-def figures(curve: Curve) -> dict[str, Any]:
-    """Best test accuracy (%), its epoch, and the last test accuracy."""
-    return {
-        "best": curve.accuracies[curve.best_epoch],
-        "best_epoch": curve.best_epoch,
-        "last": curve.accuracies[curve.epoch],
-    }
-
-
-def _curve_content(curve: Curve) -> dict[str, Any]:
-    """A curve, with its figures unless it broke off before they were measured."""
-    is_whole = curve.epoch in curve.accuracies and any(epoch >= curve.best_from for epoch in curve.accuracies)
-    return {**(figures(curve) if is_whole else {}), **asdict(curve)}
+def content_of(curve: Curve) -> dict[str, Any]:
+    """A curve, with its best test accuracy (%), that epoch, and the last one, unless it broke off before."""
+    if curve.epoch not in curve.accuracies or not any(epoch >= curve.best_from for epoch in curve.accuracies):
+        return asdict(curve)
+    best, last = curve.accuracies[curve.best_epoch], curve.accuracies[curve.epoch]
+    return {"best": best, "best_epoch": curve.best_epoch, "last": last, **asdict(curve)}
 
 
 def progress(phase: str, curve: Curve) -> str:

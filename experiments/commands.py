@@ -1,7 +1,5 @@
 """The commands of train_fskd.py, a function for each. They return exit statuses; errors become one line."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
@@ -19,7 +17,6 @@ from experiments.job import Job
 from experiments.results import Result
 from experiments.summary import rebuild, write_summary
 from grafting.recipes import PUBLISHED_SHOTS
-from grafting.stages import GRAFTING
 from utils import files, signals
 from utils.errors import BadInput
 from utils.machine import share_cores
@@ -47,10 +44,9 @@ def status(args: argparse.Namespace) -> int:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's, on the CPU
             raise
         return stop(2, "the memory is full; run less beside it, or in a sweep give less to --memory")
-    except KeyboardInterrupt:
-        return stop(130, f"interrupted; {how_to_continue(args)}")
-    except Terminated:
-        return stop(143, f"terminated; {how_to_continue(args)}")
+    except (KeyboardInterrupt, Terminated) as error:
+        number, word = (130, "interrupted") if isinstance(error, KeyboardInterrupt) else (143, "terminated")
+        return stop(number, f"{word}; {how_to_continue(args)}")
 
 
 def stop(status: int, message: str) -> int:
@@ -61,16 +57,13 @@ def stop(status: int, message: str) -> int:
 
 def how_to_continue(args: argparse.Namespace) -> str:
     """What is done after an interruption, and how to continue."""
-    command = command_of(args)
-    if command is _train_teacher:
+    if args.train_teacher:
         return "the same command continues after the last finished epoch"
-    if command is not _sweep:
+    if command_of(args) is not _sweep:
         return "the same command starts again"
-    output_dir = Job(args).output_dir
+    output_dir, same = Job(args).output_dir, "the same command" + " without --fresh" * args.fresh
     done = len(results.paths(output_dir))
-    cells = "1 cell is" if done == 1 else f"{done} cells are"
-    same = "the same command without --fresh" if args.fresh else "the same command"
-    return f"{cells} done in {output_dir}; {same} goes on where it stopped"
+    return f"cells done in {output_dir}: {done}; {same} goes on where it stopped"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +101,7 @@ def _sweep(job: Job) -> int:
         where = "other processes run the cells" if job.cells else f"there is no cell in --shard {job.args.shard}"
         job.report(f"{job.output_dir}: no results yet; {where}")
     elif job.process.count == 1 or len(found) == len(job.cells):
-        _, text = write_summary(job.output_dir, job.report)
+        _, text = write_summary(job.output_dir, job.report_once)
         job.report(text)
         job.report(afterwards(job, found))
     return int(sweep.any_failed([job]))
@@ -125,35 +118,19 @@ def afterwards(job: Job, found: list[Result]) -> str:
     student_dirs = sorted({str(Path(student).parent) for student in students})
     if students:
         command, student = ["python", "train_fskd.py"], students[-1]
-        inputs = job.inputs("data_path", "teacher", "teacher_architecture")
+        inputs = job.flags("data_path", "teacher", "teacher_architecture")
         lines += [
             f"students: {', '.join(student_dirs)}",
-            f"compare one with its teacher: {shlex.join([*command, *job.inputs(), '--evaluate', student])}",
+            f"compare one with its teacher: {shlex.join([*command, *job.flags(), '--evaluate', student])}",
             f"use one: {shlex.join([*command, *inputs, '--export', student])}",
         ]
     return "\n".join(lines)
 
 
 def _table(job: Job) -> int:
-    _require_own_results(job)
-    rows, text = rebuild(job.output_dir, job.report)
+    rows, text = rebuild(job.output_dir, job.report_once)
     job.report(text)
     return 1 if any(row.failed for row in rows) else 0
-
-
-def _require_own_results(job: Job) -> None:
-    """Raise BadInput where the command names a data set or method other than the default and than the results'.
-
-    Pictures in folders may be of any data set.
-    """
-    for path in results.paths(job.output_dir)[:1]:
-        setting = results.read(path)["setting"]
-        for asked, there, not_named in (
-            (job.name, setting["dataset"], job.args.dataset in ("CIFAR10", "Folder")),
-            (job.method.name, setting["method"], job.method == GRAFTING),
-        ):
-            if asked != there and not not_named:
-                raise BadInput(f"--output_dir {job.output_dir}: holds results of {there}, not of {asked}")
 
 
 def _build_dataset(job: Job) -> int:
@@ -182,5 +159,5 @@ def _diagnose(job: Job) -> int:
     job.report(f"{job.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
     with arithmetic(job.args.precision, job.device):
         found = diagnose(job.frozen_teacher(), images)
-    job.report(found.text(job.inputs("data_path"), job.teacher_file))
+    job.report(found.text(job.flags("data_path"), job.teacher_file))
     return 0

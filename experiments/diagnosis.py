@@ -5,8 +5,6 @@ teacher only where the output in front of it lies close to the means of its clas
 all of them (docs/teachers.md).
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +18,15 @@ from torch.nn import functional
 
 from grafting.inputs import Inputs
 from grafting.teacher import TEST_BATCH, FrozenTeacher
-from utils.progress import bar
+from utils.text import bar
 
 RANK_IMAGES = 1000
 PENALTIES = tuple(10.0**k for k in range(-5, 2))  # of the mean squared length of a feature vector
 POOR = 11.0  # points below the teacher; up to here, the students that were measured lost at most 2.8 points at N = 1
 FOREIGN = 3.0  # points by which the nearest class mean is better than the teacher; of no teacher that was measured
 MEASURED = (
-    "Measured at N = 1 (points below the teacher: nearest class mean, student): CIFAR10 0.2, 0.3; 0.5, 0.5; 12.0, 9.8;"
-    " CIFAR100 1.6, 0.5; 4.4, 0.8; 10.6, 2.8; 32.6, 11.9. More: docs/teachers.md."
+    "What students lost at N = 1, where the nearest class mean was so many points below the teacher: CIFAR10: 0.3 at"
+    " 0.2, 0.5 at 0.5, 9.8 at 12.0; CIFAR100: 0.5 at 1.6, 0.8 at 4.4, 2.8 at 10.6, 11.9 at 32.6 (docs/teachers.md)."
 )
 
 
@@ -155,10 +153,7 @@ def _block_outputs(teacher: FrozenTeacher, pictures: Tensor) -> list[Tensor]:
 
 
 class Ridge:
-    """Ridge regression onto one-hot labels, in closed form. The penalty is chosen by leave-one-out error.
-
-    features: (N, D); labels: (N,).
-    """
+    """Ridge regression of features (N, D) onto one-hot labels (N,). Leave-one-out error chooses the penalty."""
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int):
         self.size = features.shape[1]

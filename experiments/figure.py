@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,14 +36,23 @@ SETTINGS = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "svg.hashsalt": "fskd",  # the same names in the file each time
 }  # fmt: skip
+STYLES = {  # in the order in which they are drawn; a teacher is a level, the others are points with error bars
+    "paper, best": {"color": PAPER, "fmt": "s--", "mfc": "white"},
+    "paper's teacher": {"color": PAPER, "linestyle": ":"},
+    "ours, last": {"color": LAST, "fmt": "^-"},
+    "ours, best": {"color": OURS, "fmt": "o-"},
+    "our teacher": {"color": OURS, "linestyle": "-."},
+}
+LEGEND = ("ours, best", "ours, last", "our teacher", "paper, best", "paper's teacher")
+Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 
 
 @dataclass(frozen=True)
 class Panel:
     """One folder of results, as drawn.
 
-    table: its rows. published: the paper's test accuracy (mean, spread) in percent by N; none for other methods than
-    the paper's. published_teacher: test accuracy of the paper's teacher in percent, where it is reported.
+    table: its rows. published: the paper's test accuracy (mean, standard deviation) in percent by N; none for other
+    methods than the paper's. published_teacher: test accuracy of the paper's teacher in percent, where it is reported.
     """
 
     title: str
@@ -55,6 +64,20 @@ class Panel:
     def shots(self) -> list[int]:
         """Every N of ours and of the paper."""
         return sorted({row.shots for row in self.table} | set(self.published))
+
+    @property
+    def lines(self) -> dict[str, Line]:
+        """What is drawn, by its name in the legend. A deviation that is not known is 0."""
+        measured = [row for row in self.table if row.best is not None]
+        found: dict[str, Line] = {
+            "ours, best": [(row.shots, row.best, row.best_deviation or 0.0) for row in measured],
+            "ours, last": [(row.shots, row.last, row.last_deviation or 0.0) for row in measured],
+            "our teacher": [(n, self.table[0].teacher, 0.0) for n in self.shots],
+            "paper, best": [(n, *published) for n, published in self.published.items()],
+        }
+        if self.published_teacher is not None:
+            found["paper's teacher"] = [(n, self.published_teacher, 0.0) for n in self.published]
+        return {name: line for name, line in found.items() if line}
 
 
 def panel(found: list[Result]) -> Panel:
@@ -99,31 +122,19 @@ def draw(panels: Sequence[Panel], kind: str) -> bytes:
 
 def _draw_panel(axes: Axes, shown: Panel) -> dict[str, object]:
     """Draw one panel. Returns what it shows, by its name in the legend."""
-    measured = [row for row in shown.table if row.best is not None]
-    shots = [row.shots for row in measured]
-    drawn: dict[str, object] = {}
-
-    def points(name: str, shots: Iterable[int], means: Iterable[float], spreads: Iterable[float], **style: object):
-        drawn[name] = axes.errorbar(list(shots), list(means), list(spreads), capsize=2, elinewidth=0.9, **style)
-
-    def level(name: str, accuracy: float, color: str, style: str) -> None:
-        drawn[name] = axes.axhline(accuracy, color=color, linestyle=style, linewidth=1)
-        beside = axes.get_yaxis_transform()  # x from 0 to 1 across the panel, y in percent
-        axes.text(1.01, accuracy, f"{accuracy:.2f}", transform=beside, va="center", fontsize=8, color=color)
-
-    if shown.published:
-        means, spreads = zip(*shown.published.values(), strict=True)
-        points("paper, best", shown.published, means, spreads, color=PAPER, fmt="s--", markersize=4.5, mfc="white")
-    if shown.published_teacher is not None:
-        level("paper's teacher", shown.published_teacher, PAPER, ":")
-    if measured:
-        last, best = ([getattr(row, f"{what}_spread") or 0.0 for row in measured] for what in ("last", "best"))
-        points("ours, last", shots, [row.last for row in measured], last, color=LAST, fmt="^-", markersize=4.5)
-        points("ours, best", shots, [row.best for row in measured], best, color=OURS, fmt="o-", markersize=4.5)
-    level("our teacher", shown.table[0].teacher, OURS, "-.")
+    drawn, lines = {}, shown.lines
+    for name in (name for name in STYLES if name in lines):
+        shots, means, deviations = map(list, zip(*lines[name], strict=True))
+        if "linestyle" in STYLES[name]:
+            drawn[name] = axes.axhline(means[0], linewidth=1, **STYLES[name])
+            beside = axes.get_yaxis_transform()  # x from 0 to 1 across the panel, y in percent
+            text = {"va": "center", "fontsize": 8, "color": STYLES[name]["color"]}
+            axes.text(1.01, means[0], f"{means[0]:.2f}", transform=beside, **text)
+        else:
+            style = {"markersize": 4.5, "capsize": 2, "elinewidth": 0.9, **STYLES[name]}
+            drawn[name] = axes.errorbar(shots, means, deviations, **style)
     _label(axes, shown)
-    order = ("ours, best", "ours, last", "our teacher", "paper, best", "paper's teacher")
-    return {name: drawn[name] for name in order if name in drawn}
+    return {name: drawn[name] for name in LEGEND if name in drawn}
 
 
 def _label(axes: Axes, shown: Panel) -> None:

@@ -1,7 +1,5 @@
 """What a command line asks for, resolved: data set, teacher, method, folders, cells."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +22,7 @@ from models.networks import Networks, frozen, networks_of
 from utils import machine
 from utils.arguments import DATA_PATH, PRECISIONS
 from utils.errors import BadInput
-from utils.progress import say
+from utils.text import say
 from utils.torchrun import Process
 
 
@@ -39,6 +37,7 @@ class Job:
         self.process = process or Process()
         self.report = report
         self.report_once = cache(report)
+        self._subsets: dict[int, np.ndarray] = {}
         self.name = dataset_name(args.dataset, args.data_path)
         self.data_recipe = RECIPES[args.dataset]
         if args.dataset == "Shapes10" and args.data_path != DATA_PATH:
@@ -111,10 +110,6 @@ class Job:
         return self._subsets[shots]
 
     @cached_property
-    def _subsets(self) -> dict[int, np.ndarray]:
-        return {}
-
-    @cached_property
     def memory(self) -> int:
         """Bytes for the cache of teacher features."""
         usual = machine.memory_to_use(self.device, self.process.local_count, self.args.device)
@@ -122,8 +117,9 @@ class Job:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """The cells of this process first, then those of torchrun's other processes. A method that draws nothing has
-        one trial.
+        """The cells in the order in which this process takes them: its own share first.
+
+        A method that draws nothing has one trial.
         """
         args, process = self.args, self.process
         trials = range(args.trials if self.is_trained else 1)
@@ -132,15 +128,8 @@ class Job:
         own = cells[process.index :: process.count]
         return [Cell(self, *cell) for cell in own + [cell for cell in cells if cell not in own]]
 
-    def require_inputs(self) -> None:
-        """Raise BadInput for a wrong device, data set, N or teacher, before a sweep makes its folders."""
-        _ = self.device, self.cells
-
-    def inputs(self, *names: str) -> list[str]:
-        """The flags that say on which data, with which teacher and in which precision, without defaults.
-
-        names: of the flags beside --dataset; without any, all of them.
-        """
+    def flags(self, *names: str) -> list[str]:
+        """The flags for data, teacher and precision, or only --dataset and some of them; without defaults."""
         flags = ["--dataset", self.args.dataset]
         usual = {"data_path": DATA_PATH, "teacher": None, "teacher_architecture": None, "precision": PRECISIONS[0]}
         for name in names or usual:

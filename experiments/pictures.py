@@ -1,7 +1,5 @@
 """Pictures for TensorBoard, (H, W, 3) uint8: the few-shot images of an N, the confusion matrices of a cell."""
 
-from __future__ import annotations
-
 import copy
 import io
 import warnings
@@ -28,10 +26,7 @@ def decoded(picture: bytes) -> np.ndarray:
 
 
 def few_shot_images(images: np.ndarray, shots: int, names: Sequence[str]) -> np.ndarray:
-    """Few-shot images (shots * classes, 3, side, side) as one picture, a class per row with its name.
-
-    names: of the classes.
-    """
+    """Few-shot images (shots * classes, 3, side, side) as one picture, a class per row, with the classes' names."""
     by_class = torch.from_numpy(images).unflatten(0, (-1, shots))[:SHOWN_CLASSES, :SHOWN_SHOTS]
     grid = make_grid(by_class.flatten(0, 1), nrow=by_class.shape[1], padding=1, pad_value=255)
     grid = grid.movedim(0, -1).numpy().repeat(ZOOM, 0).repeat(ZOOM, 1)

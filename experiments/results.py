@@ -1,12 +1,13 @@
-"""Result files: one JSON file per cell, from which tables and figures are made."""
+"""The files that a cell leaves: its result, from which tables and figures are made, and its students."""
 
-from __future__ import annotations
-
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.setting import complete
+from experiments.setting import Setting, complete
+from grafting.stages import GRAFTING
+from models import records
 from utils import files
 from utils.errors import BadInput
 
@@ -24,11 +25,12 @@ def read(path: Path) -> Result:
     with files.reading(path, KIND):
         setting = result["setting"] = complete(result["setting"])
         shots, trial = int(setting["shots"]), int(setting["trial"])
-        setting["dataset"], setting["schedule"][-1]["epochs"], float(result["teacher"]["accuracy"])
-        if result["status"] == "done":
-            float(result["best"]), float(result["last"])
-        elif result["status"] != "failed":
+        setting["dataset"], setting["schedule"][-1]["epochs"]
+        if result["status"] not in ("done", "failed"):
             raise ValueError(f"status {result['status']!r}")
+        figures = (result["best"], result["last"]) if result["status"] == "done" else ()
+        if not all(isinstance(figure, int | float) for figure in (result["teacher"]["accuracy"], *figures)):
+            raise ValueError("its accuracies are no numbers")
     expected_path = path_of(path.parents[2], shots, trial)
     if path != expected_path:
         original = expected_path.relative_to(path.parents[1])
@@ -56,3 +58,34 @@ def cell_name(shots: int, trial: int) -> str:
 def name_of(result: Result) -> str:
     """The name of its cell."""
     return cell_name(result["setting"]["shots"], result["setting"]["trial"])
+
+
+def student_paths(folder: Path, networks: str, method: str, dataset: str, shots: int, trial: int) -> dict[str, Path]:
+    """The released names with the trial added, by kind: the scions of "stage 1", the student's "best" and "last".
+
+    Students of other methods have the method's name in place of "graft".
+    """
+    of_method = "graft" if method == GRAFTING.name else method
+    start, end = f"{networks}-student-{of_method}", f"{dataset}-{shots}perclass-trial{trial}"
+    names = {"stage 1": f"{start}-block-{end}", "best": f"{start}-net-{end}", "last": f"{start}-net-{end}-last"}
+    return {kind: folder / f"{name}.pth" for kind, name in names.items()}
+
+
+def require_free_students(student_files: Iterable[Path], setting: Setting, result: str, fresh: bool) -> None:
+    """Raise BadInput if one of the files exists and belongs to another run.
+
+    A student's file may be overwritten by the run that wrote it, or if that run left neither result nor checkpoint.
+    setting, result: of the cell that will write them, as in their records. fresh: the run that wrote them may have had
+    another setting.
+    """
+    for student in student_files:
+        path = records.path_of(student)
+        if not (path.exists() or student.exists()):
+            continue
+        there = files.read_json(path, records.KIND) if path.exists() else {}
+        same_setting, its_result = complete(there.get("setting")) == setting, str(there.get("result"))
+        is_own = its_result == result and (same_setting or fresh)
+        place = Path(os.path.normpath(student.parent / its_result))  # as it was made, whatever is a link
+        is_left_over = same_setting and not (place.exists() or place.with_suffix(".checkpoint.pt").exists())
+        if not (is_own or is_left_over):
+            raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")

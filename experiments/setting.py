@@ -4,8 +4,6 @@ As in result files: the data set, N and trial; seeds and precision; sha256 of th
 images and of the test set; the normalisation; the method and its schedule, resolved for this N.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from math import isclose

@@ -1,7 +1,5 @@
 """What is made from all results of a run: the table, the figure, TensorBoard."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from utils.errors import BadInput
 def write_summary(output_dir: Path, report: Report) -> tuple[list[Row], str]:
     """Write table.md, table.csv, accuracy.png, accuracy.svg and TensorBoard's accuracy over N from the result files.
 
-    The paper's numbers are those of the results' data set. report: called with what TensorBoard cannot write. Returns
+    The paper's numbers are for the results' data set. report: called with what TensorBoard cannot write. Returns
     the rows and the table's text. Raises BadInput if there are no results, or if they do not belong in one table.
     """
     if not results.paths(output_dir):
@@ -36,7 +34,7 @@ def write_summary(output_dir: Path, report: Report) -> tuple[list[Row], str]:
             files.remove_leftovers(output_dir / name)
             files.write_bytes(output_dir / name, written)
         picture = decoded(drawn["accuracy.png"])
-        tensorboard.write_over_shots(output_dir, lines(panel), picture, text(panel, found), report)
+        tensorboard.write_over_shots(output_dir, panel.lines, picture, text(panel, found), report)
     return panel.table, "\n".join([table, *remarks(found)])
 
 
@@ -50,30 +48,10 @@ def rebuild(output_dir: Path, report: Report) -> tuple[list[Row], str]:
     return written
 
 
-def lines(panel: Panel) -> dict[str, tensorboard.Line]:
-    """(N, mean, standard deviation) of what the figure shows, by its name there. A deviation that is not known is 0."""
-    measured = [row for row in panel.table if row.best is not None]
-    found: dict[str, tensorboard.Line] = {
-        "ours, best": [(row.shots, row.best, row.best_spread or 0.0) for row in measured],
-        "ours, last": [(row.shots, row.last, row.last_spread or 0.0) for row in measured],
-        "our teacher": [(n, panel.table[0].teacher, 0.0) for n in panel.shots],
-        "paper, best": [(n, *published) for n, published in panel.published.items()],
-    }
-    if panel.published_teacher is not None:
-        found["paper's teacher"] = [(n, panel.published_teacher, 0.0) for n in panel.published]
-    return {name: line for name, line in found.items() if line}
-
-
 def text(panel: Panel, found: Sequence[Result]) -> str:
     """Table, teacher and commands as Markdown."""
     files_of_teacher = sorted({result["teacher"].get("file", "?") for result in found})
     commands = sorted({shlex.join(["python", *result["command"]]) for result in found if "command" in result})
-    return "\n\n".join(
-        [
-            f"**{panel.title}**",
-            markdown(panel.table),
-            *remarks(found),
-            f"Teacher {', '.join(files_of_teacher)}: test accuracy {panel.table[0].teacher:.2f}%.",
-            *(f"`{command}`" for command in commands),
-        ]
-    )
+    title, teacher = f"**{panel.title}**", f"{panel.table[0].teacher:.2f}%"
+    about = f"Teacher {', '.join(files_of_teacher)}: test accuracy {teacher}."
+    return "\n\n".join([title, markdown(panel.table), *remarks(found), about, *(f"`{line}`" for line in commands)])

@@ -1,12 +1,12 @@
 """A sweep: which cells to run, in which order, each by one process at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
+import filelock
 from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
@@ -20,7 +20,7 @@ from experiments.tensorboard import write_picture
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
-from utils.progress import bar
+from utils.text import bar
 
 SUMMARY_SECONDS = 30.0  # between tables of unfinished sweeps: making one takes longer than a cell of CIFAR10 on a GPU
 LITTLE = 0.2  # of the way from chance to 100%; a network of other data with as many classes stays below
@@ -33,42 +33,42 @@ def run(jobs: Sequence[Job]) -> None:
     same job, intentionally or by mistake: each takes the next cell that is neither done nor running. A running cell
     holds a file lock, which the operating system releases if the process is killed.
     """
-    for job in jobs:
-        job.require_inputs()
-    for job in jobs:
-        for directory in (job.output_dir, job.student_dir):
-            files.require_writable(directory)
-    if jobs[0].args.fresh:
-        _remove_old(jobs)
+    first, device = jobs[0], jobs[0].device  # BadInput for a wrong device, before images and teacher are obtained
+    every_cell = [cell for job in jobs for cell in job.cells]
+    for directory in {folder for job in jobs for folder in (job.output_dir, job.student_dir)}:
+        files.require_writable(directory)
+    if first.args.fresh:
+        _remove_old(jobs, every_cell)
     left = [_left(job) for job in jobs]
-    first = jobs[0]
     for job, cells in zip(jobs, left, strict=True):
         if done := len(job.cells) - len(cells):
             job.report(f"{done} of {len(job.cells)} cells are done already; --fresh runs them again")
     if any(left):
-        with arithmetic(first.args.precision, first.device):
+        with arithmetic(first.args.precision, device):
             teacher, record = _prepared(first, left)
             for job, cells in zip(jobs, left, strict=True):
                 if cells:
                     _run_cells(job, cells, teacher, record)
 
 
-def _remove_old(jobs: Sequence[Job]) -> None:
+def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
     """Remove what --fresh replaces: of all jobs, or of none if one of them could not be run."""
     for job in jobs:
         if job.process.count > 1:
             raise BadInput(f"--fresh: not under torchrun; remove {job.output_dir / 'results'} and leave --fresh out")
         _require_comparable(job, except_for=job.cells)
-        for cell in job.cells:
-            cell.require_free_students()
-    cells = [cell for job in jobs for cell in job.cells]
     for cell in cells:
-        with cell.lock_for_fresh():
-            pass
-    for cell in cells:
-        with cell.lock_for_fresh():
-            cell.result.unlink(missing_ok=True)
-            cell.checkpoint.unlink(missing_ok=True)
+        cell.require_free_students()
+    try:
+        for cell in cells:
+            with cell.lock():
+                pass
+        for cell in cells:
+            with cell.lock():
+                cell.result.unlink(missing_ok=True)
+                cell.checkpoint.unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise BadInput(f"--fresh: another process is running the cell of {cell.result}; stop it first") from None
 
 
 def _left(job: Job) -> list[Cell]:
@@ -105,10 +105,8 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
     job.announce(f"computing the teacher's features and test accuracy on {count:,} images")
     accuracy = teacher.accuracy(nn.Identity(), len(teacher.blocks))
     job.announce(f"teacher {job.teacher_file}: test accuracy {accuracy:.2f}%{doubt(accuracy, teacher.classes)}")
-    seconds = perf_counter() - started
-    return teacher, {
-        "file": str(job.teacher_file), "accuracy": accuracy, "test_images": count, "seconds": seconds,
-    }  # fmt: skip
+    record = {"file": str(job.teacher_file), "accuracy": accuracy, "test_images": count}
+    return teacher, {**record, "seconds": perf_counter() - started}
 
 
 def doubt(teacher: float, classes: int) -> str:
@@ -121,8 +119,8 @@ def doubt(teacher: float, classes: int) -> str:
 def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: dict[str, Any]) -> None:
     all_shots = sorted({cell.shots for cell in cells})
     for shots in all_shots:
-        picture = pictures.few_shot_images(job.subset(shots), shots, job.dataset.class_names())
-        write_picture(job.output_dir, f"few-shot images/N = {shots:02d}", picture, job.report)
+        draw = partial(pictures.few_shot_images, job.subset(shots), shots, job.dataset.class_names())
+        write_picture(job.output_dir, f"few-shot images/N = {shots:02d}", draw, job.report_once)
     count = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
     job.announce(f"{count}, of N = {', '.join(map(str, all_shots))}")
     summarized = -math.inf
@@ -139,7 +137,7 @@ def _summarize_so_far(job: Job) -> None:
     """Write table and figure of the results that there are. Where that fails, say why; the cells go on."""
     try:
         if results.paths(job.output_dir):
-            write_summary(job.output_dir, job.report)
+            write_summary(job.output_dir, job.report_once)
     except (BadInput, OSError) as error:
         job.report(f"the table could not be written: {error}")
 

@@ -1,14 +1,10 @@
 """The table over N, made from result files only."""
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from experiments.results import Result, name_of
 from experiments.setting import require_comparable
@@ -19,7 +15,7 @@ from utils.text import markdown_table
 
 @dataclass(frozen=True)
 class Row:
-    """One N of the table. Accuracies in percent; spreads are sample standard deviations, None for one trial.
+    """One N of the table. Accuracies in percent; deviations are sample standard deviations, None for one trial.
 
     teacher: mean over the cells, since machines round differently. to_teacher: best minus the teacher of the same cell.
     """
@@ -28,21 +24,18 @@ class Row:
     trials: int
     failed: int
     best: float | None
-    best_spread: float | None
+    best_deviation: float | None
     last: float | None
-    last_spread: float | None
+    last_deviation: float | None
     teacher: float
     paper: float | None
-    paper_spread: float | None
+    paper_deviation: float | None
     to_teacher: float | None
     paper_to_teacher: float | None
 
 
 def rows(results: list[Result], recipe: Recipe) -> list[Row]:
-    """The table's rows. Raises BadInput if results of different settings would be averaged.
-
-    recipe: that of the results' data set, for the paper's accuracies.
-    """
+    """The table's rows. Raises BadInput if results of different settings would be averaged. recipe: of the data set."""
     require_comparable({name_of(result): result["setting"] for result in results})
     return [
         _row(shots, [result for result in results if result["setting"]["shots"] == shots], recipe)
@@ -52,23 +45,23 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
 
 def _row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
     done = [cell for cell in cells if cell["status"] == "done"]
-    best, best_spread = _mean_and_spread([cell["best"] for cell in done])
-    last, last_spread = _mean_and_spread([cell["last"] for cell in done])
-    to_teacher, _ = _mean_and_spread([cell["best"] - cell["teacher"]["accuracy"] for cell in done])
+    best, best_deviation = _mean_and_deviation([cell["best"] for cell in done])
+    last, last_deviation = _mean_and_deviation([cell["last"] for cell in done])
+    to_teacher, _ = _mean_and_deviation([cell["best"] - cell["teacher"]["accuracy"] for cell in done])
     is_papers = cells[0]["setting"]["method"] == GRAFTING.name
-    paper, paper_spread = recipe.published.get(shots, (None, None)) if is_papers else (None, None)
+    paper, paper_deviation = recipe.published.get(shots, (None, None)) if is_papers else (None, None)
     known = paper is not None and recipe.published_teacher is not None
     return Row(
         shots=shots,
         trials=len(done),
         failed=len(cells) - len(done),
         best=best,
-        best_spread=best_spread,
+        best_deviation=best_deviation,
         last=last,
-        last_spread=last_spread,
+        last_deviation=last_deviation,
         teacher=statistics.fmean(cell["teacher"]["accuracy"] for cell in cells),
         paper=paper,
-        paper_spread=paper_spread,
+        paper_deviation=paper_deviation,
         to_teacher=to_teacher,
         paper_to_teacher=paper - recipe.published_teacher if known else None,
     )
@@ -82,26 +75,15 @@ def remarks(results: list[Result]) -> list[str]:
         present = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
         if missing := sorted(set(range(trials)) - present):
             lines.append(f"missing: N = {shots}, trial {', '.join(map(str, missing))}")
-    processes = [
-        (result["setting"]["shots"], process)
-        for result in results
-        for process in (result, *result.get("earlier_processes", ()))
-    ]
+    processes = [process for result in results for process in (result, *result.get("earlier_processes", ()))]
     for what in ("device", "threads", "torch"):
-        lines += _if_mixed(what, (process.get("machine", {}).get(what) for _, process in processes))
-    for shots in sorted({shots for shots, _ in processes}):
-        starts = (p["cached_starts"] for n, p in processes if n == shots and "cached_starts" in p)
-        lines += _if_mixed(f"teacher features at N = {shots}, cached in front of blocks", starts)
+        counts = Counter(str(process.get("machine", {}).get(what)) for process in processes)
+        if len(counts) > 1:
+            lines.append(f"mixed results: {what} " + ", ".join(f"{value} ({n})" for value, n in counts.items()))
     return lines
 
 
-def _if_mixed(what: str, values: Iterable[Any]) -> list[str]:
-    """A line that counts the values, if there are several."""
-    counts = Counter(str(value) for value in values)
-    return [f"mixed results: {what} " + ", ".join(f"{v} ({n})" for v, n in counts.items())] if len(counts) > 1 else []
-
-
-def _mean_and_spread(values: list[float]) -> tuple[float | None, float | None]:
+def _mean_and_deviation(values: list[float]) -> tuple[float | None, float | None]:
     mean = statistics.fmean(values) if values else None
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
@@ -114,11 +96,11 @@ def markdown(table: list[Row]) -> str:
     body = [
         (
             str(row.shots),
-            _with_spread(row.best, row.best_spread),
-            _with_spread(row.last, row.last_spread),
+            _with_deviation(row.best, row.best_deviation),
+            _with_deviation(row.last, row.last_deviation),
             f"{row.trials}" + (f" ({row.failed} failed)" if row.failed else ""),
             f"{row.teacher:.2f}",
-            _with_spread(row.paper, row.paper_spread),
+            _with_deviation(row.paper, row.paper_deviation),
             _signed(row.to_teacher),
             _signed(row.paper_to_teacher),
         )
@@ -129,10 +111,10 @@ def markdown(table: list[Row]) -> str:
     return markdown_table([f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)] for line in lines)
 
 
-def _with_spread(mean: float | None, spread: float | None) -> str:
+def _with_deviation(mean: float | None, deviation: float | None) -> str:
     if mean is None:
         return "-"
-    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def _signed(value: float | None) -> str:

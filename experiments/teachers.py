@@ -13,10 +13,11 @@ import filelock
 from torch import nn
 
 from experiments.tensorboard import TeacherCurves
-from models import checkpoints, records, teacher_training
+from models import checkpoints, records
 from models.architectures import ARCHITECTURES
 from models.download import fetch_teacher
-from models.teacher_recipe import TeacherRecipe, stretched
+from models.teacher_recipe import TeacherRecipe
+from models.teacher_training import TeacherTraining
 from utils import files
 from utils.errors import BadInput
 
@@ -27,7 +28,7 @@ FOLDER = Path("ckpt/teacher")
 
 
 def read(job: Job) -> nn.Module:
-    """The teacher in the job's file. The default one is downloaded if it is missing; that of Shapes10 is trained."""
+    """The teacher in the job's file. A missing default teacher is downloaded, or trained for Shapes10."""
     trains_it = _is_default(job) and job.data_recipe.trains_own_teacher
     if not (_is_finished(job) if trains_it else job.teacher_file.exists()):
         _get(job)
@@ -54,7 +55,7 @@ def _lock(job: Job) -> filelock.FileLock:
 
 def _get(job: Job) -> None:
     """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
-    path, inputs = job.teacher_file, job.inputs("data_path", "teacher", "teacher_architecture")
+    path, inputs = job.teacher_file, job.flags("data_path", "teacher", "teacher_architecture")
     if _is_default(job) and job.data_recipe.trains_own_teacher:
         job.report(f"{path}: not finished; it is trained now, or awaited if another process is training it")
         train(job, "quick", only_if_missing=True)
@@ -62,7 +63,7 @@ def _get(job: Job) -> None:
         job.report(f"{path}: missing; fetching the authors'")
         with _lock(job):  # another process may have just fetched it
             if not path.exists():
-                fetch_teacher(path, job.dataset.classes, job.dataset.name, inputs=inputs)
+                fetch_teacher(path, job.dataset, inputs)
     else:
         existing = sorted(map(str, FOLDER.glob(f"*-blockwise-{glob.escape(job.name.lower())}.pth")))
         train_one = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", "--teacher_recipe", "quick"])
@@ -73,8 +74,8 @@ def _get(job: Job) -> None:
 def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> None:
     """Train the job's teacher by the recipe of that name; by default the published one, or "further" from a teacher.
 
-    Raises BadInput if another process is training it. only_if_missing: waits for that one instead, and trains with
-    seed 0, because --seed is that of the cells.
+    Raises BadInput if another process is training it. only_if_missing: waits for the other process instead, and trains
+    with seed 0, because --seed is the seed of the cells.
     """
     recipe = _recipe(job, recipe_name)
     for directory in (job.teacher_file.parent, job.output_dir):
@@ -84,17 +85,13 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> N
         with _lock(job).acquire(timeout=-1 if only_if_missing else 0), closing(curves):
             if only_if_missing and _is_finished(job):
                 return
-            accuracy = teacher_training.train_teacher(
-                job.dataset,
-                job.args.teacher_from or ARCHITECTURES[job.architecture],
-                recipe,
-                0 if only_if_missing else job.args.seed,
-                job.device,
-                job.teacher_file,
-                job.report,
-                job.args.fresh,
-                curves.update,
-            )
+            if not job.args.fresh and _is_finished(job):
+                keep = "--fresh trains it again, another --teacher keeps both"
+                raise BadInput(f"{job.teacher_file}: a teacher exists already; {keep}")
+            start = job.args.teacher_from or ARCHITECTURES[job.architecture]
+            seed = 0 if only_if_missing else job.args.seed
+            training = TeacherTraining(job.dataset, start, recipe, seed, job.device, job.teacher_file)
+            accuracy = training.run(job.report, curves.update)
     except filelock.Timeout:
         raise BadInput(f"{job.teacher_file}: another process is training it") from None
     weight = f", weight {recipe.prototype_head:g} on its prototypes" if recipe.prototype_head else ""
@@ -103,7 +100,11 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> N
 
 def _recipe(job: Job, name: str | None) -> TeacherRecipe:
     """The recipe of that name with what the flags change. Raises BadInput for flags that do not go together."""
-    args = job.args
+    args, path = job.args, job.teacher_file
+    if path.suffix != ".pth" or path.is_dir():
+        raise BadInput(f"--teacher {path}: the name of a teacher's file ends in .pth; choose such a name")
+    if args.teacher_from and args.teacher_from.resolve() == path.resolve():
+        raise BadInput(f"--teacher_from {args.teacher_from}: --teacher is the same file; name another for the new one")
     if args.teacher_from and name:
         raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
     if args.teacher_from and args.teacher_architecture:
@@ -111,7 +112,9 @@ def _recipe(job: Job, name: str | None) -> TeacherRecipe:
     if args.teacher_epochs == 0 and not args.teacher_from:
         raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
     name = "further" if args.teacher_from else name or "published"
-    recipe = stretched(job.data_recipe.teachers[name], args.teacher_epochs)
+    recipe = job.data_recipe.teachers[name]
+    if args.teacher_epochs is not None:
+        recipe = replace(recipe, epochs=args.teacher_epochs)
     if args.teacher_prototypes is None:
         return recipe
     if not (recipe.prototype_head and recipe.epochs):

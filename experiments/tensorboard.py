@@ -10,9 +10,6 @@ is written again replaces them. Nothing depends on them: the first error of a ru
 that run any more.
 """
 
-from __future__ import annotations
-
-import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +21,12 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from experiments.figure import Line
 from grafting.distillation import Curve
-from utils.text import markdown_table
+from utils import files
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
-Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 Report = Callable[[str], None]
 OVER_SHOTS = "accuracy over N"
 MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
@@ -96,9 +93,7 @@ class CellCurves(Run):
         self.setting = setting
         self.group = f"cells, N = {shots:02d}"
         self.written = {step["phase"]: 0 for step in setting["schedule"]}
-        lines = {what: ["Multiline", [f"^{self.group}/{what}, "]] for what in ("test %", "loss")}
-        self.write(lambda writer: writer.add_custom_scalars({f"N = {shots}": lines}))
-        text = f"Teacher: test accuracy {teacher:.2f}%.\n\n{setting_text(setting)}"
+        text = f"Teacher: test accuracy {teacher:.2f}%.\n\n```\n{files.json_text(setting)}\n```"
         self.write(lambda writer: writer.add_text("setting of a cell", text))
 
     def update(self, phase: str, curve: Curve) -> None:
@@ -150,21 +145,6 @@ class TeacherCurves(Run):
         self.written = len(epochs)
 
 
-def setting_text(setting: Mapping[str, Any]) -> str:
-    """A cell's setting as Markdown: the schedule, a phase per row, and the rest."""
-    schedule = setting["schedule"]
-    columns = list(dict.fromkeys(name for step in schedule for name in step))
-    lines = [columns, ["-"] * len(columns), *([_brief(step.get(name, "")) for name in columns] for step in schedule)]
-    rest = {name: value for name, value in setting.items() if name != "schedule"}
-    return markdown_table(lines) + "\n\n" + "\n".join(f"- {name}: {_brief(value)}" for name, value in rest.items())
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def rewrite_cell(output_dir: Path, result: Mapping[str, Any], report: Report) -> None:
     """The run of a cell that is done or failed, from its result file."""
     curves = CellCurves(output_dir, result["setting"], result["teacher"]["accuracy"], report)
@@ -203,11 +183,11 @@ def _write_line(run: Run, line: Line) -> None:
     run.close()
 
 
-def write_picture(output_dir: Path, tag: str, picture: np.ndarray, report: Report) -> None:
+def write_picture(output_dir: Path, tag: str, draw: Callable[[], np.ndarray], report: Report) -> None:
     """A picture (H, W, 3) uint8 of run `pictures`, in an event file of its own; it replaces the one of that tag."""
     suffix = "." + "".join(character if character.isalnum() else "-" for character in tag)
     run = Run(root(output_dir) / "pictures", report, suffix)
-    run.write(lambda writer: writer.add_image(tag, picture, dataformats="HWC"))
+    run.write(lambda writer: writer.add_image(tag, draw(), dataformats="HWC"))
     run.close()
 
 

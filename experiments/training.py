@@ -10,9 +10,9 @@ from pathlib import Path
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from acceleration.feature_cache import CachedTeacher
 from experiments.setting import require_same
 from grafting.distillation import Curve, Distillation
 from grafting.inputs import Inputs
@@ -59,9 +59,17 @@ class CellTraining:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The few-shot images with the teacher's features."""
-        started = perf_counter()
-        inputs = self.cell.inputs(self.teacher, self.process)
+        """The few-shot images; their features are cached where the teacher caches any."""
+        if not isinstance(self.teacher, CachedTeacher):
+            return Inputs(self.teacher, self.images)
+        started, job = perf_counter(), self.cell.job
+        self.process["cached_starts"] = self.teacher.affordable_starts(len(self.images))
+        if missing := self.teacher.not_cached(len(self.images)):
+            job.report_once(f"N = {self.cell.shots}: {missing}")
+        if count := self.teacher.images_to_compute(self.images):
+            views = f"each in {self.teacher.views.count} views"
+            job.report(f"{self.cell.name}: first the teacher's features of {count} images, {views}")
+        inputs = self.teacher.inputs(self.images)
         self.seconds["features"] += perf_counter() - started
         return inputs
 
@@ -78,11 +86,10 @@ class CellTraining:
             return
         current = self._begin(phase, networks)
         if self._restored:
-            with files.reading(self.cell.checkpoint, KIND):
-                restore_adam(current.optimizer, self._restored["optimizer"])
-                if self._restored["best"] is not None:
-                    require_same_layout(self._restored["best"], current.scion.state_dict())
-            current.best, self._restored = self._restored["best"], None
+            with files.reading(self.cell.checkpoint, KIND):  # Adam's moments; the learning rates are the setting's
+                groups = current.optimizer.state_dict()["param_groups"]
+                current.optimizer.load_state_dict({**self._restored["optimizer"], "param_groups": groups})
+                current.best, self._restored = self._restored["best"], None
         current.run(self.inputs, self.purpose, self.cell.job.args.eval_every, self._after_epoch)
 
     def record(self, phase: Phase, networks: Sequence[nn.Module], loss: float, seconds: float) -> None:
@@ -155,8 +162,8 @@ class CellTraining:
             self.earlier_processes = list(json.loads(saved["processes"]))
             for network, state in zip(self.networks, saved["scions"], strict=True):
                 network.load_state_dict(state)
-            if saved["phase"] not in self.curves or "optimizer" not in saved or "best" not in saved:
-                raise ValueError("its phase, optimiser or best weights are missing")
+            if saved["phase"] not in self.curves:
+                raise ValueError("its phase has no curve")
         self._restored = saved
         for name, curve in self.curves.items():
             self.after_epoch(name, curve)
@@ -167,25 +174,6 @@ def setting_in(checkpoint: Path) -> dict[str, Any]:
     saved = files.read_tensors(checkpoint, KIND)
     with files.reading(checkpoint, KIND):
         return dict(json.loads(saved["setting"]))
-
-
-def restore_adam(optimizer: torch.optim.Adam, saved: dict[str, Any]) -> None:
-    """Load Adam's moments, but not its learning rates. Raises ValueError if they belong to other parameters."""
-    state = {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if set(saved["state"]) != set(range(len(parameters))):
-        raise ValueError("its optimiser has other parameters")
-    for index, parameter in enumerate(parameters):
-        require_same_layout(
-            saved["state"][index], {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-        )
-    optimizer.load_state_dict(state)
-
-
-def require_same_layout(saved: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise ValueError where names or shapes differ."""
-    if {name: value.shape for name, value in saved.items()} != {name: v.shape for name, v in expected.items()}:
-        raise ValueError("its tensors have other names or shapes than this cell's")
 
 
 def curve_from(fields: dict[str, Any]) -> Curve:

@@ -1,7 +1,5 @@
 """What is learned from: few-shot images in all their views, as the frozen teacher's features and logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

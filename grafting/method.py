@@ -3,13 +3,12 @@
 The paper's is in grafting/stages.py; `comparisons/` holds the methods that it is compared with.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,16 +20,12 @@ from models.checkpoints import State
 
 
 class Training(Protocol):
-    """A cell in training (experiments/cell.py), as a method sees it.
-
-    networks: what is trained, from `Method.fresh`. inputs: the few-shot images in all their views; made when first
-    asked for. images: (N, 3, stored, stored) uint8, for a method that does without them.
-    """
+    """A cell in training (experiments/training.py), as a method sees it."""
 
     teacher: FrozenTeacher
-    networks: list[nn.Sequential]
-    inputs: Inputs
-    images: object
+    networks: list[nn.Sequential]  # what is trained, from `Method.fresh`
+    inputs: Inputs  # made when first asked for
+    images: np.ndarray  # (N, 3, stored, stored) uint8, for a method that does without all views
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
         """Train some of the networks, in sequence, over the phase's span."""

@@ -1,7 +1,7 @@
 """The schedules: epochs, learning rates, batch sizes and published results of each data set.
 
-The numbers are those of docs/method.md, sections 4 to 6 and 8.
-Learning rates of stage 1 are for 10 shots and scale with N/10; those of stage 2 hold for every N.
+The numbers are from docs/method.md, sections 4 to 6 and 8. Learning rates of stage 1 are for 10 shots and scale with
+N/10; the learning rate of stage 2 holds for every N.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Phase:
         return self.selects_among > 0 and epoch >= self.best_from
 
     def measures(self, epoch: int, eval_every: int | None) -> bool:
-        """Whether the test accuracy of the epoch is measured; that of the last epoch always is.
+        """Whether the test accuracy of the epoch is measured; the last epoch always is.
 
         eval_every: epochs between test accuracies that decide nothing; None: CURVE_POINTS of them.
         """

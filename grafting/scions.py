@@ -13,10 +13,8 @@ Of a VGG, whose blocks 3 to 5 are replaced:
     graft     the teacher with a scion instead of the blocks of a span: `teacher[j:](scion(teacher[:i](x)))`
     tail      the teacher's blocks behind the scion, `teacher[j:]`
 
-The state keys of a VGG's scions are those of the released files.
+A VGG's scions have the state keys of the released files.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor, nn

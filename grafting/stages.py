@@ -9,8 +9,6 @@ on from L=2's weights with stage 1's B2 behind them; and so on, until the scions
 Every phase ends with the weights of its last epoch. The student is the last phase's at its best test accuracy.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

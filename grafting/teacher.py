@@ -4,8 +4,6 @@ Here everything is computed at every call: this is the reference. `acceleration/
 memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """The architectures of block-wise VGGs, as data. models/vgg.py builds the networks; this loads without torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 FIRST_GRAFTED, LAST_GRAFTED = 3, 5  # the student uses the teacher's blocks 0 to 2
@@ -21,7 +19,6 @@ class Architecture:
     batchnorm: bool = True
 
     def width_after(self, block: int) -> int:
-        """Output channels of `block`."""
         return self.widths[block][-1]
 
 
@@ -47,8 +44,3 @@ def student_of(teacher: Architecture) -> Architecture:
 
 TRAINABLE = tuple(ARCHITECTURES)  # teachers; the student below is only grafted
 ARCHITECTURES["vgg16-graft"] = student_of(ARCHITECTURES["vgg16"])
-
-
-def name_of(architecture: Architecture) -> str:
-    """The name in ARCHITECTURES, or "vgg" for any other network."""
-    return next((name for name, known in ARCHITECTURES.items() if known == architecture), "vgg")

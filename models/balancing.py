@@ -1,14 +1,11 @@
 """Balancing: a teacher whose block 2 has outputs of a given size, and the same logits to the last bit.
 
 Stage 1 trains B0 with a few small Adam steps from initial weights whose size does not depend on the teacher, so the
-size of its input, the output of block 2, can matter (docs/teachers.md: it did for B0 on Shapes10; for students nothing
-was shown). The teacher does not depend on that size:
+size of block 2's output can matter (docs/teachers.md: it did for B0 on Shapes10; for students nothing was shown).
 ReLU and max-pooling are positively homogeneous, f(a x) = a f(x) for a > 0. So the last convolution of block 2 (weight
 and bias) can be multiplied by a and the weight of the first convolution of block 3 divided by a. A power of two
 changes no digit of any number.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable
@@ -24,6 +21,7 @@ IMAGES, BATCH = 2000, 500
 TARGET_RMS = 2.0  # on CIFAR10, the first teacher's student was better at 1.08 than at 0.27
 
 
+@torch.no_grad()
 def balance(network: BlockwiseVGG, dataset: ImageDataset, device: torch.device) -> float:
     """Bring the root mean square of block 2's output as near to TARGET_RMS as a power of two can; returns the factor.
 
@@ -33,29 +31,23 @@ def balance(network: BlockwiseVGG, dataset: ImageDataset, device: torch.device) 
     images = dataset.train().images
     every = math.ceil(len(images) / IMAGES)  # pictures in folders come class by class
     batches = torch.from_numpy(images[::every].copy()).to(device).split(BATCH)
-    size = block_rms(network, FIRST_GRAFTED, map(dataset.normalization, batches))
+    size = output_rms(network, map(dataset.normalization, batches))
     if not 0 < size < math.inf:
         return 1.0
     factor = 2.0 ** round(math.log2(TARGET_RMS / size))
-    rescale(network, factor)
-    return factor
-
-
-@torch.no_grad()
-def rescale(network: BlockwiseVGG, factor: float) -> None:
-    """Multiply block 2's output by a power of two, in place; the logits stay the same."""
     last, first = convolutions_of(network, FIRST_GRAFTED - 1)[-1], convolutions_of(network, FIRST_GRAFTED)[0]
     last.weight.mul_(factor)
     last.bias.mul_(factor)
     first.weight.div_(factor)
+    return factor
 
 
 @torch.no_grad()
-def block_rms(network: BlockwiseVGG, start: int, batches: Iterable[Tensor]) -> float:
-    """Root mean square of the input of block `start` over all images."""
+def output_rms(network: BlockwiseVGG, batches: Iterable[Tensor]) -> float:
+    """Root mean square of block 2's output over all images."""
     squares, count = 0.0, 0
     for images in batches:
-        features = cut(network)[:start](images)
+        features = cut(network)[:FIRST_GRAFTED](images)
         squares += features.double().square().sum().item()
         count += features.numel()
     return math.sqrt(squares / count)

@@ -7,8 +7,6 @@ stage 2   the state of the sequence (B0, B1, B2): `0.0.0.weight` .. `2.1.1.1.bia
 All in the serialisation from before PyTorch 1.6, saved from any device.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import OrderedDict
@@ -28,45 +26,16 @@ SCION_KEYS = ("block-0", "block-1", "block-2")
 
 
 def read(path: Path) -> tuple[str, Any]:
-    """("teacher", state), ("stage 1", [state of B0, B1, B2]) or ("stage 2", state of the sequence (B0, B1, B2)).
-
-    Raises BadInput for any other file, and for tensors that are not plain (`_is_plain`).
-    """
+    """("teacher", state), ("stage 1", [state of B0, B1, B2]) or ("stage 2", state). Raises BadInput for other files."""
     content = files.read_tensors(path, "a checkpoint")
-    if _is_state(content) and "classifier.0.weight" in content:
-        kind, states = "teacher", [content]
-    elif isinstance(content, dict) and set(content) == set(SCION_KEYS):
-        kind, states = "stage 1", [content[key] for key in SCION_KEYS]
-    elif _is_state(content) and "0.0.0.weight" in content:
-        kind, states = "stage 2", [content]
-    else:
-        raise BadInput(f"{path}: neither a block-wise teacher nor a student of stage 1 or 2")
-    for state in states:
-        if not _is_state(state):
-            raise BadInput(f"{path}: holds something other than named tensors")
-        for key, value in state.items():
-            if not _is_plain(value):
-                raise BadInput(f"{path}: {key} is not a dense tensor with all its values in the file")
-    return kind, states if kind == "stage 1" else states[0]
-
-
-def _is_state(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(
-            isinstance(key, str) and key.isprintable() and isinstance(value, Tensor) for key, value in content.items()
-        )
-    )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Dense, not nested, not on the meta device, and with all its values in the file."""
-    return (
-        tensor.layout == torch.strided
-        and not (tensor.is_nested or tensor.is_meta)
-        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
+    if isinstance(content, dict):
+        if set(content) == set(SCION_KEYS):
+            return "stage 1", [content[key] for key in SCION_KEYS]
+        if "classifier.0.weight" in content:
+            return "teacher", content
+        if "0.0.0.weight" in content:
+            return "stage 2", content
+    raise BadInput(f"{path}: neither a block-wise teacher nor a student of stage 1 or 2")
 
 
 def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
@@ -92,20 +61,19 @@ def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     last = "classifier.2.weight" if "classifier.1.running_mean" in state else "classifier.1.weight"
     if last not in state:
         raise BadInput(f"{path}: has no {last}, so it is not a block-wise teacher")
-    _require_classes(_width(state, last, 2, path), classes, path)
-    architecture = _architecture_of(state, path)
-    with torch.device("meta"):  # inconsistent widths could need more memory than the machine has
-        network = BlockwiseVGG(architecture, classes)
-    require_fitting(network.state_dict(), state, path)
-    network.to_empty(device="cpu")
-    network.load_state_dict(state)
+    with files.reading(path, "a block-wise VGG"):
+        _require_classes(len(state[last]), classes, path)
+        with torch.device("meta"):  # inconsistent widths could need more memory than the machine has
+            network = BlockwiseVGG(_architecture_of(state, path), classes)
+        require_fitting(network.state_dict(), state, path)
+    network.to_empty(device="cpu").load_state_dict(state)
     return network
 
 
 def require_classes(kind: str, state: Any, path: Path, classes: int) -> None:
     """Raise BadInput if a student of stage 1 or 2 has another number of classes. kind, state: from read()."""
     last = state[2].get("1.1.1.weight") if kind == "stage 1" else state.get("2.1.1.1.weight")
-    if last is not None and last.ndim:
+    if last is not None:
         _require_classes(len(last), classes, path)
 
 
@@ -115,24 +83,16 @@ def _require_classes(found: int, classes: int, path: Path) -> None:
 
 
 def _architecture_of(state: State, path: Path) -> Architecture:
-    blocks: dict[int, dict[int, int]] = {}
-    for key in state:
-        if match := re.fullmatch(r"features\.([0-9]{1,3})\.([0-9]{1,3})\.weight", key):
-            block, position = int(match[1]), int(match[2])
-            width = blocks.setdefault(block, {})[position] = _width(state, key, 4, path)
-            if block >= FIRST_GRAFTED and width < 2:
-                raise BadInput(f"{path}: {key} has width {width}; the student is half as wide, so 2 is the least")
+    blocks: dict[int, list[int]] = {}
+    for key, value in state.items():
+        if match := re.fullmatch(r"features\.(\d{1,3})\.\d{1,3}\.weight", key):
+            blocks.setdefault(int(match[1]), []).append(len(value))
+            if int(match[1]) >= FIRST_GRAFTED and len(value) < 2:
+                raise BadInput(f"{path}: {key} has width {len(value)}; the student is half as wide, so 2 is the least")
     if sorted(blocks) != [0, 1, 2, 3, 4]:
         raise BadInput(f"{path}: has convolution blocks {sorted(blocks)}, a block-wise VGG has 0 to 4")
-    widths = tuple(tuple(width for _, width in sorted(blocks[b].items())) for b in range(5))
-    return Architecture(widths, _width(state, "classifier.0.weight", 2, path), "classifier.1.running_mean" in state)
-
-
-def _width(state: State, key: str, dimensions: int, path: Path) -> int:
-    """Outputs of the layer with this weight. Raises BadInput unless it has this number of dimensions."""
-    if state[key].ndim != dimensions or not state[key].numel():
-        raise BadInput(f"{path}: {key} is {_described(state[key])}, expected {dimensions} dimensions, none of them 0")
-    return len(state[key])
+    widths = tuple(tuple(blocks[block]) for block in range(5))
+    return Architecture(widths, len(state["classifier.0.weight"]), "classifier.1.running_mean" in state)
 
 
 def _described(tensor: Tensor) -> str:
@@ -141,7 +101,8 @@ def _described(tensor: Tensor) -> str:
 
 def load(network: nn.Module, state: State, path: Path) -> None:
     """`load_state_dict`. Raises BadInput when keys, shapes or types do not fit or a value is not finite."""
-    require_fitting(network.state_dict(), state, path)
+    with files.reading(path, "a checkpoint"):
+        require_fitting(network.state_dict(), state, path)
     network.load_state_dict(state)
 
 
@@ -168,8 +129,7 @@ def on_cpu(network: nn.Module) -> State:
 def weights_sha256(network: nn.Module) -> str:
     """What a network is known by: sha256 of the names and values of its state.
 
-    That of its file would not do. The released serialisation holds addresses in memory, so the same network gives
-    another file each time it is written.
+    The released serialisation holds addresses in memory, so two files of one network differ.
     """
     digest = hashlib.sha256()
     for name, value in on_cpu(network).items():

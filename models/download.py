@@ -1,16 +1,16 @@
 """The authors' released teachers."""
 
-from __future__ import annotations
-
 import shlex
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
 
+from data.datasets import ImageDataset
 from models import checkpoints
 from utils import files
 from utils.errors import BadInput
@@ -20,58 +20,41 @@ RELEASES = (  # of the paper's repository: its present and its former address
     "https://github.com/sccbhxc/NetGraft/releases/download/v1.0/",
 )
 TIMEOUT = 30.0  # seconds without data
-PIECE = 2**16  # bytes
 
 
-class NotFetched(Exception):
-    """An address did not serve a file; the message says why."""
-
-
-def fetch_teacher(
-    path: Path, classes: int, dataset: str, releases: tuple[str, ...] = RELEASES, inputs: Sequence[str] = ()
-) -> None:
-    """Download the released teacher of a data set, check its size and layout, and write it to `path`.
+def fetch_teacher(path: Path, dataset: ImageDataset, inputs: Sequence[str], releases: Sequence[str] = RELEASES) -> None:
+    """Download the released teacher of a data set, check it, and write it to `path`, whose folder exists.
 
     releases: addresses, tried in this order. If all fail, raises BadInput with the error at each address and other ways
-    to get a teacher, and leaves no file behind. inputs: the flags that name the data, for the command in this message.
+    to get a teacher, and leaves no file behind. inputs: the flags that name the data, for this message.
     """
-    name = f"vgg16-blockwise-{dataset.lower()}.pth"
-    reasons = []
-    with tempfile.TemporaryDirectory() as folder:
+    name, faults = f"vgg16-blockwise-{dataset.name.lower()}.pth", []
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         arrived = Path(folder) / name
-        for release in releases:
+        for address in (release + name for release in releases):
             try:
-                with arrived.open("wb") as file:
-                    file.writelines(pieces(release + name))
-                checkpoints.read_teacher(arrived, classes)
-            except (NotFetched, BadInput) as reason:
-                reasons.append(f"{release}{name}: {str(reason).removeprefix(f'{arrived}: ')}")
-            except OSError as error:
-                raise BadInput(f"{folder}: {error.strerror or error}; free space there, or set TMPDIR") from error
+                content = download(address)
+                files.write_bytes(arrived, content)
+                checkpoints.read_teacher(arrived, dataset.classes)
+            except (OSError, HTTPException, BadInput) as error:
+                fault = "".join(c if c.isprintable() else " " for c in str(error).removeprefix(f"{arrived}: ")).strip()
+                faults.append(f"{address}: {fault[:200] or type(error).__name__}")
             else:
-                return files.write_bytes(path, arrived.read_bytes())
-    train = shlex.join(["python", "train_fskd.py", *(inputs or ("--dataset", dataset)), "--train_teacher"])
+                return files.write_bytes(path, content)
+    train = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher"])
     raise BadInput(
-        f"{path}: missing, and cannot be fetched ({'; '.join(reasons)});"
+        f"{path}: missing, and cannot be fetched ({'; '.join(faults)});"
         f" put a teacher there, or train one: {train} --teacher_recipe quick (the default is a recipe of 200 or 300"
         " epochs, a job for a GPU)"
     )
 
 
-def pieces(url: str) -> Iterator[bytes]:
-    """The file at an address, in pieces, with a progress bar. Raises NotFetched if it does not arrive completely."""
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            announced = response.headers.get("Content-Length", "")
-            total = int(announced) if announced.isdecimal() else None
-            arrived = 0
-            with tqdm(total=total, desc=url.rpartition("/")[2], unit="B", unit_scale=True, disable=None) as bar:
-                while piece := response.read(PIECE):
-                    yield piece
-                    arrived += len(piece)
-                    bar.update(len(piece))
-    except (OSError, HTTPException) as error:
-        reason = "".join(c if c.isprintable() else " " for c in str(error)).strip()
-        raise NotFetched(reason[:200] or type(error).__name__) from error
-    if total is not None and arrived != total:
-        raise NotFetched(f"sent {arrived} of {total} bytes")
+def download(url: str) -> bytes:
+    """The file at an address, with a progress bar. Raises OSError or HTTPException if it does not arrive completely."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        shown = {"total": response.length, "desc": url.rpartition("/")[2], "disable": None}
+        with tqdm.wrapattr(response, "read", **shown) as counted:
+            content = b"".join(iter(partial(counted.read, 2**16), b""))
+        if response.length:
+            raise OSError(f"{response.length} bytes at its end did not arrive")
+    return content

@@ -3,8 +3,6 @@
 To add a pair, write a function that cuts both networks into blocks, and an entry in NETWORKS.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +11,6 @@ import torch
 from torch import nn
 
 from models.architectures import ARCHITECTURES, FIRST_GRAFTED, LAST_GRAFTED, TRAINABLE, Architecture, student_of
-from models.architectures import name_of as name_of_architecture
 from models.vgg import BlockwiseVGG, cut
 
 
@@ -42,7 +39,8 @@ class Networks:
 def vgg(teacher: Architecture) -> Networks:
     """A block-wise VGG and its student of half the width in blocks 3 and 4."""
     make, student = partial(BlockwiseVGG, teacher), partial(BlockwiseVGG, student_of(teacher))
-    return Networks(name_of_architecture(teacher), make, student, cut, FIRST_GRAFTED, LAST_GRAFTED)
+    name = next((name for name, known in ARCHITECTURES.items() if known == teacher), "vgg")
+    return Networks(name, make, student, cut, FIRST_GRAFTED, LAST_GRAFTED)
 
 
 NETWORKS: Mapping[str, Networks] = {name: vgg(ARCHITECTURES[name]) for name in TRAINABLE}
@@ -74,16 +72,14 @@ def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:
 
 @torch.no_grad()
 def output_shapes(blocks: nn.Sequential, image_size: int) -> list[tuple[int, ...]]:
-    """What each block takes, of one image, and at the end the logits: (3, 32, 32), (64, 16, 16), ..., (classes,).
+    """The shape of one image, then of each block's output: (3, 32, 32), (64, 16, 16), ..., (classes,).
 
     Read off one forward pass of the blocks, which must be in evaluation mode.
     """
-    features = torch.zeros(1, 3, image_size, image_size, device=next(blocks.parameters()).device)
-    shapes = [tuple(features.shape[1:])]
+    outputs = [torch.zeros(1, 3, image_size, image_size, device=next(blocks.parameters()).device)]
     for block in blocks:
-        features = block(features)
-        shapes.append(tuple(features.shape[1:]))
-    return shapes
+        outputs.append(block(outputs[-1]))
+    return [tuple(output.shape[1:]) for output in outputs]
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -1,11 +1,8 @@
 """A network's record: a small JSON file beside the network's file. `student.pth` has `student.json`.
 
-It holds what the weights do not say. The released layout holds weights only; the predictions also depend on the
-normalisation, the order of the classes, the size of the images and, for a student, on the teacher, some of whose
-blocks it uses.
+The released layout holds weights only; the predictions also depend on the normalisation, the order of the classes, the
+size of the images and, for a student, on the teacher, some of whose blocks it uses.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -61,25 +58,24 @@ def write(network_file: Path, content: dict[str, Any]) -> None:
 
 def check(network_file: Path, expected: dict[str, Any]) -> str | None:
     """Raise BadInput if the record differs from what is expected. Returns a message if something cannot be checked."""
-    path = path_of(network_file)
+    path, missing = path_of(network_file), list(expected)
     if not path.exists():
-        return f"{network_file}: has no record beside it; not checked: {_names(expected)}"
-    record = files.read_json(path, KIND)
-    if record.get("sha256", "") is None:
-        unfinished = "was being written when its process ended; the command that was writing it, again, completes it"
-        return f"{network_file}: {unfinished}; not checked: {_names(expected)}"
-    if record.get("sha256") != files.sha256_of_file(network_file):
-        return f"{network_file}: {path.name} is the record of another file; not checked: {_names(expected)}"
-    for key, value in expected.items():
-        if key in record and record[key] != value:
-            other = "other" if NAMES[key].endswith("s") else "another"
-            advice = ADVICE.get(key, f"use the {NAMES[key]} that it was made with")
-            raise BadInput(
-                f"{network_file}: was made with {other} {NAMES[key]} ({files.difference(record[key], value)}), so its"
-                f" accuracy here would not be its own; {advice}"
-            )
-    missing = [key for key in expected if key not in record]
-    return f"{network_file}: {path.name} is incomplete; not checked: {_names(missing)}" if missing else None
+        fault = "has no record beside it"
+    elif is_announced(network_file):
+        fault = "was being written when its process ended; the command that was writing it, again, completes it"
+    elif (record := of(network_file)) is None:
+        fault = f"{path.name} is the record of another file"
+    else:
+        for key, value in expected.items():
+            if key in record and record[key] != value:
+                other = "other" if NAMES[key].endswith("s") else "another"
+                advice = ADVICE.get(key, f"use the {NAMES[key]} that it was made with")
+                raise BadInput(
+                    f"{network_file}: was made with {other} {NAMES[key]} ({files.difference(record[key], value)}), so"
+                    f" its accuracy here would not be its own; {advice}"
+                )
+        fault, missing = f"{path.name} is incomplete", [key for key in expected if key not in record]
+    return f"{network_file}: {fault}; not checked: {', '.join(NAMES[key] for key in missing)}" if missing else None
 
 
 def of(network_file: Path) -> dict[str, Any] | None:
@@ -94,11 +90,4 @@ def of(network_file: Path) -> dict[str, Any] | None:
 def setting_of(network_file: Path) -> dict[str, Any]:
     """The setting in the record of exactly this file; empty if there is none."""
     with files.reading(path_of(network_file), KIND):
-        setting = (of(network_file) or {}).get("setting", {})
-        if not isinstance(setting, dict):
-            raise ValueError("its setting is not what fskd writes")
-        return setting
-
-
-def _names(keys: Any) -> str:
-    return ", ".join(NAMES[key] for key in keys)
+        return {**(of(network_file) or {}).get("setting", {})}

@@ -1,22 +1,18 @@
 """How a teacher is trained, as data. The recipes of each data set are in grafting/recipes.py."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TeacherRecipe:
     """SGD for a teacher. The learning rate depends on progress, so a recipe fits any number of epochs.
 
-    falls: drops of the learning rate, (progress in [0, 1), factor): after that progress it is multiplied by the factor.
+    falls: (progress in [0, 1), factor): after that progress the learning rate is multiplied by the factor.
     one_cycle: instead, linearly up to lr over the first fifth, then linearly down to 0. warmup_epochs: over so many
-    epochs, whatever their number in all, the rate first rises linearly. batchnorm: BatchNorm after every convolution,
-    folded at the end. decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head,
-    prototype_head: weights of the losses of heads on block 2's output (models/training_layers.py), which are dropped at
-    the end. The first keeps it separable by class; the second pulls the outputs of a class towards their mean, from
-    which B0 can learn with few images. balanced: bring block 2's output to one size at the end (models/balancing.py).
-    The authors' teachers have none of the three.
+    epochs the learning rate first rises linearly. batchnorm: BatchNorm after every convolution, folded at the end.
+    decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head, prototype_head: weights
+    of the losses of heads on block 2's output (models/training_layers.py), which are dropped at the end. balanced:
+    bring block 2's output to one size at the end (models/balancing.py). The authors' teachers have none of these three.
     """
 
     name: str
@@ -45,8 +41,3 @@ class TeacherRecipe:
             if epoch > round(progress_at_drop * self.epochs, 6):
                 rate *= factor
         return rate
-
-
-def stretched(recipe: TeacherRecipe, epochs: int | None) -> TeacherRecipe:
-    """The recipe with another number of epochs, or unchanged for None."""
-    return recipe if epochs is None else replace(recipe, epochs=epochs)

@@ -4,8 +4,6 @@ The training set is on the device as uint8 and is cropped and flipped there, so 
 checkpoint is written after every epoch; random numbers depend on the seed and the epoch only.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,23 +24,18 @@ from models.architectures import Architecture
 from models.balancing import balance
 from models.networks import initialize
 from models.teacher_recipe import TeacherRecipe
-from models.training_layers import (
-    LinearHead,
-    PrototypeHead,
-    TeacherWithTrainingLayers,
-    fold_batchnorm,
-    parameter_groups,
-)
+from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm, parameter_groups
 from models.vgg import BlockwiseVGG
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
-from utils.progress import bar, brief_time
 from utils.seeds import generator, torch_generator
+from utils.text import bar, brief_time
 
 TEST_BATCH = 500
-AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
 FEW_STEPS = 500  # of the optimiser, in all, for a new network; Shapes10's quick recipe takes 882
+Report = Callable[[str], None]
+AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
 
 
 def batch_sizes(images: int, batch: int) -> list[int]:
@@ -51,61 +44,11 @@ def batch_sizes(images: int, batch: int) -> list[int]:
     return sizes if len(sizes) == 1 or sizes[-1] > 1 else [*sizes[:-2], sizes[-2] + 1]
 
 
-def train_teacher(
-    dataset: ImageDataset,
-    start: Architecture | Path,
-    recipe: TeacherRecipe,
-    seed: int,
-    device: torch.device,
-    path: Path,
-    report: Callable[[str], None],
-    fresh: bool = False,
-    after_epoch: AfterEpoch = lambda epochs: None,
-) -> float:
-    """Train a teacher, write it to `path` in the released layout and its record beside it.
+class TeacherTraining:
+    """A teacher's training, which `run()` runs from its checkpoint, if it was interrupted, to its record.
 
     start: the architecture of a new network, or the file of a teacher to continue with, which is left as it is.
-    Returns its test accuracy in percent, measured in float32 on the network as written. An interrupted training
-    continues after its last finished epoch. fresh: replace the teacher at `path`; without it, raises BadInput if there
-    is one. after_epoch: called after every epoch with what was measured in each epoch so far. No other process may be
-    training it.
-    """
-    if path.exists() and not fresh and not records.is_announced(path):
-        raise BadInput(f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both")
-    if path.suffix != ".pth" or path.is_dir():
-        raise BadInput(f"--teacher {path}: the name of a teacher's file ends in .pth; choose such a name")
-    files.require_writable(path.parent)
-    if isinstance(start, Path) and start.resolve() == path.resolve():
-        raise BadInput(f"--teacher_from {start}: --teacher is the same file; name another one for the new teacher")
-    resume_file = path.with_suffix(".resume.pt")
-    for written in (path, records.path_of(path), resume_file):
-        files.remove_leftovers(written)
-    training = TeacherTraining(dataset, start, recipe, seed, device, resume_file, report, after_epoch)
-    teacher = training.run()
-    with arithmetic("float32", device):
-        accuracy = training.test_accuracy(teacher)
-    record = {
-        "weights_sha256": checkpoints.weights_sha256(teacher),
-        "test_accuracy": accuracy,
-        **json.loads(training.setting),
-        "epochs": training.history,
-        "balanced_by": training.balanced_by,
-        "bfloat16": machine.has_fast_bfloat16(device),
-        "machine": machine.description(device),
-    }
-    records.announce(path, record)  # first: after an interruption, the same command goes on from here
-    checkpoints.write_network(teacher, path)
-    records.write(path, record)
-    resume_file.unlink(missing_ok=True)
-    return accuracy
-
-
-class TeacherTraining:
-    """A teacher's training. `run()` returns the trained teacher, in the plain layout.
-
-    resume_file: a checkpoint, written after every epoch; training resumes from it if it exists. report: called with a
-    message after every epoch. after_epoch: called after every epoch, and after resuming, with what was measured in each
-    epoch so far.
+    path: the new teacher's file, *.pth, in a folder that exists; no other process may be training it.
     """
 
     def __init__(
@@ -115,48 +58,72 @@ class TeacherTraining:
         recipe: TeacherRecipe,
         seed: int,
         device: torch.device,
-        resume_file: Path,
-        report: Callable[[str], None],
-        after_epoch: AfterEpoch = lambda epochs: None,
+        path: Path,
     ):
-        self.dataset, self.recipe, self.seed, self.device = dataset, recipe, seed, device
-        self.resume_file, self.report, self.after_epoch = resume_file, report, after_epoch
+        self.dataset, self.recipe, self.seed, self.device, self.path = dataset, recipe, seed, device, path
+        self.resume_file = path.with_suffix(".resume.pt")
         self.views = Views(dataset.image_size)
-        self.is_new = isinstance(start, Architecture)
+        self.history: list[dict[str, float]] = []
         random = torch_generator(seed, "teacher")
-        if isinstance(start, Path):
-            network = checkpoints.read_teacher(start, dataset.classes)
-            from_sha256 = checkpoints.weights_sha256(network)
-        else:
+        self.is_new = isinstance(start, Architecture)
+        if self.is_new:
             network = initialize(BlockwiseVGG(start, dataset.classes), random)
-            from_sha256 = None
-        heads: list[nn.Module] = []
-        if recipe.linear_head:
-            heads.append(LinearHead(network, recipe.linear_head, random))
-        if recipe.prototype_head:
-            heads.append(PrototypeHead(network, recipe.prototype_head))
-        self.model = TeacherWithTrainingLayers(network, recipe.batchnorm, heads).to(
-            device, memory_format=torch.channels_last
-        )
+        else:
+            network = checkpoints.read_teacher(start, dataset.classes)
+        setting = {
+            "dataset": dataset.name,
+            "seed": seed,
+            "widths": network.architecture.widths,
+            "teacher_from_sha256": None if self.is_new else checkpoints.weights_sha256(network),
+            "recipe": asdict(recipe),
+            "train_sha256": dataset.train().sha256(),
+            **records.deciding(dataset),
+        }
+        self.setting = json.dumps(setting)
+        model = TeacherWithTrainingLayers(network, recipe, random)
+        self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
         )
-        self.history: list[dict[str, float]] = []
-        self.balanced_by: float | None = None
-        self.setting = json.dumps(
-            {
-                "dataset": dataset.name,
-                "seed": seed,
-                "widths": network.architecture.widths,
-                "teacher_from_sha256": from_sha256,
-                "recipe": asdict(recipe),
-                "train_sha256": dataset.train().sha256(),
-                **records.deciding(dataset),
-            }
-        )
 
-    def run(self) -> BlockwiseVGG:
-        self._resume()
+    def run(self, report: Report, after_epoch: AfterEpoch = lambda epochs: None) -> float:
+        """Train, and write the teacher in the released layout and its record beside it.
+
+        Returns the test accuracy in percent, measured in float32 on the network as written. report: called with a
+        message after every epoch. after_epoch: called after every epoch, and after resuming.
+        """
+        for written in (self.path, records.path_of(self.path), self.resume_file):
+            files.remove_leftovers(written)
+        self._resume(report, after_epoch)
+        self._train(report, after_epoch)
+        teacher, balanced_by = fold_batchnorm(self.model.network).eval(), None
+        if not all(value.isfinite().all() for value in teacher.state_dict().values()):  # after the last step
+            self._refuse("a weight is not finite after the last epoch")
+        if self.recipe.balanced:
+            balanced_by = balance(teacher, self.dataset, self.device)
+            report(
+                f"balancing: block 2's output is multiplied by {balanced_by:g} and block 3's first weights are divided"
+                " by it, so the logits stay the same"
+            )
+        with arithmetic("float32", self.device):
+            accuracy = self._test_accuracy(teacher)
+        record = {
+            "weights_sha256": checkpoints.weights_sha256(teacher),
+            "test_accuracy": accuracy,
+            **json.loads(self.setting),
+            "epochs": self.history,
+            "balanced_by": balanced_by,
+            "bfloat16": machine.has_fast_bfloat16(self.device),
+            "machine": machine.description(self.device),
+        }
+        records.announce(self.path, record)  # first: after an interruption, the same command goes on from here
+        checkpoints.write_network(teacher, self.path)
+        records.write(self.path, record)
+        self.resume_file.unlink(missing_ok=True)
+        return accuracy
+
+    def _train(self, report: Report, after_epoch: AfterEpoch) -> None:
+        """The epochs that are not done yet."""
         train = self.dataset.train()
         if len(train.labels) < 2:
             raise BadInput(f"--dataset {self.dataset.name}: has a single training image; a teacher needs two or more")
@@ -166,42 +133,32 @@ class TeacherTraining:
         steps = len(batch_sizes(len(labels), self.recipe.batch))
         few = self.is_new and epochs * steps < FEW_STEPS
         advice = "; few for a new network: --teacher_epochs gives more" if few else ""
-        self.report(
+        report(
             f"training a teacher on the {len(labels):,} labelled training images of {self.dataset.name}: recipe"
             f" {self.recipe.name}, {epochs - done} epochs of {steps} steps{advice}"
         )
         with bar(desc="teacher", unit="step", total=epochs * steps, initial=done * steps) as steps_done:
-            for epoch in range(done, self.recipe.epochs):
-                figures = self._train(epoch, images, labels, steps_done)
+            for epoch in range(done, epochs):
+                figures = self._train_epoch(epoch, images, labels, steps_done)
                 if not math.isfinite(figures["loss"]):
                     self._refuse(f"the loss is not finite in epoch {epoch + 1}")
                 with self._autocast():
-                    figures["test_accuracy"] = self.test_accuracy(self.model.network)
+                    figures["test_accuracy"] = self._test_accuracy(self.model.network)
                 self.history.append(figures)
                 self._save()
-                self.after_epoch(self.history)
-                left = (perf_counter() - started) / (epoch + 1 - done) * (self.recipe.epochs - epoch - 1)
-                self.report(
-                    f"epoch {epoch + 1}/{self.recipe.epochs}: loss {figures['loss']:.4f}, training accuracy"
+                after_epoch(self.history)
+                left = (perf_counter() - started) / (epoch + 1 - done) * (epochs - epoch - 1)
+                report(
+                    f"epoch {epoch + 1}/{epochs}: loss {figures['loss']:.4f}, training accuracy"
                     f" {figures['training_accuracy']:.2f}%, test accuracy {figures['test_accuracy']:.2f}%,"
                     f" {brief_time(left)} left"
                 )
-        teacher = fold_batchnorm(self.model.network).eval()
-        if not all(value.isfinite().all() for value in teacher.state_dict().values()):  # after the last step
-            self._refuse("a weight is not finite after the last epoch")
-        if self.recipe.balanced:
-            self.balanced_by = balance(teacher, self.dataset, self.device)
-            self.report(
-                f"balancing: block 2's output is multiplied by {self.balanced_by:g} and block 3's first weights are"
-                " divided by it, so the logits stay the same"
-            )
-        return teacher
 
     def _refuse(self, fault: str) -> NoReturn:
         self.resume_file.unlink(missing_ok=True)  # it would refuse another seed
         raise BadInput(f"--train_teacher: {fault}; try another --seed, or a smaller --teacher_prototypes if given")
 
-    def _train(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""
         random = generator(self.seed, "teacher", epoch)
         order = torch.from_numpy(random.permutation(len(labels))).to(self.device)
@@ -211,13 +168,12 @@ class TeacherTraining:
         sizes, seen = batch_sizes(len(order), self.recipe.batch), 0
         for chosen, views in zip(order.split(sizes), view.split(sizes), strict=True):
             seen += len(chosen)
-            rate = self.recipe.rate(epoch + seen / len(order))
+            learning_rate = max(self.recipe.rate(epoch + seen / len(order)), 0.0)
             for group in self.optimizer.param_groups:
-                group["lr"] = max(rate, 0.0)
+                group["lr"] = learning_rate
             with self._autocast():
-                pictures = self.dataset.normalization(self.views.crop(images, chosen, views))
-                pictures = pictures.contiguous(memory_format=torch.channels_last)
-                logits, loss_of_heads = self.model(pictures, labels[chosen])
+                batch = self.dataset.normalization(self.views.crop(images, chosen, views))
+                logits, loss_of_heads = self.model(batch.contiguous(memory_format=torch.channels_last), labels[chosen])
                 loss = functional.cross_entropy(logits, labels[chosen])
             self.optimizer.zero_grad()
             (loss + loss_of_heads).backward()
@@ -228,15 +184,14 @@ class TeacherTraining:
         return {
             "loss": loss_sum.item() / len(order),
             "training_accuracy": 100 * correct.item() / len(order),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": learning_rate,
         }
 
     @torch.no_grad()
-    def test_accuracy(self, network: nn.Module) -> float:
+    def _test_accuracy(self, network: nn.Module) -> float:
         """Percent of the test set that `network` classifies as labelled."""
         network.eval()
-        test = self.dataset.test()
-        correct = 0
+        test, correct = self.dataset.test(), 0
         for start in range(0, len(test.labels), TEST_BATCH):
             images = torch.from_numpy(test.images[start : start + TEST_BATCH]).to(self.device)
             labels = torch.from_numpy(test.labels[start : start + TEST_BATCH]).to(self.device)
@@ -248,17 +203,10 @@ class TeacherTraining:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=machine.has_fast_bfloat16(self.device))
 
     def _save(self) -> None:
-        files.write_tensors(
-            self.resume_file,
-            {
-                "setting": self.setting,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "history": json.dumps(self.history),
-            },
-        )
+        content = {"setting": self.setting, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        files.write_tensors(self.resume_file, {**content, "history": json.dumps(self.history)})
 
-    def _resume(self) -> None:
+    def _resume(self, report: Report, after_epoch: AfterEpoch) -> None:
         if not self.resume_file.exists():
             return
         kind = "the checkpoint of an unfinished teacher training; remove it to start again"
@@ -272,5 +220,5 @@ class TeacherTraining:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.history = json.loads(saved["history"])
-        self.report(f"{self.resume_file}: resuming after epoch {len(self.history)}")
-        self.after_epoch(self.history)
+        report(f"{self.resume_file}: resuming after epoch {len(self.history)}")
+        after_epoch(self.history)

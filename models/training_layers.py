@@ -1,8 +1,5 @@
 """A teacher with layers for its training, and their removal at the end."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,15 +14,16 @@ from models.vgg import BlockwiseVGG, cut
 
 
 class TeacherWithTrainingLayers(nn.Module):
-    """A teacher with layers that only its training uses: BatchNorm after convolutions, heads on block 2's output.
+    """A teacher with layers that only its training uses: BatchNorm after convolutions, heads on block 2's output."""
 
-    heads: modules that take block 2's output and the labels, and return a loss.
-    """
-
-    def __init__(self, network: BlockwiseVGG, batchnorm: bool, heads: Iterable[nn.Module]):
+    def __init__(self, network: BlockwiseVGG, recipe: TeacherRecipe, generator: torch.Generator):
         super().__init__()
-        self.network = add_batchnorm(network) if batchnorm else network
-        self.heads = nn.ModuleList(heads)
+        self.network = add_batchnorm(network) if recipe.batchnorm else network
+        self.heads = nn.ModuleList()
+        if recipe.linear_head:
+            self.heads.append(LinearHead(network, recipe.linear_head, generator))
+        if recipe.prototype_head:
+            self.heads.append(PrototypeHead(network, recipe.prototype_head))
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """images: (B, 3, 32, 32), labels: (B,) -> logits (B, classes), and the sum of the heads' losses."""
@@ -58,8 +56,7 @@ class PrototypeHead(nn.Module):
     (Papyan et al., 2020; Galanti et al., 2022) brings about in the last layers. Without parameters.
     """
 
-    SCALE = 10.0
-    MOMENTUM = 0.95
+    SCALE, MOMENTUM = 10.0, 0.95
 
     def __init__(self, network: BlockwiseVGG, weight: float):
         super().__init__()
@@ -86,13 +83,9 @@ class PrototypeHead(nn.Module):
 
 def parameter_groups(model: nn.Module, recipe: TeacherRecipe) -> list[dict[str, Any]]:
     """For the optimiser: with weight decay, and without it where the recipe has none on biases and BatchNorm."""
+    with_decay = [p for p in model.parameters() if recipe.decays_biases or p.ndim != 1]
     without_decay = [p for p in model.parameters() if not recipe.decays_biases and p.ndim == 1]
-    known = set(map(id, without_decay))
-    with_decay = [p for p in model.parameters() if id(p) not in known]
-    return [
-        {"params": with_decay, "weight_decay": recipe.weight_decay},
-        {"params": without_decay, "weight_decay": 0.0},
-    ]
+    return [{"params": with_decay, "weight_decay": recipe.weight_decay}, {"params": without_decay, "weight_decay": 0.0}]
 
 
 def head_size(network: BlockwiseVGG) -> int:

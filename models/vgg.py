@@ -4,8 +4,6 @@ Blocks 0 to 4 are convolutions up to and including a max-pool; block 5 is the cl
 before it. There is no BatchNorm in the convolution blocks and no ReLU or dropout in the classifier.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from models.architectures import Architecture
@@ -20,13 +18,6 @@ def convolution_block(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
-def classifier(architecture: Architecture, classes: int) -> nn.Sequential:
-    """(B, width) -> (B, classes). The student's two linear layers have nothing between them."""
-    hidden = architecture.hidden
-    between = [nn.BatchNorm1d(hidden)] if architecture.batchnorm else []
-    return nn.Sequential(nn.Linear(architecture.width_after(-1), hidden), *between, nn.Linear(hidden, classes))
-
-
 class BlockwiseVGG(nn.Module):
     """A VGG with the state keys of the released files: `features.<block>.<position>.*`, `classifier.<position>.*`."""
 
@@ -38,7 +29,9 @@ class BlockwiseVGG(nn.Module):
         self.features = nn.Sequential(
             *(convolution_block(c, w) for c, w in zip(inputs, architecture.widths, strict=True))
         )
-        self.classifier = classifier(architecture, classes)
+        width, hidden = architecture.width_after(-1), architecture.hidden
+        between = [nn.BatchNorm1d(hidden)] if architecture.batchnorm else []  # of the student: nothing
+        self.classifier = nn.Sequential(nn.Linear(width, hidden), *between, nn.Linear(hidden, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (B, 3, 32, 32) normalised -> logits (B, classes)."""

@@ -1,9 +1,9 @@
 """The command line: every flag with its unit and default."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,25 +13,25 @@ JOINS = ("front", "straight", "back")  # grafting/stages.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
-
-COMMON = ("dataset", "data_path")  # every command reads these, but for --predict
-
-# The other flags that each command reads; "" is a sweep.
+# The flags that each command reads; "" is a sweep.
 READS = {
     "": (
         "method", "optimize_span", "nshot", "trials", "seed", "subset_seed", "eval_every", "best_of", "device",
         "precision", "memory", "shard", "fresh", "teacher", "teacher_architecture", "output_dir", "student_dir",
+        "dataset", "data_path",
     ),
-    "build_dataset": ("subset_seed",),
+    "build_dataset": ("dataset", "data_path", "subset_seed"),
     "train_teacher": (
-        "seed", "device", "fresh", "teacher", "output_dir", "teacher_recipe", "teacher_from", "teacher_epochs",
-        "teacher_prototypes", "teacher_architecture",
+        "dataset", "data_path", "seed", "device", "fresh", "teacher", "output_dir", "teacher_recipe", "teacher_from",
+        "teacher_epochs", "teacher_prototypes", "teacher_architecture",
     ),
-    "diagnose": ("nshot", "subset_seed", "device", "precision", "teacher", "teacher_architecture"),
-    "evaluate": ("device", "precision", "teacher", "teacher_architecture", "json"),
-    "export": ("subset_seed", "device", "fresh", "teacher", "teacher_architecture", "to"),
+    "diagnose": (
+        "dataset", "data_path", "nshot", "subset_seed", "device", "precision", "teacher", "teacher_architecture",
+    ),
+    "evaluate": ("dataset", "data_path", "device", "precision", "teacher", "teacher_architecture", "json"),
+    "export": ("dataset", "data_path", "subset_seed", "device", "fresh", "teacher", "teacher_architecture", "to"),
     "predict": (),
-    "table": ("method", "optimize_span", "output_dir"),
+    "table": ("dataset", "data_path", "method", "optimize_span", "output_dir"),
 }  # fmt: skip
 
 
@@ -41,10 +41,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         found = super().parse_args(args, namespace)
         command = next((name for name in READS if name and getattr(found, name)), "")
-        read = READS[command] if command == "predict" else READS[command] + COMMON
-        for flag in dict.fromkeys((*(flag for flags in READS.values() for flag in flags), *COMMON)):
-            if flag not in read and getattr(found, flag) != self.get_default(flag):
-                readers = [name for name, flags in READS.items() if flag in flags]
+        for flag in dict.fromkeys(flag for flags in READS.values() for flag in flags):
+            readers = [name for name, flags in READS.items() if flag in flags]
+            if command not in readers and getattr(found, flag) != self.get_default(flag):
                 where = f"only with --{readers[0]}" if len(readers) == 1 and readers[0] else f"not with --{command}"
                 self.error(f"--{flag}: {where}")
         if found.teacher and found.teacher_architecture and command != "train_teacher":
@@ -56,47 +55,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(text: str, least: int) -> int:
-    value = int(text)
-    if value < least:
-        raise ValueError
-    return value
-
-
-def positive(text: str) -> int:
-    """argparse type: a whole number from 1 on."""
-    try:
-        return whole_number(text, 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on") from None
-
-
-def from_zero(text: str) -> int:
-    """argparse type: a whole number from 0 on."""
-    try:
-        return whole_number(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on") from None
+    with suppress(ValueError):
+        if (value := int(text)) >= least:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
 
 
 def number(text: str, largest: int, what: str) -> float:
-    """A number from 0 to the largest. Raises ArgumentTypeError, which says what it should be."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= largest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from 0 to {largest}")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= largest:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {what} from 0 to {largest}")
 
 
-def gigabytes(text: str) -> float:
-    """argparse type: a size from 0 to a billion gigabytes, which is more than any machine has."""
-    return number(text, 10**9, "a number of gigabytes")
-
-
-def weight(text: str) -> float:
-    """argparse type: the weight of a loss."""
-    return number(text, 1000, "a weight")
+# argparse types
+positive, from_zero = partial(whole_number, least=1), partial(whole_number, least=0)
+gigabytes = partial(number, largest=10**9, what="a number of gigabytes")  # more than any machine has
+weight = partial(number, largest=1000, what="a weight")  # of a loss
 
 
 def path(text: str) -> Path:
@@ -147,11 +122,7 @@ def true_or_false(text: str) -> bool:
 
 
 def parser(
-    name: str,
-    description: str,
-    datasets: Sequence[str],
-    shots: Sequence[int],
-    architectures: Sequence[str],
+    name: str, description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str]
 ) -> Parser:
     """The command line of the program of that name. The caller gives the choices that are data of the method."""
     made = Parser(
@@ -187,12 +158,10 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
         help="seed of initialisation, order and views in cells and in --train_teacher")
     add("--subset_seed", type=from_zero, help="seed of the few-shot subset (default: as released, 6; CIFAR100: 10)")
     add("--eval_every", type=positive, metavar="K",
-        help="epochs between test accuracies in stage 1 and L=2 (default: a fifth of each phase); L=3 is measured every"
-             " epoch, to find the best (--best_of)")
+        help="epochs between test accuracies where no best epoch is looked for (default: a fifth of each phase)")
     add("--best_of", type=positive, metavar="K",
-        help="the best epoch is chosen among the last K of L=3 (at most as many as by default), and each of these is"
-             " measured; 1: the last epoch is taken, so the test set chooses nothing, and most evaluation time is saved"
-             " (default: all of L=3, as in the paper)")
+        help="the best epoch is chosen among the last K of L=3, each of which is measured; 1: the last epoch is taken,"
+             " so the test set chooses nothing, and most evaluation time is saved (default: all, as in the paper)")
     add("--device",
         help="torch device; cuda without a number spreads torchrun's processes over the GPUs (default: cuda if there is"
              " one, else cpu)")
@@ -201,9 +170,8 @@ def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
              " NVIDIA GPUs, float32 everywhere else; float32: everywhere; bfloat16: automatic mixed precision, cached"
              " features in bfloat16")
     add("--memory", type=gigabytes, metavar="GB",
-        help="memory for the cached teacher features, in 10^9 bytes per process (default: three quarters of what"
-             " is free at the start, within the limits of the container or job, shared by the processes of torchrun;"
-             " where two runs start at the same moment, give --memory to each)")
+        help="for cached teacher features, in 10^9 bytes per process; give it to runs that start at the same moment"
+             " (default: three quarters of what is free in the container or job, shared by torchrun's processes)")
     add("--shard", type=shard, metavar="I/K", default=Shard(1, 1),
         help="the I-th of K shares of the cells, for job arrays")
     add("--fresh", action="store_true",

@@ -1,9 +1,9 @@
 """The machine at hand: devices, memory, versions."""
 
-from __future__ import annotations
-
+import math
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,9 @@ import torchvision
 from utils.errors import BadInput
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")  # where Linux says what a process has and may have
+PAGE = os.sysconf("SC_PAGE_SIZE")
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # of control groups
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 SPREAD = (None, "cuda")  # device names under which each rank takes a GPU of its own, if there is one
 
 
@@ -26,8 +29,7 @@ def device_named(name: str | None, local_rank: int = 0) -> torch.device:
     which streams and graphs refer to. Raises BadInput for a device that is not there or does not compute in float64,
     which folding, balancing and FSKD need.
     """
-    gpus = torch.cuda.device_count()
-    if name in SPREAD and gpus:
+    if name in SPREAD and (gpus := torch.cuda.device_count()):
         name = f"cuda:{local_rank % gpus}"
     name = "cpu" if name is None else name
     try:
@@ -41,18 +43,13 @@ def device_named(name: str | None, local_rank: int = 0) -> torch.device:
     return device
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; of the host's memory, those that this process may take."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
-
-
 def free_host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Bytes that this process may still take: the least that the system, its control groups and its own limit leave.
 
     proc, cgroups: where these file systems are mounted. Where they are not, half of what the machine has.
     """
     bounds = [*_free_in_system(proc), *_free_in_groups(proc, cgroups), *_free_addresses(proc)]
-    return max(0, min(bounds, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2))
+    return max(0, min(bounds, default=PAGE * os.sysconf("SC_PHYS_PAGES") // 2))
 
 
 def _free_in_system(proc: Path) -> Iterator[int]:
@@ -62,39 +59,29 @@ def _free_in_system(proc: Path) -> Iterator[int]:
 
 
 def _free_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What each control group from the process's own up to the root leaves, in version 2 and in version 1.
+    """What each control group from the process's own up to the root leaves, where it has a limit.
 
-    A container may see its own group as the root and no folder under the group's name on the host.
+    A container may see its own group as the root and no folder under the group's name on the host. Pages of files that
+    have not been used lately count as free.
     """
     for line in _lines(proc / "self/cgroup"):
         _, controllers, name = line.split(":", 2)
-        if not controllers:
-            folder = cgroups
-            names = ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            folder = cgroups / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
+        if controllers and "memory" not in controllers.split(","):
             continue
+        folder, limit, usage, unused = (cgroups / "memory", *VERSION_1) if controllers else (cgroups, *VERSION_2)
         for part in ("", *Path(name).parts[1:]):
             folder = folder / part
-            yield from _free_in_group(folder, *names)
-
-
-def _free_in_group(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
-    """Bytes up to the group's limit, if it has one; files' pages that have not been used lately count as free."""
-    statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
-    used = sum(map(int, _lines(folder / usage))) - int(statistics.get(reclaimable, 0))
-    limits = [*_lines(folder / limit), statistics.get("hierarchical_memory_limit", "max")]
-    yield from (int(most) - used for most in limits if most != "max")
+            statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
+            used = sum(map(int, _lines(folder / usage))) - int(statistics.get(unused, 0))
+            limits = [*_lines(folder / limit), statistics.get("hierarchical_memory_limit", "max")]
+            yield from (int(most) - used for most in limits if most != "max")
 
 
 def _free_addresses(proc: Path) -> Iterator[int]:
     """Bytes up to the limit on the process's address space (`ulimit -v`), if there is one."""
-    label = "Max address space"
-    for most in (line[len(label) :].split()[0] for line in _lines(proc / "self/limits") if line.startswith(label)):
-        if most != "unlimited":
-            yield int(most) - int(_lines(proc / "self/statm")[0].split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        yield from (most - int(line.split()[0]) * PAGE for line in _lines(proc / "self/statm"))
 
 
 def _lines(path: Path) -> list[str]:
@@ -115,9 +102,10 @@ def memory_to_use(device: torch.device, processes: int = 1, name: str | None = N
 
     name: by which device_named() found the device.
     """
-    spread = device.type == "cuda" and name in SPREAD
-    sharing = -(-processes // torch.cuda.device_count()) if spread else processes
-    return free_memory(device) * 3 // 4 // sharing
+    if device.type != "cuda":
+        return free_host_memory() * 3 // 4 // processes
+    sharing = math.ceil(processes / torch.cuda.device_count()) if name in SPREAD else processes
+    return torch.cuda.mem_get_info(device)[0] * 3 // 4 // sharing
 
 
 def share_cores(processes: int) -> None:
@@ -137,17 +125,16 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 @cache
 def cpu_flags(proc: Path = PROC) -> frozenset[str]:
     """What an x86 processor can do, by Linux's names; empty elsewhere."""
-    return frozenset(_cpu_info("flags", proc).split())
+    return frozenset(_of_processor("flags", proc).split())
 
 
 def cpu_name(proc: Path = PROC) -> str:
     """The processor's model with its vector instructions of 512 bits, which tell similar ones apart."""
-    model = _cpu_info("model name", proc) or platform.processor() or platform.machine()
-    wide = sorted(flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags(proc))
-    return " ".join([model, *wide])
+    model = _of_processor("model name", proc) or platform.processor() or platform.machine()
+    return " ".join([model, *sorted(cpu_flags(proc) & {"avx512f", "avx512_bf16", "amx_bf16"})])
 
 
-def _cpu_info(what: str, proc: Path) -> str:
+def _of_processor(what: str, proc: Path) -> str:
     """An entry of the first processor in Linux's list; empty where there is none."""
     lines = (line.partition(":") for line in _lines(proc / "cpuinfo"))
     return next((value.strip() for name, _, value in lines if name.strip() == what), "")

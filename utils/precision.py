@@ -1,7 +1,5 @@
 """With how many bits a run computes, and that it computes the same each time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +18,8 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     Convolutions on NVIDIA GPUs add up in the same order each time, so that a cell can be repeated to the last bit.
     """
     before, cudnn_deterministic = float32_settings(), torch.backends.cudnn.deterministic
-    set_float32(full_products(tf32_convolutions=precision != "float32"))
+    tf32 = precision != "float32"
+    set_float32(["tf32" if tf32 else "ieee", *["ieee"] * 3] if SETTING_PER_OPERATION else [tf32, "highest"])
     torch.backends.cudnn.deterministic = True
     try:  # no cache of cast weights: they change under it
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
@@ -30,22 +29,14 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.deterministic = cudnn_deterministic
 
 
-def full_products(tf32_convolutions: bool) -> list[Any]:
-    """Settings for products of float32 numbers in full, but for the convolutions on NVIDIA GPUs if so asked."""
-    if SETTING_PER_OPERATION:
-        return ["tf32" if tf32_convolutions else "ieee", "ieee", "ieee", "ieee"]
-    return [tf32_convolutions, "highest"]
-
-
 def float32_settings() -> list[Any]:
-    """How PyTorch computes float32 now."""
+    """How PyTorch multiplies float32 numbers now."""
     if SETTING_PER_OPERATION:
         return [operation.fp32_precision for operation in _operations()]
     return [torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()]
 
 
 def set_float32(settings: list[Any]) -> None:
-    """Let PyTorch compute float32 so."""
     if SETTING_PER_OPERATION:
         for operation, setting in zip(_operations(), settings, strict=True):
             operation.fp32_precision = setting

@@ -5,8 +5,6 @@ interruption, or other cells cannot change a cell's numbers, and nothing of the 
 needs to be saved to resume.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

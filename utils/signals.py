@@ -1,13 +1,9 @@
-"""Ctrl-C and SIGTERM: they end the process while modules are loaded; later they raise, but not within a write."""
-
-from __future__ import annotations
+"""Ctrl-C and SIGTERM: while modules are loaded they end the process; later they raise exceptions."""
 
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -47,22 +43,3 @@ def _handle(interrupted: Handler, terminated: Handler) -> None:
 def terminate(*_: object) -> NoReturn:
     """Handler of SIGTERM."""
     raise Terminated
-
-
-@contextmanager
-def held_back() -> Iterator[None]:
-    """Let the block finish before SIGINT or SIGTERM takes effect."""
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield
-        return
-    arrived: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda n, _: arrived.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in arrived:  # also where the block has failed: that error may be caught
-            signal.raise_signal(number)

@@ -1,9 +1,24 @@
-"""Text for people: tables in Markdown, names in one line."""
+"""What people are shown: lines, progress bars on a terminal, tables in Markdown, names in one line."""
 
-from __future__ import annotations
-
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import partial
+
+from tqdm import tqdm
+
+bar = partial(tqdm, disable=None, leave=False, dynamic_ncols=True)  # with what is counted and the time left
+
+
+def say(line: str) -> None:
+    """Print a line at once, above any progress bars."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def brief_time(seconds: float) -> str:
+    """ "40 s", "12 min"."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def markdown_table(lines: Iterable[Sequence[str]]) -> str:

@@ -1,7 +1,5 @@
 """Which of the processes of `torchrun` this one is. They share nothing but folders and file locks."""
 
-from __future__ import annotations
-
 import os
 from typing import NamedTuple
 

@@ -8,8 +8,7 @@ from small import short_recipe
 
 from acceleration.feature_cache import FeatureCache
 from benchmarks import methods
-from comparisons.methods import GRID, METHODS
-from comparisons.whole import Whole
+from comparisons.methods import GRID, METHODS, Whole
 from experiments import results
 from experiments.cell import Cell
 from grafting.recipes import CURVE_POINTS, RECIPES

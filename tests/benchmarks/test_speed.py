@@ -6,11 +6,10 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, pictures, small_job
+from small import pictures, small_job
 
 import train_fskd
 from benchmarks import plain, random_images, speed
-from benchmarks.plain import PlainProcedure
 from benchmarks.steps import fresh_scion
 from utils.errors import BadInput
 
@@ -38,8 +37,8 @@ def test_the_cells_of_a_data_set_are_train_fskds(tmp_path, monkeypatch):
     """Of a schedule of 3, 2, 2, 2 and 4 epochs; the plain procedure is extrapolated to them."""
     asked = []
     monkeypatch.setattr(speed, "time_cell", lambda *cell: asked.append(cell) or {"ours": {"saving": 1.0}})
-    monkeypatch.setattr(PlainProcedure, "training_epoch", lambda *_: 2.0)
-    monkeypatch.setattr(PlainProcedure, "evaluation", lambda *_: 5.0)
+    monkeypatch.setattr(plain, "training_epoch", lambda *_: 2.0)
+    monkeypatch.setattr(plain, "evaluation", lambda *_: 5.0)
     args = Namespace(nshot=[1, 2], plain_epochs=1, step_epochs=1, random=False, reduced=False)
     report = speed.measure(args, ["--dataset", "Folder"], small_job(tmp_path))
     assert asked == [([train_fskd.__file__, "--dataset", "Folder"], shots) for shots in (1, 2)]
@@ -55,30 +54,14 @@ def test_ratios_by_hand():
     assert speed.cell_line(cell | memory, {"B0": [5, 20]}) == "1 | 180 | 120 | 12.0 | 15.0 | 10.0 | 1.50"
 
 
-def test_operations_by_hand(tmp_path):
-    """The tiny teacher's layers: 3-4, 4-4, 4-8, 8-8-8 and 8-8 channels, 8-8 and 8-3 linear."""
-    found = speed.operations(small_job(tmp_path), 2)
-    asked = 2 * (1024 * 27 * 4 + 256 * 36 * 4 + 64 * 36 * 8 + 16 * 72 * 8 * 2 + 4 * 72 * 8 + 8 * 8 + 8 * 3)
-    scion = 2 * (16 * 72 * 4 + 16 * 36 * 4 + 4 * 32 * 2 + 4 * 36 * 4 + 32 * 2 + 4 * 8 + 8 * 3)
-    assert found["teacher features"] == 2 * CLASSES * 162 * asked and found["test features"] == 20 * asked
-    assert found["L3 test"] == 4 * 20 * scion
-    frozen_end = 2 * (8 * 8 + 8 * 3)  # as often for its input's gradient as forward
-    b0 = 2 * 16 * 72 * 4 + 3 * (16 * 36 * 4 + 4 * 32)  # and for the weights; but nothing for what comes in
-    b1 = 3 * (4 * 36 * 4 + 32)
-    b2 = 3 * (4 * 8 + 8 * 3)
-    epochs = 3 * (b0 + 2 * 4 * 72 * 8 + frozen_end), 2 * (2 * 4 * 32 + b1 + frozen_end), 2 * (2 * 32 + b2)
-    l2, l3 = 2 * (b0 + 3 * 4 * 32 + b1 + frozen_end), 4 * (b0 + 3 * 4 * 32 + b1 + 3 * 32 + b2)
-    assert found["training"] == 2 * 2 * CLASSES * (sum(epochs) + l2 + l3)
-
-
 def test_the_plain_procedure_trains_the_scion_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(plain, "WORKERS", 0)
     job = small_job(tmp_path)
     teacher, phase = job.frozen_teacher(), job.recipe.phases[0]
     scion = fresh_scion(teacher, phase)
     before, of_teacher = ([p.clone() for p in network.parameters()] for network in (scion, teacher.blocks))
-    procedure = PlainProcedure(teacher.blocks, job.dataset, pictures(6), 2)
-    assert procedure.training_epoch(phase, scion, procedure.optimizer(phase, scion)) > 0
+    training, _ = plain.loaders(job.dataset, pictures(6), 2)
+    assert plain.training_epoch(teacher.blocks, scion, phase, 2, training) > 0
     assert all(not torch.equal(a, b) for a, b in zip(scion.parameters(), before, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(teacher.blocks.parameters(), of_teacher, strict=True))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from comparisons import fskd
-from comparisons.plain_student import own_blocks
+from comparisons.kd import own_blocks
 from data.views import Views
 from grafting.distillation import NotFinite
 from grafting.inputs import Inputs

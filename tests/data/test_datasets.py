@@ -11,7 +11,7 @@ from torchvision import datasets as torchvision_datasets
 
 from data import datasets, fewshot, shapes
 from data.datasets import LabelledImages, dataset_name, open_dataset
-from data.pictures import find_pictures, read_picture
+from data.pictures import find_files, from_picture
 from utils.errors import BadInput
 
 
@@ -115,9 +115,9 @@ def test_folder(folder, size, stored):
     train, test = dataset.train(), dataset.test()
     assert dataset.classes == 2 and dataset.class_names() == ("cat", "dog") and dataset.image_size == size
     for split, found, side in (("train", train, stored), ("test", test, size)):
-        paths = [path for name in ("cat", "dog") for path in find_pictures(folder / split / name)]
+        paths = [path for name in ("cat", "dog") for path in find_files(folder / split / name)]
         assert found.images.shape[2:] == (side, side)
-        assert np.array_equal(found.images, np.stack([read_picture(path, size, side) for path in paths]))
+        assert np.array_equal(found.images, np.stack([from_picture(path, path, size, side) for path in paths]))
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and train.labels.dtype == np.int64
     assert test.labels.tolist() == [0, 0, 1, 1]
     assert fewshot.subset(dataset, 2, 6, folder).shape == (4, 3, stored, stored)

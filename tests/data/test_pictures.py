@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from small import pictures
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import functional
 
-from data.pictures import class_folders, find_pictures, from_picture, mean_and_std, read_picture
+from data.pictures import class_folders, find_files, from_picture, mean_and_std
 from utils.errors import BadInput
 
 ORIENTATION = 0x0112  # of EXIF
@@ -22,6 +23,14 @@ RAMP = np.tile(np.arange(32) * 2114, (32, 1))  # 16 bits, from 0 to 65534 across
 
 def colours(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    return from_picture(path, path)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    return [path for path in find_files(folder) if is_image_file(path.name)]
 
 
 def saved(path: Path, picture: Image.Image, **options) -> Path:

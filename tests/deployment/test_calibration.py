@@ -1,6 +1,4 @@
-"""The temperature is the one that minimises the cross-entropy; calibration figures against values by hand."""
-
-import math
+"""The temperature is the one that minimises the cross-entropy, and is fitted on views of the few-shot images."""
 
 import numpy as np
 import pytest
@@ -8,13 +6,7 @@ import torch
 from small import pictures
 from torch.nn import functional
 
-from deployment.calibration import (
-    calibration_views,
-    expected_calibration_error,
-    fitted_temperature,
-    logits_of,
-    negative_log_likelihood,
-)
+from deployment.export import calibration_views, fitted_temperature
 
 
 def random_logits(seed):
@@ -37,18 +29,6 @@ def test_no_other_temperature_has_a_smaller_cross_entropy():
     assert loss(fitted) < min(loss(0.98 * fitted), loss(1.02 * fitted))
 
 
-def test_calibration_error_and_likelihood_by_hand():
-    """Four images at confidence 0.8, three of them right: 5 points; four at 0.6, one right: 35 points."""
-    logits = torch.tensor([[p, 1 - p] for p in [0.8] * 4 + [0.6] * 4]).log()
-    labels = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1])
-    assert expected_calibration_error(logits, labels) == pytest.approx((5 + 35) / 2, abs=1e-4)
-
-    certain = torch.tensor([[1000.0, 0.0]])
-    assert [expected_calibration_error(certain, torch.tensor([label])) for label in (0, 1)] == [0, 100]
-    likelihood = negative_log_likelihood(logits[[0, 4]], torch.tensor([0, 1]))
-    assert likelihood == pytest.approx(-(math.log(0.8) + math.log(0.4)) / 2, rel=1e-6)
-
-
 def test_views_are_views_of_the_images_and_always_the_same():
     images = pictures(3)
     views = calibration_views(images, 32)
@@ -59,13 +39,3 @@ def test_views_are_views_of_the_images_and_always_the_same():
     shown = {view.numpy().tobytes() for view in views}
     assert shown <= set.union(*by_image)
     assert all(len(possible) == 162 and len(possible & shown) > 150 for possible in by_image)  # of 2000 draws
-
-
-def test_logits_do_not_depend_on_the_batch(teacher, dataset):
-    images = torch.from_numpy(pictures(7))
-
-    def network(batch):
-        return teacher(dataset.normalization(batch))
-
-    in_one, in_parts = (logits_of(network, images, torch.device("cpu"), batch) for batch in (7, 3))
-    assert torch.allclose(in_one, in_parts, rtol=1e-5) and len(in_parts) == 7

@@ -1,13 +1,16 @@
 """Figures of networks side by side, against values by hand."""
 
+import math
+
 import pytest
 import torch
-from small import frozen_teacher, small_teacher
+from small import frozen_teacher, pictures, small_teacher
 from torch import nn
 
 from deployment import evaluation
-from deployment.evaluation import TEACHER, Candidate, compare, lowest_classes, markdown, multiply_adds
+from deployment.evaluation import TEACHER, Candidate, compare, expected_calibration_error, markdown, multiply_adds
 from deployment.export import OnRawImages
+from deployment.formats import logits_of
 from deployment.networks import candidates
 from grafting.scions import scions
 from models.networks import frozen
@@ -29,28 +32,52 @@ def few_rounds(monkeypatch):
     monkeypatch.setattr(evaluation, "ROUNDS", {1: 1, 256: 1})
 
 
-def candidate(k, name=None):
-    network = frozen(Constant(k))
-    return Candidate(name or f"always {k}", network, network, torch.device("cpu"), 1000)
+@pytest.fixture
+def candidate(tmp_path):
+    (tmp_path / "network.pth").write_bytes(bytes(1_200_000))
+    return lambda k, name=None: Candidate(name or f"always {k}", frozen(Constant(k)), tmp_path / "network.pth")
 
 
-def test_accuracies_and_agreement(dataset):
+def test_accuracies_and_agreement(dataset, candidate):
     first, second = compare([candidate(0, TEACHER), candidate(1)], dataset)
     share = 100 * (dataset.test().labels == 0).mean()
     assert first.accuracy == pytest.approx(share) and first.by_class == {"a": 100, "b": 0, "c": 0}
     assert (first.agreement, second.agreement) == (100, 0)
     assert first.calibration_error == pytest.approx(100 - share, abs=0.1)
+    likelihoods = (math.log(math.exp(10) + 2) - 10 * right / 100 for right in (share, second.accuracy))
+    assert (first.nll, second.nll) == pytest.approx(tuple(likelihoods))
     assert first.parameters == 3 and first.latency_ms > 0 and first.images_per_second > 0
-    assert lowest_classes(second) == "always 1: lowest classes a 0.0%, c 0.0%, b 100.0%"
-    assert markdown([first, second]).splitlines()[2].startswith("| teacher | 3 | 0 | 0.0 | ")
+    lines = markdown([first, second]).splitlines()
+    assert lines[-1] == "always 1: lowest classes a 0.0%, c 0.0%, b 100.0%"
+    assert lines[2].startswith("| teacher | 3 | 0 | 1.2 | ")
 
     (alone,) = compare([candidate(0)], dataset)
     assert alone.agreement is None and markdown([alone]).splitlines()[2].split(" | ")[5] == "-"
 
 
+def test_calibration_error_by_hand():
+    """Four images at confidence 0.8, three of them right: 5 points; four at 0.6, one right: 35 points."""
+    logits = torch.tensor([[p, 1 - p] for p in [0.8] * 4 + [0.6] * 4]).log()
+    labels = torch.tensor([0, 0, 0, 1, 0, 1, 1, 1])
+    assert expected_calibration_error(logits, labels) == pytest.approx((5 + 35) / 2, abs=1e-4)
+
+    certain = torch.tensor([[1000.0, 0.0]])
+    assert [expected_calibration_error(certain, torch.tensor([label])) for label in (0, 1)] == [0, 100]
+
+
+def test_logits_do_not_depend_on_the_batch(teacher, dataset):
+    images = torch.from_numpy(pictures(7))
+
+    def network(batch):
+        return teacher(dataset.normalization(batch))
+
+    in_one, in_parts = (logits_of(network, images, torch.device("cpu"), batch) for batch in (7, 3))
+    assert torch.allclose(in_one, in_parts, rtol=1e-5) and len(in_parts) == 7
+
+
 def test_multiply_adds_by_hand(dataset):
     """Widths 4, 4, 8, 8-8, 8 on 32x32 to 2x2 pixels; 8-8 and 8-3 linear."""
-    network = OnRawImages(small_teacher(), dataset.normalization)
+    network = Candidate("small", OnRawImages(small_teacher(), dataset.normalization))
     by_hand = 1024 * 27 * 4 + 256 * 36 * 4 + 64 * 36 * 8 + 16 * 72 * 8 * 2 + 4 * 72 * 8 + 64 + 24
     assert multiply_adds(network, 32) == by_hand
 

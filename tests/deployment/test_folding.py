@@ -57,8 +57,7 @@ def test_the_folded_student_is_the_same_function_and_a_frozen_copy(teacher, stud
     sources = {p.data_ptr() for module in (teacher.network, *student) for p in module.parameters()}
     assert not network.training and not any(p.requires_grad for p in network.parameters())
     assert not sources & {p.data_ptr() for p in network.parameters()}
-    network.divide_logits(0.25)
-    assert torch.allclose(network(torch.from_numpy(images)), 4 * logits, rtol=1e-5)
+    assert torch.allclose(fold(teacher, student, temperature=0.25)(torch.from_numpy(images)), 4 * logits, rtol=1e-5)
 
 
 def test_merging_without_regard_to_the_borders_is_another_function(teacher, student):

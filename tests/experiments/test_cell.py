@@ -9,7 +9,7 @@ from small import PowerCut, frozen_teacher, pictures, run_in_pieces, short_recip
 
 from acceleration import winograd
 from acceleration.feature_cache import CachedTeacher
-from experiments import students, training
+from experiments import results, training
 from experiments.training import CellTraining
 from grafting import distillation
 from models import checkpoints
@@ -137,10 +137,8 @@ def test_a_checkpoint_of_other_settings_is_refused(cut, field):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda saved: saved["optimizer"]["state"].pop(0),
-        lambda saved: saved["optimizer"]["state"][0].update(exp_avg=torch.zeros(7)),
-        lambda saved: saved.update(optimizer=[1, 2]),
-        lambda saved: saved["best"].update(other=saved["best"].popitem()[1]),
+        lambda saved: saved.pop("optimizer"),
+        lambda saved: saved.pop("best"),
         lambda saved: saved["scions"].pop(),
         lambda saved: saved.update(phase="L9"),
     ],
@@ -236,6 +234,6 @@ def test_a_student_written_just_before_a_power_cut_is_this_cells(tmp_path, monke
     with pytest.raises(PowerCut):
         made.run()
     student, setting = made.cell.students["stage 1"], json.loads(json.dumps(made.cell.setting))
-    students.require_free([student], setting, "result.json", fresh=False)
+    results.require_free_students([student], setting, "result.json", fresh=False)
     with pytest.raises(BadInput, match="is a student of another run"):
-        students.require_free([student], {**setting, "seed": 1}, "result.json", fresh=False)
+        results.require_free_students([student], {**setting, "seed": 1}, "result.json", fresh=False)

@@ -42,8 +42,8 @@ def test_what_is_no_result_is_refused_in_one_line(tmp_path, content):
     ("changed", "fault"),
     [
         ({"status": "asleep"}, "asleep"),
-        ({"best": None}, "float"),
-        ({"last": "high"}, "high"),
+        ({"best": None}, "no numbers"),
+        ({"last": "80.0"}, "no numbers"),
         ({"teacher": "mine"}, "indices"),
         ({"teacher": {}}, "accuracy"),
         ({"setting": None}, "subscriptable"),

@@ -63,12 +63,12 @@ def test_without_results_nothing_is_left_behind(tmp_path):
 
 def test_the_lines_over_n_are_those_of_the_figure(folder):
     (panel,) = figure.read_panels([folder])
-    assert summary.lines(panel) == {
+    assert panel.lines == {
         "ours, best": [(1, 81.0, pytest.approx(2**0.5)), (10, 91.5, 0.0)],
         "ours, last": [(1, 79.5, pytest.approx(0.5**0.5)), (10, 91.25, 0.0)],
         "our teacher": [(1, 92.3, 0.0), (10, 92.3, 0.0)],
     }
-    papers = summary.lines(replace(panel, published={5: (92.88, 0.07)}, published_teacher=92.83))
+    papers = replace(panel, published={5: (92.88, 0.07)}, published_teacher=92.83).lines
     assert papers["paper, best"] == [(5, 92.88, 0.07)] and papers["paper's teacher"] == [(5, 92.83, 0.0)]
 
 

@@ -518,8 +518,7 @@ def test_where_tensorboard_cannot_be_written_the_cells_go_on(job):
     sweep.run([made])
     assert result(made, 1, 0)["status"] == result(made, 2, 0)["status"] == "done"
     said = [line for line in job.lines if line.startswith("TensorBoard's files cannot be written (")]
-    runs = 2 * 3 + 2  # two pictures and the curves of each N; the table, twice
-    assert len(said) == runs and (made.output_dir / "table.md").exists()
+    assert len(said) == 1 and (made.output_dir / "table.md").exists()
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_result(job, monkeypatch):
@@ -530,7 +529,6 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(job, monkeypatch):
     sweep.run([job("--trials", "1")])
     for shots in (1, 2):
         assert result(job(), shots, 0)["status"] == "done"
-        assert (
-            f"the picture 'confusion matrix/N = 0{shots}, trial 0' could not be drawn: No space left on device"
-            in job.lines
-        )
+    assert [line for line in job.lines if "No space left" in line] == [
+        "TensorBoard's files cannot be written (No space left on device); the run goes on without"
+    ]

@@ -9,9 +9,9 @@ from utils.errors import BadInput
 def test_rows_by_hand():
     one, ten = tables.rows(CELLS, RECIPE)
     assert (one.best, one.last, one.trials, one.failed) == (81.0, 79.5, 2, 1)
-    assert one.best_spread == pytest.approx(2**0.5) and one.last_spread == pytest.approx(0.5**0.5)
+    assert one.best_deviation == pytest.approx(2**0.5) and one.last_deviation == pytest.approx(0.5**0.5)
     assert one.to_teacher == pytest.approx(-11.3) and one.paper_to_teacher == pytest.approx(-2.09)
-    assert ten.best_spread is None and ten.paper is None and ten.paper_to_teacher is None
+    assert ten.best_deviation is None and ten.paper is None and ten.paper_to_teacher is None
 
 
 def test_the_printed_table():
@@ -27,7 +27,7 @@ def test_the_printed_table():
 
 def test_the_csv_is_unrounded():
     text = tables.comma_separated(tables.rows(CELLS, FOLDER))
-    assert text.splitlines()[0].startswith("shots,trials,failed,best,best_spread,last")
+    assert text.splitlines()[0].startswith("shots,trials,failed,best,best_deviation,last")
     assert "1.4142135623730951" in text
 
 
@@ -83,13 +83,3 @@ def test_remarks_name_missing_and_mixed_results():
     assert tables.remarks(mixed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
     resumed = [mixed[0] | {"earlier_processes": [{"machine": machines[1]}]}]
     assert tables.remarks(resumed) == ["mixed results: torch 2.6 (1), 2.7 (1)"]
-
-
-def test_remarks_name_mixed_caches_of_one_n():
-    """The cache of another N may be another."""
-    caches = {(1, 0): [3, 4, 5], (1, 1): [3, 4, 5], (10, 0): [3], (10, 1): None}
-    there = [cell(*key, 80.0, 79.0) | {"cached_starts": starts} for key, starts in caches.items()]
-    assert tables.remarks(there) == [
-        "mixed results: teacher features at N = 10, cached in front of blocks [3] (1), None (1)"
-    ]
-    assert not tables.remarks(there[:2]) and not tables.remarks([there[0], cell(1, 1, 80.0, 79.0)])

@@ -70,13 +70,11 @@ def test_a_cells_points_stand_where_something_was_measured(tmp_path):
         "cells, N = 02/loss, L3": [(1, 3.0), (2, 2.0), (3, 1.0)],
         "cells, N = 02/test %, L3": [(1, 55.0), (2, 70.0), (3, 60.0)],
     }
-    lines = {"test %": ["^cells, N = 02/test %, "], "loss": ["^cells, N = 02/loss, "]}
-    assert charts(run) == {"N = 2": lines}
     for constant in (
         "Teacher: test accuracy 92.50%.",
-        "| phase | span | epochs | lr_student | lr_adapter | batch |",
-        "| B0 | [3, 4] | 4 | 0.00025 | 0.001 | 12 |",
-        "- seed: 5",
+        '"lr_adapter": 0.001',
+        '"span": [ 3, 4 ]',
+        '"seed": 5',
     ):
         assert constant in text(run, "setting of a cell")
 
@@ -147,7 +145,7 @@ def test_what_is_written_again_replaces_what_was_there(tmp_path):
 
 def test_pictures_are_kept_one_for_each_tag(tmp_path):
     for tag, value in (("few-shot images/N = 01", 10), ("few-shot images/N = 02", 20), ("few-shot images/N = 01", 30)):
-        write_picture(tmp_path, tag, np.full((3, 4, 3), value, np.uint8), pytest.fail)
+        write_picture(tmp_path, tag, lambda value=value: np.full((3, 4, 3), value, np.uint8), pytest.fail)
     run = events(tmp_path / "tensorboard/pictures")
     assert sorted(run.Tags()["images"]) == ["few-shot images/N = 01", "few-shot images/N = 02"]
     assert len(run.Images("few-shot images/N = 01")) == 1

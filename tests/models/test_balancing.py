@@ -3,7 +3,7 @@ import torch
 from small import frozen_teacher
 
 from models import balancing
-from models.balancing import balance, block_rms, convolutions_of
+from models.balancing import balance, convolutions_of, output_rms
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def test_logits_stay_the_same_to_the_last_bit_and_only_two_convolutions_change(t
     expected, before = teacher(images), {name: value.clone() for name, value in teacher.state_dict().items()}
     factor = balance(teacher, dataset, CPU)
     assert factor == 2.0 ** round(torch.tensor(factor).log2().item()) and factor != 1.0
-    assert 2**0.5 <= block_rms(teacher, 3, [images]) <= 2**1.5
+    assert 2**0.5 <= output_rms(teacher, [images]) <= 2**1.5
     assert torch.equal(teacher(images), expected)
     changed = {name for name, value in teacher.state_dict().items() if not torch.equal(before[name], value)}
     assert changed == {"features.2.0.weight", "features.2.0.bias", "features.3.0.weight"}
@@ -40,13 +40,13 @@ def test_a_silent_block_is_left_alone(teacher, dataset):
 
 def test_rms_by_hand(teacher, images):
     features = frozen_teacher(teacher).blocks[:3](images)
-    assert block_rms(teacher, 3, images.split(5)) == pytest.approx(features.square().mean().sqrt().item(), rel=1e-6)
+    assert output_rms(teacher, images.split(5)) == pytest.approx(features.square().mean().sqrt().item(), rel=1e-6)
 
 
 def test_all_parts_of_the_training_set_are_looked_at(teacher, dataset, images, monkeypatch):
     """Pictures in folders come class by class."""
     seen = []
     monkeypatch.setattr(balancing, "IMAGES", 7)
-    monkeypatch.setattr(balancing, "block_rms", lambda network, start, batches: seen.extend(batches) or 1.0)
+    monkeypatch.setattr(balancing, "output_rms", lambda network, batches: seen.extend(batches) or 1.0)
     balance(teacher, dataset, CPU)
     assert torch.equal(torch.cat(seen), images[::2])

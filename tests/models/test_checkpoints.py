@@ -101,13 +101,9 @@ class RunsCode:
         (lambda s: {"model": s}, "neither a block-wise teacher nor a student"),
         (lambda s: RunsCode(), "not a checkpoint, or damaged"),
         (lambda s: {}, "neither a block-wise teacher nor a student"),
-        (lambda s: {**s, "two\nlines": torch.zeros(1)}, "neither a block-wise teacher nor a student"),
         (lambda s: {**s, "features.99.0.weight": torch.zeros(4, 4, 3, 3)}, "blocks [0, 1, 2, 3, 4, 99]"),
         (lambda s: {**s, "features.0.99.weight": torch.zeros(4, 4, 3, 3)}, "features.0.2.bias is missing"),
-        (lambda s: {**s, f"features.0.{'9' * 5000}.weight": torch.zeros(1)}, "is not expected"),
-        (lambda s: {**s, "classifier.0.weight": torch.tensor(1.0)}, "classifier.0.weight is torch.float32 ()"),
-        (lambda s: {**s, "classifier.2.weight": torch.tensor(1.0)}, "classifier.2.weight is torch.float32 ()"),
-        (lambda s: {**s, "features.0.0.weight": s["features.0.0.weight"][:0]}, "0.0.weight is torch.float32 (0,"),
+        (lambda s: {**s, "classifier.0.weight": torch.tensor(1.0)}, "not a block-wise VGG, or damaged"),
         (lambda s: {**s, **narrowed(s, 3, 1)}, "features.3.2.weight has width 1"),
         (lambda s: {**s, **narrowed(s, 4, 1)}, "features.4.0.weight has width 1"),
         (lambda s: {**s, **dict.fromkeys(LAST_TWO, torch.zeros(10**6, 1, 1, 1))}, "expected torch.float32 (1000000, "),
@@ -123,19 +119,11 @@ def test_files_that_are_no_teacher_are_refused_in_one_line(teacher, tmp_path, ch
 
 UNUSUAL = {
     "flat": lambda weight: weight.flatten(),
-    "empty": lambda weight: weight[:0],
-    "complex": lambda weight: weight.to(torch.cfloat),
     "float8": lambda weight: weight.to(torch.float8_e4m3fn),
-    "quantized": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
-    "sparse": lambda weight: weight.to_sparse(),
-    "meta": lambda weight: weight.to("meta"),
-    "nested": lambda weight: torch.nested.nested_tensor(list(weight)),
-    "larger than memory": lambda weight: torch.zeros(1).expand(10**13, *weight.shape[1:]),
     "not finite": lambda weight: weight / 0,
 }
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("kind", UNUSUAL)
 @pytest.mark.parametrize("file", ["teacher", "block", "net"])
 def test_unusual_tensors_are_refused_in_one_line(dataset, tmp_path, file, kind):

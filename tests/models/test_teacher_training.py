@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, TINY, PowerCut, pictures, weights
+from small import CLASSES, TINY, PowerCut, pictures, small_job, weights
 
 from data.datasets import LabelledImages
+from experiments import teachers
 from grafting.recipes import CIFAR10, CIFAR100
 from models import checkpoints, records, teacher_training
 from models.networks import initialize
-from models.teacher_recipe import TeacherRecipe, stretched
+from models.teacher_recipe import TeacherRecipe
 from models.teacher_training import TeacherTraining, batch_sizes
 from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
 from models.vgg import BlockwiseVGG, cut
@@ -22,20 +23,20 @@ CPU = torch.device("cpu")
 TEN, HUNDRED = CIFAR10.teachers, CIFAR100.teachers
 
 
-def silent(_):
-    pass
+def power_cut(*_):
+    raise PowerCut
 
 
 def recipe(kind="quick", **changed):
     return replace(TEN[kind], **changed)
 
 
-def train(dataset, path, its_recipe, start=TINY, seed=0, report=silent, **options):
-    return teacher_training.train_teacher(dataset, start, its_recipe, seed, CPU, path, report, **options)
+def training(dataset, path, its_recipe, start=TINY, seed=0):
+    return TeacherTraining(dataset, start, its_recipe, seed, CPU, path)
 
 
-def training(dataset, resume_file, its_recipe, start=TINY, seed=0, report=silent):
-    return TeacherTraining(dataset, start, its_recipe, seed, CPU, resume_file, report)
+def train(dataset, path, its_recipe, report=lambda line: None, after_epoch=lambda epochs: None, **options):
+    return training(dataset, path, its_recipe, **options).run(report, after_epoch)
 
 
 def of_size(dataset, images):
@@ -101,7 +102,7 @@ def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(datas
     source = tmp_path / "source.pth"
     checkpoints.write_network(teacher, source)
     before = source.read_bytes()
-    train(dataset, path, recipe("further", epochs=0), source)
+    train(dataset, path, recipe("further", epochs=0), start=source)
     balanced = checkpoints.read_teacher(path, CLASSES).eval()
     images = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(balanced(images), teacher(images))
@@ -112,16 +113,17 @@ def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(datas
 
 
 def test_a_teacher_is_trained_further_but_not_in_place(dataset, tmp_path, path, teacher):
-    source, further = tmp_path / "source.pth", recipe("further", epochs=2, batch=4)
+    source = tmp_path / "source.pth"
     checkpoints.write_network(teacher, source)
-    train(dataset, path, further, source)
+    train(dataset, path, recipe("further", epochs=2, batch=4), start=source)
     trained = checkpoints.read_teacher(path, CLASSES)
     assert trained.architecture == TINY
     assert not torch.equal(trained.features[0][0].weight, teacher.features[0][0].weight)
     (tmp_path / "link.pth").symlink_to(source)
     for same in (source, tmp_path / "link.pth"):
+        job = small_job(tmp_path, "--train_teacher", "--teacher", str(same), "--teacher_from", str(source), "--fresh")
         with pytest.raises(BadInput, match="--teacher is the same file"):
-            train(dataset, same, further, source, fresh=True)
+            teachers.train(job, None)
 
 
 @pytest.mark.parametrize(
@@ -130,15 +132,15 @@ def test_a_teacher_is_trained_further_but_not_in_place(dataset, tmp_path, path, 
         (TEN["published"], 30, 0.05),  # the last step of epoch 30
         (TEN["published"], 30.01, 0.025),
         (TEN["published"], 299, 0.05 / 512),
-        (stretched(TEN["published"], 10), 1.01, 0.025),
-        (stretched(TEN["published"], 2), 0.3, 0.025),
+        (recipe("published", epochs=10), 1.01, 0.025),
+        (recipe("published", epochs=2), 0.3, 0.025),
         (HUNDRED["published"], 0.5, 0.005),
         (HUNDRED["published"], 60.01, 0.002),
         (HUNDRED["published"], 180, 0.0004),
         (HUNDRED["published"], 180.01, 0.00008),
-        (stretched(TEN["quick"], 10), 2, TEN["quick"].lr),
-        (stretched(TEN["quick"], 10), 6, TEN["quick"].lr / 2),
-        (stretched(TEN["quick"], 10), 10, 0),
+        (recipe(epochs=10), 2, TEN["quick"].lr),
+        (recipe(epochs=10), 6, TEN["quick"].lr / 2),
+        (recipe(epochs=10), 10, 0),
     ],
 )
 def test_learning_rates(its_recipe, epoch, rate):
@@ -179,29 +181,23 @@ def test_an_interrupted_training_ends_with_the_same_bits_and_tells_every_epoch(d
 def test_an_interruption_at_the_end_loses_nothing(dataset, path, monkeypatch, module, write):
     """Just behind the teacher's file, or behind the announcement of its record."""
     original, quick = getattr(module, write), recipe(epochs=2)
-
-    def cut(*arguments):
-        original(*arguments)
-        raise PowerCut
-
-    monkeypatch.setattr(module, write, cut)
+    monkeypatch.setattr(module, write, lambda *arguments: power_cut(original(*arguments)))
     with pytest.raises(PowerCut):
         train(dataset, path, quick)
     monkeypatch.setattr(module, write, original)
     train(dataset, path, quick)
     assert records.of(path)["recipe"]["epochs"] == 2 and not path.with_suffix(".resume.pt").exists()
-    with pytest.raises(BadInput, match="a teacher exists already"):
-        train(dataset, path, quick)
 
 
-def test_a_training_is_not_continued_with_other_settings_or_images(dataset, tmp_path):
+def test_a_training_is_not_continued_with_other_settings_or_images(dataset, path):
     """As when pictures of a folder have changed."""
-    resume_file, images = tmp_path / "t.resume.pt", dataset.train()
-    training(dataset, resume_file, recipe(epochs=1)).run()
+    with pytest.raises(PowerCut):
+        train(dataset, path, recipe(epochs=2), after_epoch=power_cut)
+    images = dataset.train()
     others = LabelledImages(images.images, images.labels[::-1].copy())
     for changed, seed in (({"train": lambda: others}, 0), ({"class_names": lambda: ("b", "a", "c")}, 0), ({}, 1)):
         with pytest.raises(BadInput, match="unfinished teacher training with other settings"):
-            training(replace(dataset, **changed), resume_file, recipe(epochs=1), seed=seed).run()
+            train(replace(dataset, **changed), path, recipe(epochs=2), seed=seed)
 
 
 def test_the_record_says_how_the_teacher_was_made(dataset, path):
@@ -240,10 +236,10 @@ def test_no_batch_after_the_first_is_a_single_image(images, sizes):
     ("images", "progress"),
     [(8, [0.5, 1, 1.5, 2]), (9, [4 / 9, 1, 13 / 9, 2]), (10, [0.4, 0.8, 1, 1.4, 1.8, 2]), (3, [1, 2])],
 )
-def test_learning_rates_follow_the_images_seen(dataset, tmp_path, monkeypatch, images, progress):
+def test_learning_rates_follow_the_images_seen(dataset, path, monkeypatch, images, progress):
     asked = []
     monkeypatch.setattr(TeacherRecipe, "rate", lambda self, epoch: asked.append(epoch) or 0.01)
-    training(of_size(dataset, images), tmp_path / "r", recipe(epochs=2, batch=4)).run()
+    train(of_size(dataset, images), path, recipe(epochs=2, batch=4))
     assert asked == pytest.approx(progress)
 
 
@@ -254,33 +250,25 @@ def test_a_single_training_image_is_refused(dataset, tmp_path, path):
 
 
 @pytest.mark.parametrize("name", ["t.pth", "t.json", "t", ".", "t.pth/below.pth"])
-def test_a_finished_teacher_and_names_that_no_teacher_can_have_are_refused_before_any_work(dataset, path, name):
+def test_a_finished_teacher_and_names_that_no_teacher_can_have_are_refused_before_any_work(path, name, monkeypatch):
     """Only --fresh replaces a teacher."""
     path.write_bytes(b"a teacher")
-
-    def unread():
-        raise AssertionError("the data set is read before the check")
-
+    monkeypatch.setattr(teachers, "TeacherTraining", None)  # nothing is read before the check
+    fresh = ["--fresh"] if name != path.name else []
     with pytest.raises(BadInput) as refusal:
-        unreadable = replace(dataset, train=unread, test=unread)
-        train(unreadable, path.parent / name, recipe(), fresh=name != path.name)
+        teachers.train(small_job(path.parent, "--train_teacher", "--teacher", str(path.parent / name), *fresh), "quick")
     said = f"{path}: a teacher exists already; --fresh trains it again, another --teacher keeps both"
     assert (str(refusal.value) == said) == (name == path.name) and "\n" not in str(refusal.value)
-    assert path.read_bytes() == b"a teacher" and list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() == b"a teacher"
 
 
 def test_a_fresh_training_replaces_the_teacher_at_its_end_and_is_resumed(dataset, path):
     published, lines = recipe("published", epochs=2), []
     path.write_bytes(b"a teacher")
-
-    def interrupt(line):
-        if line.startswith("epoch 1"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(dataset, path, published, report=interrupt, fresh=True)
+    with pytest.raises(PowerCut):
+        train(dataset, path, published, after_epoch=power_cut)
     assert path.read_bytes() == b"a teacher"
-    train(dataset, path, published, report=lines.append, fresh=True)
+    train(dataset, path, published, report=lines.append)
     assert "resuming after epoch 1" in lines[0] and checkpoints.read_teacher(path, CLASSES).architecture == TINY
 
 
@@ -298,6 +286,6 @@ def test_a_new_network_with_few_steps_is_said(dataset, teacher, tmp_path):
     checkpoints.write_network(teacher, tmp_path / "teacher.pth")
     lines = []
     for start in (TINY, tmp_path / "teacher.pth"):
-        training(dataset, tmp_path / f"{len(lines)}", recipe(epochs=2), start, report=lines.append).run()
+        train(dataset, tmp_path / "new.pth", recipe(epochs=2), start=start, report=lines.append)
     announced = [line.partition("steps")[2] for line in lines if line.startswith("training a teacher")]
     assert announced == ["; few for a new network: --teacher_epochs gives more", ""]
