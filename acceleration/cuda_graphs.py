@@ -20,7 +20,7 @@ class GraphedStep:
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer):
         self.step, self.optimizer = step, optimizer
-        self.warm: Counter[int] = Counter()
+        self.warmed_up: Counter[int] = Counter()
         # by batch size: a graph, its input tensors, image and view (B,), and its output tensor, the loss
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
         self.capturable = True
@@ -28,7 +28,7 @@ class GraphedStep:
 
     def __call__(self, image: Tensor, view: Tensor) -> Tensor:
         size = len(image)
-        if self.capturable and size not in self.captured and self.warm[size] == WARM_UP:
+        if self.capturable and size not in self.captured and self.warmed_up[size] == WARM_UP:
             self._capture(image, view)
         if size in self.captured:
             graph, its_image, its_view, loss = self.captured[size]
@@ -36,7 +36,7 @@ class GraphedStep:
             its_view.copy_(view)
             graph.replay()
             return loss
-        self.warm[size] += 1
+        self.warmed_up[size] += 1
         self.side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.side_stream):  # as PyTorch asks of the steps before a capture
             loss = self.step(image, view)

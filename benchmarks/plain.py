@@ -55,8 +55,8 @@ def training_epoch(blocks: nn.Sequential, scion: nn.Sequential, phase: Phase, sh
     optimizer = torch.optim.Adam([{"params": parameters, "lr": rate} for parameters, rate in groups])
     blocks.requires_grad_(True)
     scion.train()
-    for pictures, _ in loader:
-        images = pictures.to(device)
+    for batch, _ in loader:
+        images = batch.to(device)
         target = blocks(images).detach()
         loss = distance(graft(blocks, scion, phase.span, images), target)
         optimizer.zero_grad()
@@ -71,7 +71,7 @@ def evaluation(blocks: nn.Sequential, scion: nn.Sequential, phase: Phase, loader
     """Seconds of one test accuracy over the whole test set."""
     started, device, correct = perf_counter(), next(blocks.parameters()).device, 0
     scion.eval()
-    for pictures, labels in loader:
-        logits = graft(blocks, scion, phase.span, pictures.to(device))
+    for images, labels in loader:
+        logits = graft(blocks, scion, phase.span, images.to(device))
         correct += int((logits.argmax(1) == labels.to(device)).sum())
     return perf_counter() - started

@@ -108,8 +108,8 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
     squares = torch.zeros(len(probes), dtype=torch.float64, device=teacher.device)
     sample: list[list[Tensor]] = [[] for _ in probes]
     batches = bar(teacher.test_batches(0), desc="test images", unit="batch", total=ceil(count / TEST_BATCH), delay=1)
-    for batch, (pictures, labels) in enumerate(batches):
-        *features, logits = _block_outputs(teacher, pictures)
+    for batch, (images, labels) in enumerate(batches):
+        *features, logits = _block_outputs(teacher, images)
         answers = [probe.predict(block) for probe, block in zip(probes, features, strict=True)]
         answers += [(block @ mean.T).argmax(1) for mean, block in zip(means, features, strict=True)]
         correct += torch.stack([(answer == labels).sum() for answer in (*answers, logits.argmax(1))])
@@ -143,12 +143,12 @@ def _class_means(teacher: FrozenTeacher, inputs: Inputs) -> list[Tensor]:
     return [torch.stack(block) for block in zip(*by_image, strict=True)]
 
 
-def _block_outputs(teacher: FrozenTeacher, pictures: Tensor) -> list[Tensor]:
+def _block_outputs(teacher: FrozenTeacher, images: Tensor) -> list[Tensor]:
     """Output of every block, flattened: [(B, 16384), (B, 8192), (B, 4096), (B, 2048), (B, 512), (B, classes)]."""
-    outputs = []
+    features, outputs = images, []
     for block in teacher.blocks:
-        pictures = block(pictures)
-        outputs.append(pictures.flatten(1))
+        features = block(features)
+        outputs.append(features.flatten(1))
     return outputs
 
 

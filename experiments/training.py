@@ -45,8 +45,8 @@ class CellTraining:
         self.images = cell.images
         self.process = process
         self.after_epoch = after_epoch
-        self.purpose = (cell.setting["seed"], cell.shots, cell.trial)
-        fresh = self.method.fresh(teacher, torch_generator(*self.purpose, "scions"))
+        self.seed_key = (cell.setting["seed"], cell.shots, cell.trial)
+        fresh = self.method.fresh(teacher, torch_generator(*self.seed_key, "scions"))
         self.networks = [network.to(teacher.device) for network in fresh]
         self.curves: dict[str, Curve] = {}
         self.written: dict[str, str] = {}  # paths of the students' files, some perhaps by an earlier process
@@ -90,7 +90,7 @@ class CellTraining:
                 groups = current.optimizer.state_dict()["param_groups"]
                 current.optimizer.load_state_dict({**self._restored["optimizer"], "param_groups": groups})
                 current.best, self._restored = self._restored["best"], None
-        current.run(self.inputs, self.purpose, self.cell.job.args.eval_every, self._after_epoch)
+        current.run(self.inputs, self.seed_key, self.cell.job.args.eval_every, self._after_epoch)
 
     def record(self, phase: Phase, networks: Sequence[nn.Module], loss: float, seconds: float) -> None:
         """Measure networks that were made otherwise, as the single epoch of a phase."""

@@ -91,20 +91,20 @@ class Distillation:
     def run(
         self,
         inputs: Inputs,
-        purpose: tuple[int | str, ...],
+        seed_key: tuple[int | str, ...],
         eval_every: int | None,
         after_epoch: Callable[[Distillation], None],
     ) -> None:
         """Train up to the phase's last epoch, after the epochs that are done already.
 
-        The scion is in training mode while it is trained, and in evaluation mode while it is measured. purpose: what
+        The scion is in training mode while it is trained, and in evaluation mode while it is measured. seed_key: what
         the random draws depend on beside phase and epoch (utils/seeds.py). eval_every: epochs between test accuracies
         (Phase.measures). after_epoch: called after every epoch. Raises NotFinite.
         """
         device, step = inputs.teacher.device, self.step_on(inputs)
         while self.curve.epoch < self.phase.epochs:
             started = perf_counter()
-            order, view = draw_views(inputs, *purpose, self.phase.name, self.curve.epoch + 1)
+            order, view = draw_views(inputs, *seed_key, self.phase.name, self.curve.epoch + 1)
             self.scion.train()
             loss = train(step, order.to(device), view.to(device), self.batch)
             self.scion.eval()
@@ -164,7 +164,7 @@ def train(step: Step, order: Tensor, view: Tensor, batch: int) -> float:
     return total.item() / len(order)
 
 
-def draw_views(inputs: Inputs, *purpose: int | str) -> tuple[Tensor, Tensor]:
+def draw_views(inputs: Inputs, *seed_key: int | str) -> tuple[Tensor, Tensor]:
     """A random order of the images (images,), and a random view for each of them (images,)."""
-    random, images, views = generator(*purpose), len(inputs), inputs.teacher.views.count
+    random, images, views = generator(*seed_key), len(inputs), inputs.teacher.views.count
     return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(views, size=images))

@@ -1,7 +1,7 @@
 """The released files' layouts, read and written (docs/method.md, section 1).
 
 teacher   `features.<block>.<position>.*`, `classifier.<position>.*`
-stage 1   `{"block-0": {...}, "block-1": {...}, "block-2": {...}}`, the states of B0, B1 and B2
+stage 1   `{"block-0": {...}, "block-1": {...}, ...}`, the states of B0, B1, ...
 stage 2   the state of the sequence (B0, B1, B2): `0.0.0.weight` .. `2.1.1.1.bias`
 
 All in the serialisation from before PyTorch 1.6, saved from any device.
@@ -22,15 +22,14 @@ from utils import files
 from utils.errors import BadInput
 
 State = dict[str, Tensor]
-SCION_KEYS = ("block-0", "block-1", "block-2")
 
 
 def read(path: Path) -> tuple[str, Any]:
-    """("teacher", state), ("stage 1", [state of B0, B1, B2]) or ("stage 2", state). Raises BadInput for other files."""
+    """("teacher", state), ("stage 1", [state of B0, B1, ...]) or ("stage 2", state). BadInput for other files."""
     content = files.read_tensors(path, "a checkpoint")
     if isinstance(content, dict):
-        if set(content) == set(SCION_KEYS):
-            return "stage 1", [content[key] for key in SCION_KEYS]
+        if content and set(content) == {f"block-{k}" for k in range(len(content))}:
+            return "stage 1", [content[f"block-{k}"] for k in range(len(content))]
         if "classifier.0.weight" in content:
             return "teacher", content
         if "0.0.0.weight" in content:
@@ -72,7 +71,7 @@ def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
 
 def require_classes(kind: str, state: Any, path: Path, classes: int) -> None:
     """Raise BadInput if a student of stage 1 or 2 has another number of classes. kind, state: from read()."""
-    last = state[2].get("1.1.1.weight") if kind == "stage 1" else state.get("2.1.1.1.weight")
+    last = state[-1].get("1.1.1.weight") if kind == "stage 1" else state.get("2.1.1.1.weight")
     if last is not None:
         _require_classes(len(last), classes, path)
 
@@ -144,9 +143,8 @@ def write_network(network: nn.Module, path: Path) -> None:
 
 
 def write_stage1(scions: list[nn.Sequential], path: Path) -> None:
-    """The states of B0, B1 and B2 after stage 1. scions: [B0, B1, B2]."""
-    content = {key: on_cpu(scion) for key, scion in zip(SCION_KEYS, scions, strict=True)}
-    files.write_tensors(path, content, legacy=True)
+    """The states of B0, B1, ... after stage 1."""
+    files.write_tensors(path, {f"block-{k}": on_cpu(scion) for k, scion in enumerate(scions)}, legacy=True)
 
 
 def write_stage2(state: State, path: Path) -> None:

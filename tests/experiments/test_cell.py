@@ -63,7 +63,7 @@ def test_the_same_cell_gives_the_same_bits_whatever_ran_before(run, threads):
 def test_every_epoch_of_every_cell_has_its_own_draws(run, monkeypatch):
     """Other initial weights, and in each of the 13 epochs another order and other views."""
     drawn, draw = [], distillation.draw_views
-    monkeypatch.setattr(distillation, "draw_views", lambda *purpose: drawn.append(draw(*purpose)) or drawn[-1])
+    monkeypatch.setattr(distillation, "draw_views", lambda *key: drawn.append(draw(*key)) or drawn[-1])
     cells = run("one"), run("trial", trial=1), run("seed", "--seed", "1")
     assert len({tuple(cell.curves["B0"].losses) for cell in (*cells, run("shots", shots=3))}) == 4
     orders, views = ([tuple(draws.tolist()) for draws in kind] for kind in zip(*drawn[:39], strict=True))
