@@ -2,8 +2,8 @@
 
 There are up to three levels, each slower and more exact than the one before: matrix products (acceleration/winograd.py)
 in bfloat16 where the CPU has it, the same products in float32, and the network itself in float32. A level settles an
-image where its largest logit leads the second by more than a multiple of the largest error measured. The others, those
-with the smallest leads first, go to the next level, and that measures the error. The margin is measured, not proved:
+image where its largest logit leads the second by more than a multiple of the largest error measured. The others go to
+the next level, smallest leads first; its logits show how large the error was. The margin is measured, not proved:
 see `SAFETY`.
 """
 

@@ -96,7 +96,7 @@ class CachedTeacher(FrozenTeacher):
         starts = self.affordable_starts(images)
         if starts == self.starts:
             return None
-        first, later = f"in front of block {self.starts[0]}", " and ".join(map(str, self.starts[1:]))
+        first, later = f"in front of block {self.starts[0]}", ", ".join(map(str, self.starts[1:]))
         needed = (math.ceil(self.bytes_cached(images, s) / 1e8) / 10 for s in (self.starts[:1], self.starts))
         for_first, for_all = (f"--memory {gigabytes} would hold" for gigabytes in needed)
         if starts:

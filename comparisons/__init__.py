@@ -1,1 +1,1 @@
-"""The methods that grafting is compared with (docs/comparisons.md). A file each; methods.py lists them."""
+"""The methods that grafting is compared with (docs/comparisons.md). methods.py lists them."""

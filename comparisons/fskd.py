@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from comparisons.kd import PlainStudent, own_blocks, without_own_blocks
+from comparisons.kd import PlainStudent, own_blocks, with_teachers_blocks
 from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.method import Training
@@ -68,7 +68,7 @@ def pruned(teacher: FrozenTeacher) -> nn.Module:
 
     Its classifier takes the inputs that are kept; the BatchNorm between its layers is absorbed into the first of them.
     """
-    student = without_own_blocks(teacher).to(teacher.device)
+    student = with_teachers_blocks(teacher).to(teacher.device)
     first, last = teacher.networks.first, teacher.networks.last
     inputs = torch.arange(teacher.shapes[first][0], device=teacher.device)
     pairs = zip(convolutions(teacher.blocks[first:last]), convolutions(student.features[first:last]), strict=True)
@@ -87,7 +87,7 @@ def pruned(teacher: FrozenTeacher) -> nn.Module:
 
 @torch.no_grad()
 def recover(student: nn.Sequential, inputs: Inputs, batches: Batches) -> None:
-    """Solve every convolution and the first linear layer, each with those before it already solved.
+    """Solve every convolution and the first linear layer in order: each takes its inputs from the solved layers before.
 
     student: its own blocks, pruned; changed in place.
     """

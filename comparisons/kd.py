@@ -30,8 +30,8 @@ def own_blocks(student: nn.Module, teacher: FrozenTeacher) -> list[nn.Sequential
     return [nn.Sequential(teacher.networks.cut(student)[block]) for block in teacher.networks.grafted]
 
 
-def without_own_blocks(teacher: FrozenTeacher) -> nn.Module:
-    """A student of the teacher, on the CPU, whose other blocks are the teacher's."""
+def with_teachers_blocks(teacher: FrozenTeacher) -> nn.Module:
+    """A student, on the CPU: blocks that are not grafted are copies of the teacher's, the others are random."""
     networks = teacher.networks
     student = networks.student(teacher.classes)
     for block, (ours, theirs) in enumerate(zip(networks.cut(student), teacher.blocks, strict=True)):
@@ -48,7 +48,7 @@ class PlainStudent(Method):
 
     def write(self, teacher: FrozenTeacher, state: State, path: Path) -> None:
         """Write the whole student. state: of the sequence of its own blocks."""
-        student = without_own_blocks(teacher)
+        student = with_teachers_blocks(teacher)
         nn.Sequential(*own_blocks(student, teacher)).load_state_dict(state)
         checkpoints.write_network(student, path)
 

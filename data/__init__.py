@@ -1,1 +1,1 @@
-"""Images as arrays: the data sets, the few-shot subsets, and the 162 views of an image."""
+"""Images as arrays: the data sets, the few-shot subsets, and the views of an image."""

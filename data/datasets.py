@@ -1,6 +1,7 @@
 """The data sets as uint8 arrays: the official CIFAR files, a folder of pictures, synthetic shapes.
 
-To add one, write a function that returns an `ImageDataset` and name it in `open_dataset`.
+To add one, write a function that returns an `ImageDataset`, name it in `open_dataset`, and give it a recipe in
+grafting/recipes.py.
 """
 
 import hashlib

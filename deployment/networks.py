@@ -74,7 +74,11 @@ def candidates(kind: str, state: Any, path: Path, teacher: FrozenTeacher, datase
         student = student_in(kind, state, path, teacher)
         graft = OnRawImages(nn.Sequential(teacher.blocks[:first], *student), dataset.normalization)
         folded = fold(teacher, student).to(teacher.device)
-        return [*found, Candidate("student (L=3)", graft, path), Candidate("student, folded", folded)]
+        return [*found, Candidate(f"student (L={len(student)})", graft, path), Candidate("student, folded", folded)]
+    if len(state) != len(teacher.networks.grafted):
+        raise BadInput(
+            f"{path}: holds {len(state)} scions, this teacher has {len(teacher.networks.grafted)} blocks to graft"
+        )
     for k, scion in enumerate(scions(teacher, torch.Generator())):
         checkpoints.load(scion, state[k], path)
         before, behind = teacher.blocks[: first + k], teacher.blocks[first + k + 1 :]

@@ -115,16 +115,10 @@ class Cell:
 
     def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
         teacher.settled.clear()
-        process, failure = (
-            {
-                "machine": machine.description(teacher.device),
-                "command": sys.orig_argv[1:],  # unlike sys.argv as it was typed, without folders of this machine
-                "eval_every": self.job.args.eval_every,
-                "cached_starts": None,
-                "test_predictions_settled_by": teacher.settled,  # it counts on while the cell runs
-            },
-            None,
-        )
+        failure, process = None, {"machine": machine.description(teacher.device), "cached_starts": None}
+        process["command"] = sys.orig_argv[1:]  # unlike sys.argv as it was typed, without folders of this machine
+        process["eval_every"] = self.job.args.eval_every
+        process["test_predictions_settled_by"] = teacher.settled  # it counts on while the cell runs
         *before, epochs = accumulate((step["epochs"] for step in self.setting["schedule"]), initial=0)
         epochs_before = dict(zip((step["phase"] for step in self.setting["schedule"]), before, strict=True))
         curves = CellCurves(self.job.output_dir, self.setting, teacher_record["accuracy"], self.job.report_once)
@@ -176,6 +170,7 @@ def result_of(training: CellTraining, failure: NotFinite | None, teacher_record:
     return {
         **outcome,
         "setting": training.cell.setting,
+        "networks": training.cell.job.networks.name,
         "teacher": teacher_record,
         "stage1_joined": training.stage1_joined,
         "phases": {name: content_of(curve) for name, curve in training.curves.items()},

@@ -31,7 +31,8 @@ def status(args: argparse.Namespace) -> int:
     """Run the command and return its exit status (train_fskd.main). Every error becomes one line."""
     try:
         signals.raise_exceptions()
-        return run(args)
+        command = command_of(args)  # only a sweep is shared by the processes of torchrun
+        return command(Job(args, this_process() if command is _sweep else None))
     except BadInput as error:
         return stop(2, str(error))
     except OSError as error:
@@ -64,12 +65,6 @@ def how_to_continue(args: argparse.Namespace) -> str:
     output_dir, same = Job(args).output_dir, "the same command" + " without --fresh" * args.fresh
     done = len(results.paths(output_dir))
     return f"cells done in {output_dir}: {done}; {same} goes on where it stopped"
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the command; raises BadInput. Only a sweep is shared by the processes of torchrun."""
-    command = command_of(args)
-    return command(Job(args, this_process() if command is _sweep else None))
 
 
 def require_sweep(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from experiments import results
 from experiments.results import Result
-from experiments.tables import Row, markdown, rows
+from experiments.tables import Row, is_papers, markdown, rows
 from grafting.recipes import recipe_of
 from grafting.stages import GRAFTING
 from utils import files
@@ -83,14 +83,15 @@ class Panel:
 def panel(found: list[Result]) -> Panel:
     """The panel of one folder's results. Raises BadInput where they do not belong in one table."""
     setting = found[0]["setting"]
-    recipe, is_papers = recipe_of(setting["dataset"]), setting["method"] == GRAFTING.name
+    recipe = recipe_of(setting["dataset"])
+    published = is_papers(found[0], recipe)
     table = rows(found, recipe)
-    method = "" if is_papers else f", {setting['method']}"
+    method = "" if setting["method"] == GRAFTING.name else f", {setting['method']}"
     return Panel(
         title=f"{setting['dataset']}{method} ({_trials(table)})",
         table=table,
-        published=recipe.published if is_papers else {},
-        published_teacher=recipe.published_teacher if is_papers else None,
+        published=recipe.published if published else {},
+        published_teacher=recipe.published_teacher if published else None,
     )
 
 

@@ -74,7 +74,8 @@ def student_paths(folder: Path, networks: str, method: str, dataset: str, shots:
 def require_free_students(student_files: Iterable[Path], setting: Setting, result: str, fresh: bool) -> None:
     """Raise BadInput if one of the files exists and belongs to another run.
 
-    A student's file may be overwritten by the run that wrote it, or if that run left neither result nor checkpoint.
+    A student's file may be overwritten by the run that wrote it, or, with the same setting, if that run left neither
+    result nor checkpoint.
     setting, result: of the cell that will write them, as in their records. fresh: the run that wrote them may have had
     another setting.
     """

@@ -42,7 +42,7 @@ def run(jobs: Sequence[Job]) -> None:
     left = [_left(job) for job in jobs]
     for job, cells in zip(jobs, left, strict=True):
         if done := len(job.cells) - len(cells):
-            job.report(f"{done} of {len(job.cells)} cells are done already; --fresh runs them again")
+            job.announce(f"{done} of {len(job.cells)} cells are done already; --fresh runs them again")
     if any(left):
         with arithmetic(first.args.precision, device):
             teacher, record = _prepared(first, left)
@@ -52,7 +52,7 @@ def run(jobs: Sequence[Job]) -> None:
 
 
 def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
-    """Remove what --fresh replaces: of all jobs, or of none if one of them could not be run."""
+    """Remove what --fresh replaces, of all jobs; nothing if one of them could not be run or is running."""
     for job in jobs:
         if job.process.count > 1:
             raise BadInput(f"--fresh: not under torchrun; remove {job.output_dir / 'results'} and leave --fresh out")

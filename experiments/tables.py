@@ -48,8 +48,7 @@ def _row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
     best, best_deviation = _mean_and_deviation([cell["best"] for cell in done])
     last, last_deviation = _mean_and_deviation([cell["last"] for cell in done])
     to_teacher, _ = _mean_and_deviation([cell["best"] - cell["teacher"]["accuracy"] for cell in done])
-    is_papers = cells[0]["setting"]["method"] == GRAFTING.name
-    paper, paper_deviation = recipe.published.get(shots, (None, None)) if is_papers else (None, None)
+    paper, paper_deviation = recipe.published.get(shots, (None, None)) if is_papers(cells[0], recipe) else (None, None)
     known = paper is not None and recipe.published_teacher is not None
     return Row(
         shots=shots,
@@ -65,6 +64,11 @@ def _row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
         to_teacher=to_teacher,
         paper_to_teacher=paper - recipe.published_teacher if known else None,
     )
+
+
+def is_papers(result: Result, recipe: Recipe) -> bool:
+    """Whether the paper has numbers for this method and these networks, which older files do not name."""
+    return result["setting"]["method"] == GRAFTING.name and result.get("networks", recipe.networks) == recipe.networks
 
 
 def remarks(results: list[Result]) -> list[str]:

@@ -113,7 +113,7 @@ class CellCurves(Run):
         measured = {what: result[what] for what in ("best", "last", "best_epoch") if what in result}
         measured["seconds"] = sum(result.get("seconds", {}).values())
         cell = {"N": self.setting["shots"], **{name: self.setting[name] for name in ("trial", "seed", "method")}}
-        cell["recipe"] = self.setting["dataset"]
+        cell["dataset"] = self.setting["dataset"]
         experiment, start, end = hparams(cell, dict.fromkeys(RESULT.values()))  # add_hparams would make another run
 
         def write(writer: SummaryWriter) -> None:

@@ -93,7 +93,7 @@ class CellTraining:
         current.run(self.inputs, self.seed_key, self.cell.job.args.eval_every, self._after_epoch)
 
     def record(self, phase: Phase, networks: Sequence[nn.Module], loss: float, seconds: float) -> None:
-        """Measure networks that were made otherwise, as the single epoch of a phase."""
+        """Measure networks that were computed without training steps; it counts as one epoch."""
         current = self._begin(phase, networks)
         current.record(loss, seconds, self.teacher, self.cell.job.args.eval_every)
         self.after_epoch(phase.name, current.curve)

@@ -1,1 +1,1 @@
-"""The method. Read recipes, scions, teacher, distillation, stage1, stage2 and method, in this order."""
+"""The method. Read recipes, scions, teacher, inputs, distillation, method and stages, in this order."""

@@ -111,6 +111,7 @@ class Distillation:
             self.curve.steps += math.ceil(len(inputs) / self.batch)
             self.record(loss, perf_counter() - started, inputs.teacher, eval_every)
             after_epoch(self)
+        self.scion.eval()  # also where a checkpoint was of the last epoch
         if not all(parameter.isfinite().all() for parameter in self.scion.parameters()):
             raise NotFinite(self.phase.name, self.phase.epochs)  # after the last step, no loss would show it
 

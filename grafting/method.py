@@ -31,7 +31,7 @@ class Training(Protocol):
         """Train some of the networks, in sequence, over the phase's span."""
 
     def record(self, phase: Phase, networks: Sequence[nn.Module], loss: float, seconds: float) -> None:
-        """Measure networks that were made otherwise, as the single epoch of a phase."""
+        """Measure networks that were computed without training steps; it counts as one epoch."""
 
     def keep_stage1(self) -> None:
         """Write the scions as they are after stage 1, and measure them joined."""
@@ -51,7 +51,7 @@ class Method(ABC):
         """What is trained, fresh: a network for each block that is replaced, and others that only training needs."""
 
     def train(self, recipe: Recipe, training: Training) -> None:
-        """Distil the phases in their order. Here there is one, and it trains all networks at once."""
+        """The default, for a method of one phase: train all networks at once."""
         (phase,) = self.phases(recipe)
         training.distill(phase, training.networks)
 

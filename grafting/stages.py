@@ -26,16 +26,15 @@ def front(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
 
 
 def straight(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    """All scions at once, for as many epochs. The student is chosen among as many as in the paper's last phase."""
-    return (replace(phases[-1], epochs=sum(phase.epochs for phase in phases)),)
+    """All scions at once, for the epochs of all phases; the best is chosen among as many as in the last phase."""
+    return tuple(replace(last, epochs=sum(phase.epochs for phase in phases)) for last in phases[-1:])
 
 
 def back(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     """From the back: the last two scions are joined first, then one more in front of them at a time."""
-    end = phases[-1].span[1]
-    *joining, last = phases
-    turned = (replace(p, name=f"{p.name}-back", span=(end - p.span[1] + p.span[0], end)) for p in joining)
-    return (*turned, last)
+    end = phases[-1].span[1] if phases else 0
+    turned = (replace(p, name=f"{p.name}-back", span=(end - p.span[1] + p.span[0], end)) for p in phases[:-1])
+    return (*turned, *phases[-1:])
 
 
 JOINS = {join.__name__: join for join in (front, straight, back)}
@@ -58,13 +57,11 @@ class Grafting(Method):
         return scions(teacher, generator)
 
     def train(self, recipe: Recipe, training: Training) -> None:
-        blocks, phases = recipe.blocks, self.phases(recipe)
-        stage1, stage2 = phases[: len(blocks)], phases[len(blocks) :]
-        for phase, scion in zip(stage1, training.networks, strict=True):
+        for phase, scion in zip(recipe.stage1, training.networks, strict=True):
             training.distill(phase, [scion])
         training.keep_stage1()
-        for phase in stage2:
-            i, j = (block - blocks[0] for block in phase.span)
+        for phase in JOINS[self.optimize_span](recipe.stage2):
+            i, j = (block - recipe.blocks[0] for block in phase.span)
             training.distill(phase, training.networks[i:j])
 
 

@@ -1,1 +1,1 @@
-"""The networks: block-wise VGG, checkpoint files of the released layout, and training a teacher."""
+"""Teachers and students, how they are cut into blocks, their files, and training a teacher."""

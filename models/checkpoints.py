@@ -2,7 +2,7 @@
 
 teacher   `features.<block>.<position>.*`, `classifier.<position>.*`
 stage 1   `{"block-0": {...}, "block-1": {...}, ...}`, the states of B0, B1, ...
-stage 2   the state of the sequence (B0, B1, B2): `0.0.0.weight` .. `2.1.1.1.bias`
+stage 2   the state of the sequence (B0, B1, ...): `0.0.0.weight` .. `2.1.1.1.bias`
 
 All in the serialisation from before PyTorch 1.6, saved from any device.
 """
@@ -71,9 +71,10 @@ def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
 
 def require_classes(kind: str, state: Any, path: Path, classes: int) -> None:
     """Raise BadInput if a student of stage 1 or 2 has another number of classes. kind, state: from read()."""
-    last = state[-1].get("1.1.1.weight") if kind == "stage 1" else state.get("2.1.1.1.weight")
-    if last is not None:
-        _require_classes(len(last), classes, path)
+    with files.reading(path, "a checkpoint"):
+        last = state[-1].get("1.1.1.weight") if kind == "stage 1" else state.get("2.1.1.1.weight")
+        if last is not None:
+            _require_classes(len(last), classes, path)
 
 
 def _require_classes(found: int, classes: int, path: Path) -> None:
@@ -148,5 +149,5 @@ def write_stage1(scions: list[nn.Sequential], path: Path) -> None:
 
 
 def write_stage2(state: State, path: Path) -> None:
-    """The state of the sequence (B0, B1, B2)."""
+    """The state of the sequence (B0, B1, ...)."""
     files.write_tensors(path, OrderedDict(state), legacy=True)

@@ -82,7 +82,7 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; choose another name") from None
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; give one")
-    return Path(text)
+    return Path(text).expanduser()
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -147,8 +147,8 @@ def add_methods(add: Callable[..., Any]) -> None:
         help="how the student is made: grafting, the paper's, or a method that it is compared with"
              " (docs/comparisons.md)")
     add("--optimize_span", choices=JOINS, default=JOINS[0],
-        help="how stage 2 of grafting joins the scions: front, B0 and B1 first (L=2), then all (L=3); straight, all at"
-             " once; back, B1 and B2 first, then all")
+        help="how stage 2 of grafting joins the scions: front, the first two (L=2), then one more at a time;"
+             " straight, all at once; back, from the last two")
 
 
 def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
@@ -209,7 +209,7 @@ def add_commands(add: Callable[..., Any]) -> None:
     add("--export", type=path, metavar="STUDENT",
         help="write a student as one file that needs no other: adapters folded, probabilities calibrated"
              " (default: off)")
-    add("--predict", type=Path, nargs="+", metavar=("FILE", "PICTURE"),
+    add("--predict", type=path, nargs="+", metavar=("FILE", "PICTURE"),
         help="the most probable classes of pictures, by an exported student (default: off)")
     add("--table", action="store_true", help="write table and figure from the result files")
 

@@ -98,7 +98,7 @@ def peak_gpu_memory(device: torch.device) -> int | None:
 
 
 def memory_to_use(device: torch.device, processes: int = 1, name: str | None = None) -> int:
-    """Three quarters of what is free on the device, in bytes, shared by those of this machine's `processes` on it.
+    """Three quarters of what is free on the device, in bytes, divided by this machine's `processes` that use it.
 
     name: by which device_named() found the device.
     """

@@ -210,7 +210,7 @@ def test_what_is_not_cached_is_said(dataset):
         " --memory 13.6 would hold those in front of block 3, --memory 21.9 would hold all"
     )
     assert first == (
-        "teacher features in front of blocks 4 and 5 do not fit into --memory and are computed from those in front of"
+        "teacher features in front of blocks 4, 5 do not fit into --memory and are computed from those in front of"
         " block 3 at every step; --memory 21.9 would hold all"
     )
     assert everything is None

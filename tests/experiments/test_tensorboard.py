@@ -85,7 +85,7 @@ def test_hparams_list_a_cell_in_its_own_run(tmp_path):
     found = hparams_of(run := events(tmp_path / RUN))
     start = found["session_start_info"].hparams
     assert {name: start[name].number_value or start[name].string_value for name in start} == {
-        "N": 2, "trial": 0 or "", "seed": 5, "method": "grafting", "recipe": "D",
+        "N": 2, "trial": 0 or "", "seed": 5, "method": "grafting", "dataset": "D",
     }  # fmt: skip
     assert [metric.name.tag for metric in found["experiment"].metric_infos] == list(tensorboard.RESULT.values())
     values = {what: points(run, tag) for what, tag in tensorboard.RESULT.items()}
