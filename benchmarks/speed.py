@@ -7,7 +7,7 @@ Takes the flags of train_fskd.py too: data, teacher, device, precision.
 Ours is `train_fskd.py`, one cell per process, from starting Python to the table. The plain procedure
 (benchmarks/plain.py) is timed for a few epochs and one test accuracy per phase, and extrapolated to the schedule: as
 released, with a test accuracy after every epoch of every phase, and with as many of them as ours. Prints Markdown
-tables and writes JSON. With --random, images and teacher are random and no file is needed; times do not depend on them.
+tables and writes JSON. With --random, images and teacher are random and no file is needed.
 """
 
 import argparse

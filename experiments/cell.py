@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
@@ -56,6 +57,7 @@ class Cell:
         }
         self.result = results.path_of(job.output_dir, shots, trial)
         self.checkpoint = self.result.with_suffix(".checkpoint.pt")
+        self.was_run = False  # by this process
         self.students = results.student_paths(job.student_dir, job.networks.name, method, dataset.name, shots, trial)
         self.record = {
             **records.deciding(dataset, job.teacher_sha256),
@@ -100,6 +102,11 @@ class Cell:
         except filelock.Timeout:
             raise BadInput(f"{student}: another run is writing it; another --student_dir keeps both") from None
 
+    @property
+    def written(self) -> list[Path]:
+        """All that the cell writes, but for pictures and curves."""
+        return [self.result, self.checkpoint, *self.students.values(), *map(records.path_of, self.students.values())]
+
     def run(self, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
         """Run the cell unless another process does, and write its result. Returns a line for the user."""
         try:
@@ -108,7 +115,9 @@ class Cell:
                     return "done by another process"
                 with self._lock_students():
                     self.require_free_students()  # again: another run may have written some meanwhile
-                    self._remove_leftovers()
+                    for path in self.written:
+                        files.remove_leftovers(path)  # of a killed process
+                    self.was_run = True
                     return self._train(teacher, teacher_record)
         except filelock.Timeout:
             return "another process is running it"
@@ -149,12 +158,6 @@ class Cell:
             draw = partial(pictures.confusion_picture, matrices, names)
             write_picture(self.job.output_dir, tag, draw, self.job.report_once)
         return in_short(result)
-
-    def _remove_leftovers(self) -> None:
-        """Remove the incomplete files of a killed process. The cell and its students must be locked."""
-        student_files = self.students.values()
-        for path in (self.result, self.checkpoint, *student_files, *map(records.path_of, student_files)):
-            files.remove_leftovers(path)
 
 
 def result_of(training: CellTraining, failure: NotFinite | None, teacher_record: dict[str, Any]) -> Result:

@@ -90,12 +90,17 @@ def command_of(args: argparse.Namespace) -> Command:
 def _sweep(job: Job) -> int:
     """Run the cells, distributed over the processes; the one that ends last prints the table."""
     share_cores(job.process.local_count)
-    sweep.run([job])
+    ran_some = sweep.run([job])
     found = sweep.results_of(job)
+
+    def ends_last() -> bool:  # among torchrun's processes
+        newest = max(job.cells, key=lambda cell: cell.result.stat().st_mtime_ns)
+        return newest.was_run if ran_some else job.process.is_first
+
     if not found:
         where = "other processes run the cells" if job.cells else f"there is no cell in --shard {job.args.shard}"
         job.report(f"{job.output_dir}: no results yet; {where}")
-    elif job.process.count == 1 or len(found) == len(job.cells):
+    elif job.process.count == 1 or (len(found) == len(job.cells) and ends_last()):
         _, text = write_summary(job.output_dir, job.report_once)
         job.report(text)
         job.report(afterwards(job, found))
@@ -109,13 +114,11 @@ def afterwards(job: Job, found: list[Result]) -> str:
         f"results: {job.output_dir / 'results'}, table and figure: {job.output_dir / 'table.md'}, accuracy.png",
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
-    students = [result["students"]["best"] for result in found if result["status"] == "done"]
-    student_dirs = sorted({str(Path(student).parent) for student in students})
-    if students:
+    if students := [result["students"]["best"] for result in found if result["status"] == "done"]:
         command, student = ["python", "train_fskd.py"], students[-1]
         inputs = job.flags("data_path", "teacher", "teacher_architecture")
         lines += [
-            f"students: {', '.join(student_dirs)}",
+            f"students: {', '.join(sorted({str(Path(student).parent) for student in students}))}",
             f"compare one with its teacher: {shlex.join([*command, *job.flags(), '--evaluate', student])}",
             f"use one: {shlex.join([*command, *inputs, '--export', student])}",
         ]

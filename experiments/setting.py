@@ -1,8 +1,4 @@
-"""A cell's setting: everything that decides its numbers. Results belong together only if their settings agree.
-
-As in result files: the data set, N and trial; seeds and precision; sha256 of the teacher's weights, of the few-shot
-images and of the test set; the normalisation; the method and its schedule, resolved for this N.
-"""
+"""A cell's setting, as in result files: everything that decides its numbers. Only equal settings are averaged."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -26,8 +26,10 @@ SUMMARY_SECONDS = 30.0  # between tables of unfinished sweeps: making one takes 
 LITTLE = 0.2  # of the way from chance to 100%; a network of other data with as many classes stays below
 
 
-def run(jobs: Sequence[Job]) -> None:
-    """Run the cells of the jobs that are neither done nor running. The jobs share teacher, subsets and precision.
+def run(jobs: Sequence[Job]) -> bool:
+    """Run the cells of the jobs that are neither done nor running; whether there were any that are not done.
+
+    The jobs share teacher, subsets and precision.
 
     Raises BadInput before any cell is run, if there is something wrong with one of them. Several processes may run the
     same job, intentionally or by mistake: each takes the next cell that is neither done nor running. A running cell
@@ -49,6 +51,7 @@ def run(jobs: Sequence[Job]) -> None:
             for job, cells in zip(jobs, left, strict=True):
                 if cells:
                     _run_cells(job, cells, teacher, record)
+    return any(left)
 
 
 def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
@@ -65,8 +68,8 @@ def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
                 pass
         for cell in cells:
             with cell.lock():
-                cell.result.unlink(missing_ok=True)
-                cell.checkpoint.unlink(missing_ok=True)
+                for path in cell.written:
+                    path.unlink(missing_ok=True)
     except filelock.Timeout:
         raise BadInput(f"--fresh: another process is running the cell of {cell.result}; stop it first") from None
 
@@ -104,16 +107,12 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
     started, count = perf_counter(), len(teacher.test_labels)
     job.announce(f"computing the teacher's features and test accuracy on {count:,} images")
     accuracy = teacher.accuracy(nn.Identity(), len(teacher.blocks))
-    job.announce(f"teacher {job.teacher_file}: test accuracy {accuracy:.2f}%{doubt(accuracy, teacher.classes)}")
+    chance = 100 / teacher.classes
+    little = f"; little better than chance ({chance:.0f}%): was it trained on these data?"
+    doubt = little if accuracy < chance + LITTLE * (100 - chance) else ""
+    job.announce(f"teacher {job.teacher_file}: test accuracy {accuracy:.2f}%{doubt}")
     record = {"file": str(job.teacher_file), "accuracy": accuracy, "test_images": count}
     return teacher, {**record, "seconds": perf_counter() - started}
-
-
-def doubt(teacher: float, classes: int) -> str:
-    """What to add to a teacher's test accuracy (%) that is little better than chance."""
-    chance = 100 / classes
-    is_little = teacher < chance + LITTLE * (100 - chance)
-    return f"; little better than chance ({chance:.0f}%): was it trained on these data?" if is_little else ""
 
 
 def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: dict[str, Any]) -> None:

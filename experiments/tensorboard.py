@@ -5,9 +5,8 @@
     pictures                   few-shot images of each N, confusion matrices of each cell
     teacher/<name>             the training of a teacher
 
-A point stands where something was measured. The step is the epoch, over N it is N. Event files are never changed: what
-is written again replaces them. Nothing depends on them: the first error of a run is one line, and nothing is written to
-that run any more.
+A point stands where something was measured. The step is the epoch, over N it is N. What is written again replaces the
+file before. No result depends on them: the first error of a run is one line, and that run is written no further.
 """
 
 import shutil
