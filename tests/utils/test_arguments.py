@@ -2,6 +2,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
+import train_fskd
 from utils.arguments import gigabytes, weight
 
 
@@ -16,3 +17,13 @@ def test_what_is_neither(text):
         gigabytes(text)
     with pytest.raises(ArgumentTypeError, match="is not a weight from 0 to 1000"):
         weight(text)
+
+
+def test_paths_take_a_tilde_that_the_shell_did_not_expand(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = ["--data_path=~/pics", "--output_dir=~/runs", "--teacher=~/t.pth"]
+    args = train_fskd.arguments(flags)
+    assert (args.data_path, args.output_dir, args.teacher) == tuple(
+        tmp_path / name for name in ("pics", "runs", "t.pth")
+    )
+    assert train_fskd.arguments(["--predict", "~/s.pth", "~/x.jpg"]).predict == [tmp_path / "s.pth", tmp_path / "x.jpg"]
