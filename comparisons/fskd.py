@@ -43,8 +43,8 @@ class FSKD(PlainStudent):
 
     def train(self, recipe: Recipe, training: Training) -> None:
         (phase,) = self.phases(recipe)
-        started, student = perf_counter(), nn.Sequential(*training.networks)
         inputs = training.inputs if self.all_views else Inputs(training.teacher, training.images)
+        started, student = perf_counter(), nn.Sequential(*training.networks)
         views = inputs.teacher.views
         batches = batches_of(inputs, range(views.count) if self.all_views else (views.middle,))
         recover(student, inputs, batches)

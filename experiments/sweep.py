@@ -143,8 +143,8 @@ def _summarize_so_far(job: Job) -> None:
 
 def results_of(job: Job) -> list[Result]:
     """The results of the job's cells that there are, by N and trial."""
-    there = [cell.result for cell in job.cells if cell.result.exists()]
-    return sorted(map(results.read, there), key=lambda result: (result["setting"]["shots"], result["setting"]["trial"]))
+    cells = sorted(job.cells, key=lambda cell: (cell.shots, cell.trial))
+    return [results.read(cell.result) for cell in cells if cell.result.exists()]
 
 
 def any_failed(jobs: Sequence[Job]) -> bool:

@@ -148,8 +148,7 @@ def rewrite_cell(output_dir: Path, result: Mapping[str, Any], report: Report) ->
     """The run of a cell that is done or failed, from its result file."""
     curves = CellCurves(output_dir, result["setting"], result["teacher"]["accuracy"], report)
     for phase, fields in result.get("phases", {}).items():
-        accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-        curves.update(phase, Curve(fields["losses"], accuracies))
+        curves.update(phase, Curve.from_json(fields))
     curves.finish(result)
 
 

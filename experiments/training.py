@@ -156,7 +156,7 @@ class CellTraining:
         saved = files.read_tensors(path, KIND)
         with files.reading(path, KIND):
             require_same(self.cell.setting, json.loads(saved["setting"]), path)
-            self.curves = {name: curve_from(fields) for name, fields in json.loads(saved["curves"]).items()}
+            self.curves = {name: Curve.from_json(fields) for name, fields in json.loads(saved["curves"]).items()}
             self.written = dict(json.loads(saved["students"]))
             self.stage1_joined = json.loads(saved.get("stage1_joined", "null"))  # versions before did not measure it
             self.earlier_processes = list(json.loads(saved["processes"]))
@@ -174,9 +174,3 @@ def setting_in(checkpoint: Path) -> dict[str, Any]:
     saved = files.read_tensors(checkpoint, KIND)
     with files.reading(checkpoint, KIND):
         return dict(json.loads(saved["setting"]))
-
-
-def curve_from(fields: dict[str, Any]) -> Curve:
-    """A Curve from JSON, whose keys (the epochs) are strings."""
-    accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-    return Curve(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))

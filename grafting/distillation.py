@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,12 @@ class Curve:
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
     steps: int = 0
     best_from: int = 1
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Curve:
+        """From a result or a checkpoint, in which epochs are strings; older ones have no steps."""
+        accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
+        return cls(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))
 
     @property
     def epoch(self) -> int:

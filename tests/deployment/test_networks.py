@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import frozen_teacher
+from small import frozen_teacher, small_dataset
 from torch import nn
 
 from comparisons import fskd
-from deployment.networks import student_in
+from deployment.networks import candidates, student_in
+from grafting.scions import scions
 from models.vgg import cut
 from utils.errors import BadInput
 
@@ -37,3 +38,11 @@ def test_a_teacher_and_the_student_of_another_teacher_are_refused():
     for state in (teacher.network.state_dict(), of_another):
         with pytest.raises(BadInput, match=r"student\.pth: is no student of this teacher"):
             student_in("teacher", state, FILE, teacher)
+
+
+def test_stage_1_of_another_number_of_scions_is_refused():
+    teacher = frozen_teacher()
+    states = [scion.state_dict() for scion in scions(teacher, torch.Generator())]
+    for wrong in (states[:2], [*states, states[0]]):
+        with pytest.raises(BadInput, match=rf"x\.pth: holds {len(wrong)} scions, this teacher has 3 blocks to graft"):
+            candidates("stage 1", wrong, Path("x.pth"), teacher, small_dataset())

@@ -19,8 +19,8 @@ RESULT = {
     "status": "done", "best": 70.0, "best_epoch": 2, "last": 60.0, "setting": SETTING, "teacher": {"accuracy": 92.5},
     "seconds": {"training": 2.0, "evaluation": 1.5},
     "phases": {
-        "B0": {"losses": [4.0, 3.0, 2.0, 1.0], "accuracies": {"2": 40.0, "4": 50.0}},
-        "L3": {"losses": [3.0, 2.0, 1.0], "accuracies": {"1": 55.0, "2": 70.0, "3": 60.0}},
+        "B0": {"losses": [4.0, 3.0, 2.0, 1.0], "accuracies": {"2": 40.0, "4": 50.0}, "seconds": {}},
+        "L3": {"losses": [3.0, 2.0, 1.0], "accuracies": {"1": 55.0, "2": 70.0, "3": 60.0}, "seconds": {}},
     },
 }  # fmt: skip
 RUN = "tensorboard/cells/02-shot/trial-0"

@@ -1,7 +1,10 @@
 """The numbers of docs/method.md, sections 4 to 6 and 8, spelled out again by hand."""
 
+from dataclasses import replace
+
 import pytest
 
+from comparisons.methods import METHODS
 from grafting.recipes import CIFAR10, CIFAR100, RECIPES, batch_size
 
 
@@ -65,3 +68,9 @@ def test_weights_of_the_prototypes():
     quick = {name: recipe.teachers["quick"].prototype_head for name, recipe in RECIPES.items()}
     assert quick == {"CIFAR10": 2, "CIFAR100": 4, "Shapes10": 4, "Folder": 4}
     assert {recipe.teachers["further"].prototype_head for recipe in RECIPES.values()} == {1}
+
+
+@pytest.mark.parametrize("method", [METHODS[name] for name in ("grafting", "grafting-straight", "grafting-back")])
+def test_a_single_grafted_block_has_nothing_to_join(method):
+    (phase,) = method.phases(replace(CIFAR10, blocks=range(3, 4)))
+    assert (phase.name, phase.span, phase.selects_among) == ("B0", (3, 4), 100)
