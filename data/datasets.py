@@ -6,7 +6,6 @@ grafting/recipes.py.
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,16 +16,13 @@ from pathlib import Path
 import filelock
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 from torchvision.datasets.utils import download_and_extract_archive
 
-from data import shapes
-from data.pictures import class_folders, find_files, from_picture, mean_and_std
+from data import folder, shapes
+from data.pictures import mean_and_std
 from data.views import CIFAR_SIZE, Normalization, Views
 from utils.errors import BadInput
-from utils.text import in_one_line
-
-NAMED_FAULTS = 10  # pictures that cannot be read, in one message
+from utils.text import in_one_line, say
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,12 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set. `train()` and `test()` return LabelledImages, which are read at the first call; a Folder's training
-    images when it is opened, for its normalisation.
+    """A data set. `train()` and `test()` return LabelledImages, which are read at the first call; a Folder's when it is
+    opened, for its normalisation, and so that every fault is known.
 
     subset_seed: the seed of the released few-shot subsets. published_subsets: whether the few-shot subsets are stored
-    as files with the released names. class_names(): the name of each class, in the labels' order. skipped: which files
-    are no pictures, for the user; empty if there are none. image_size: pixels on each side of a test image and of a
-    view of a training image (data/views.py).
+    as files with the released names. class_names(): the name of each class, in the labels' order. image_size: pixels on
+    each side of a test image and of a view of a training image (data/views.py).
     """
 
     name: str
@@ -62,7 +57,6 @@ class ImageDataset:
     train: Callable[[], LabelledImages]
     test: Callable[[], LabelledImages]
     class_names: Callable[[], tuple[str, ...]]
-    skipped: str = ""
     image_size: int = CIFAR_SIZE
 
 
@@ -83,14 +77,17 @@ CIFARS = {  # torchvision's class, classes, normalisation, seed of the released 
 }
 
 
-def open_dataset(name: str, data_path: Path, image_size: int = CIFAR_SIZE) -> ImageDataset:
+def open_dataset(
+    name: str, data_path: Path, image_size: int = CIFAR_SIZE, report: Callable[[str], None] = say
+) -> ImageDataset:
     """The data set of that name. Raises BadInput if it is not available.
 
-    image_size: of Folder's pictures; the images of the other data sets have 32 pixels on each side.
+    image_size: of Folder's pictures; the images of the other data sets have 32 pixels on each side. report: called with
+    what a Folder holds, and what of it is not used.
     """
     if name in CIFARS:
         return _cifar(*CIFARS[name], data_path)
-    return _shapes10() if name == "Shapes10" else _folder(data_path, image_size)
+    return _shapes10() if name == "Shapes10" else _folder(data_path, image_size, report)
 
 
 def _cifar(official: type, classes: int, normalization: Normalization, subset_seed: int, root: Path) -> ImageDataset:
@@ -133,58 +130,21 @@ def _shapes10() -> ImageDataset:
     return ImageDataset("Shapes10", len(shapes.CLASSES), normalization, 6, False, *splits, lambda: shapes.CLASSES)
 
 
-def _folder(root: Path, image_size: int) -> ImageDataset:
-    """train/ and test/ under `root`, each with a folder of pictures per class, as `from_picture` reads them.
-
-    Training images are stored with what their views need around them (data/views.py). Normalised with the mean and
+def _folder(root: Path, image_size: int, report: Callable[[str], None]) -> ImageDataset:
+    """Training images are stored with what their views need around them (data/views.py). Normalised with the mean and
     standard deviation of the training images' pixels.
     """
-    names, sides = _class_names(root), {"train": Views(image_size).stored, "test": image_size}
-    read = cache(lambda split: _read_folder(root / split, names, image_size, sides[split]))
-    mean, std = mean_and_std(read("train").images)
+    name, (class_names, splits, skipped) = dataset_name("Folder", root), folder.find(root)
+    train, test = (len(splits[split].labels) for split in ("train", "test"))
+    report(f"{name}: {len(class_names)} classes, {train:,} training and {test:,} test images")
+    if skipped:
+        report(skipped)
+    faults: list[str] = []
+    sides = {"train": Views(image_size).stored, "test": image_size}
+    images = {split: folder.read(splits[split], image_size, side, faults) for split, side in sides.items()}
+    folder.refuse(faults)
+    mean, std = mean_and_std(images["train"])
     normalization = Normalization(mean, np.maximum(std, 1e-3).tolist())
-    splits = partial(read, "train"), partial(read, "test")
-    name, skipped = dataset_name("Folder", root), _skipped(root)
-    return ImageDataset(name, len(names), normalization, 6, False, *splits, lambda: names, skipped, image_size)
-
-
-def _skipped(root: Path) -> str:
-    """The files in train/ and test/ that are not read: how many, with which extensions."""
-    others = [path for split in ("train", "test") for path in find_files(root / split) if not is_image_file(path.name)]
-    counts = Counter(path.suffix.lower() or "no extension" for path in others)
-    listed = ", ".join(f"{count} {extension}" for extension, count in sorted(counts.items()))
-    return f"skipped, since they do not end in {', '.join(IMG_EXTENSIONS)}: {listed}" if others else ""
-
-
-def _class_names(root: Path) -> tuple[str, ...]:
-    """The names of the folders in train/. Raises BadInput unless test/ has the same ones."""
-    for split in (root / "train", root / "test"):
-        if not split.is_dir():
-            raise BadInput(f"{split}: no such directory; --dataset Folder needs train/ and test/ under --data_path")
-    names, others = class_folders(root / "train"), class_folders(root / "test")
-    if names != others:
-        unmatched = min(set(names) ^ set(others))
-        raise BadInput(f"{root}: class {unmatched!r} is in only one of train/ and test/; both need the same folders")
-    if len(names) < 2:
-        raise BadInput(f"{root / 'train'}: needs a folder of pictures for each of two or more classes")
-    return tuple(names)
-
-
-def _read_folder(split: Path, names: tuple[str, ...], image_size: int, side: int) -> LabelledImages:
-    paths, labels = [], []
-    for label, name in enumerate(names):
-        found = [path for path in find_files(split / name) if is_image_file(path.name)]
-        if not found:
-            raise BadInput(f"{split / name}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
-        paths += found
-        labels += [label] * len(found)
-    images, faults = np.empty((len(paths), 3, side, side), np.uint8), []
-    for image, path in zip(images, paths, strict=True):
-        try:
-            image[:] = from_picture(path, path, image_size, side)
-        except BadInput as fault:
-            faults.append(str(fault))
-    if faults:
-        more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
-        raise BadInput("; ".join(faults[:NAMED_FAULTS]) + more)
-    return LabelledImages(images, np.asarray(labels, np.int64))
+    read = [LabelledImages(images[split], splits[split].labels) for split in sides]
+    parts = normalization, 6, False, lambda: read[0], lambda: read[1], lambda: class_names, image_size
+    return ImageDataset(name, len(class_names), *parts)

@@ -1,27 +1,34 @@
 """Pictures of any size and format as square uint8 arrays: finding the files, reading them, their statistics."""
 
+import io
 import math
 import os
 import threading
 import warnings
 import zlib
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import functional
 
+from data.metadata import without_metadata
 from data.views import CIFAR_SIZE, Views
 from utils import files
 from utils.errors import BadInput
 
-# What Pillow raises: for damaged pixels OSError, SyntaxError or ValueError, for damaged EXIF data almost anything.
+# What Pillow raises: for damaged pixels OSError, SyntaxError or ValueError, for damaged metadata almost anything.
 UNREADABLE = (*files.UNREADABLE, SyntaxError, zlib.error, ZeroDivisionError)
 MOST_ELONGATED = 100  # longer side by shorter side, before resizing
 SAVE_ANEW = "save it with 8 or 16 bits per channel"
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF; if the second is 0, 0 is white
+ORIENTATION = 274  # a tag of EXIF, and what turns a picture of each value upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def class_folders(directory: Path) -> list[str]:
@@ -29,8 +36,13 @@ def class_folders(directory: Path) -> list[str]:
     return sorted(next(os.walk(directory, onerror=_refuse))[1])
 
 
+def is_foreign(folder: str) -> bool:
+    """Whether a folder of this name belongs to another program: .ipynb_checkpoints, @eaDir, __MACOSX."""
+    return folder.startswith((".", "@")) or folder == "__MACOSX"
+
+
 def find_files(folder: Path) -> list[Path]:
-    """Every file below `folder`, in the order of torchvision's ImageFolder, without macOS's companions ("._name").
+    """Every file below `folder`, in the order of torchvision's ImageFolder; no hidden ones, nothing in foreign folders.
 
     Links are followed. Each directory is read only once, and those that contain `folder` are not read at all, so a
     loop of links adds nothing. Raises BadInput for a directory that cannot be read.
@@ -43,8 +55,8 @@ def find_files(folder: Path) -> list[Path]:
             inner.clear()
             continue
         entered.add(real_path)
-        inner.sort()
-        found += [(directory, name) for name in names if not name.startswith("._")]
+        inner[:] = sorted(name for name in inner if not is_foreign(name))
+        found += [(directory, name) for name in names if not name.startswith(".")]
     return [Path(directory, name) for directory, name in sorted(found)]
 
 
@@ -59,21 +71,17 @@ def from_picture(source: Path | Image.Image, name: object, image_size: int = CIF
     """A picture, from its file or from Pillow, as (3, side, side) uint8, RGB. name: for messages.
 
     image_size: of the network's images. side: how much of the middle is taken; 0: as much as `image_size`.
-    It is turned upright as its EXIF data say. 16-bit grey is scaled to 8 bits; everything else is converted to RGB by
-    Pillow, which drops transparency. The shorter side is resized (bicubic, Pillow's default) to what the views of an
-    image need (data/views.py: 32 for 32, 256 for 224), and the centre is cropped, as is usual on ImageNet. Raises
-    BadInput for a file that is damaged or not a picture, for one with more pixels than Pillow allows, and for pixels
-    whose range is unknown (floating point, 12 or 32 bits).
+    It is turned upright as its EXIF data say, where they can be read. 16-bit grey is scaled to 8 bits; what is
+    transparent lies on white; everything else is converted to RGB by Pillow. The shorter side is resized (bicubic,
+    Pillow's default) to what the views of an image need (data/views.py: 32 for 32, 256 for 224), and the centre is
+    cropped, as is usual on ImageNet. Raises BadInput for a file that is damaged or not a picture, for one with more
+    pixels than Pillow allows, and for pixels whose range is unknown (floating point, 12 or 32 bits).
     """
     with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, without the file's name
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
-                if 0 in picture.size:
-                    raise ValueError("no pixels")
-                _require_known_range(picture, name)
-                upright = _rgb(ImageOps.exif_transpose(picture))
+            upright = _upright(source, name)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
             raise BadInput(f"{name}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
@@ -88,6 +96,40 @@ def from_picture(source: Path | Image.Image, name: object, image_size: int = CIF
     middle = functional.center_crop(upright, [min(length, longest) for length in upright.size[::-1]])
     resized = functional.resize(middle, Views(image_size).stored, functional.InterpolationMode.BICUBIC)
     return np.ascontiguousarray(np.asarray(functional.center_crop(resized, side or image_size)).transpose(2, 0, 1))
+
+
+def _upright(source: Path | Image.Image, name: object) -> Image.Image:
+    """The picture in RGB, turned upright; where Pillow stumbles over its metadata, without them."""
+    if isinstance(source, Image.Image):
+        return _decoded(source, name)
+    try:
+        with Image.open(source) as picture:
+            return _decoded(picture, name)
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except UNREADABLE as error:
+        parts = without_metadata(Path(source).read_bytes())
+        if parts is None:
+            raise
+        pixels, exif = parts
+        try:
+            with Image.open(io.BytesIO(pixels)) as picture:
+                picture.info["exif"] = exif
+                return _decoded(picture, name)
+        except UNREADABLE:
+            raise error from None
+
+
+def _decoded(picture: Image.Image, name: object) -> Image.Image:
+    if 0 in picture.size:
+        raise ValueError("no pixels")
+    _require_known_range(picture, name)
+    picture.load()
+    try:
+        turn = TURNS.get(picture.getexif().get(ORIENTATION))
+    except UNREADABLE:  # as stored
+        turn = None
+    return _rgb(picture if turn is None else picture.transpose(turn))
 
 
 def _require_known_range(picture: Image.Image, name: object) -> None:
@@ -109,8 +151,14 @@ def _require_known_range(picture: Image.Image, name: object) -> None:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
+    """In RGB, on white where it is transparent."""
     if picture.mode.startswith("I"):  # 16 bits; 65535 = 255 * 257
-        picture = Image.fromarray(((np.asarray(picture).astype(np.int32) + 128) // 257).astype(np.uint8))
+        pixels = np.asarray(picture).astype(np.int32)
+        grey = (pixels + 128) // 257
+        grey[pixels == picture.info.get("transparency", -1)] = 255
+        picture = Image.fromarray(grey.astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     return picture.convert("RGB")
 
 

@@ -68,10 +68,7 @@ class Job:
     @cached_property
     def dataset(self) -> ImageDataset:
         self.announce(f"reading the images of {self.name}")
-        dataset = open_dataset(self.args.dataset, self.args.data_path)
-        if dataset.skipped:
-            self.announce(dataset.skipped)
-        return dataset
+        return open_dataset(self.args.dataset, self.args.data_path, report=self.announce)
 
     @cached_property
     def test_sha256(self) -> str:

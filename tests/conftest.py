@@ -87,7 +87,7 @@ def at_home(tmp_path, monkeypatch, dataset, recipe):
     """An empty working directory in which --dataset Folder is the small data set with the short recipe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(job, "dataset_name", lambda name, path: name)
-    monkeypatch.setattr(job, "open_dataset", lambda name, path: dataset)
+    monkeypatch.setattr(job, "open_dataset", lambda name, path, **_: dataset)
     monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
     return tmp_path
 

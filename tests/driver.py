@@ -19,7 +19,7 @@ from experiments import figure, job, pictures, training
 from grafting import distillation, recipes
 
 recipes.RECIPES["Folder"] = short_recipe()
-job.open_dataset = lambda name, path: small_dataset()
+job.open_dataset = lambda name, path, **_: small_dataset()
 training.CHECKPOINT_SECONDS = -1.0
 figure.draw, pictures.confusion_picture = pixel, pixels
 

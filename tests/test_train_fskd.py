@@ -463,7 +463,7 @@ def test_a_student_is_used_only_with_its_own_data(with_student, dataset, monkeyp
         (replace(dataset, normalization=other), "--evaluate", "was made with another normalisation"),
         (replace(dataset, train=lambda: train), "--export", "was made from other few-shot images"),
     ):
-        monkeypatch.setattr(job, "open_dataset", lambda name, path, changed=changed: changed)
+        monkeypatch.setattr(job, "open_dataset", lambda name, path, changed=changed, **_: changed)
         assert command(flag, STUDENT) == 2
         assert line in capsys.readouterr().err
 
@@ -493,7 +493,7 @@ def test_a_named_teacher_is_measured_beside_its_student_without_a_record(with_te
 def test_a_student_of_another_number_of_classes_names_the_flag(with_student, dataset, monkeypatch, capsys, kind):
     """A file without a record, as the released ones; nothing is fetched for it."""
     shutil.copy(STUDENT.replace("-net-", f"-{kind}-"), "student.pth")
-    monkeypatch.setattr(job, "open_dataset", lambda name, path: replace(dataset, classes=5))
+    monkeypatch.setattr(job, "open_dataset", lambda name, path, **_: replace(dataset, classes=5))
     monkeypatch.setattr(job.Job, "frozen_teacher", lambda self: pytest.fail("the teacher was read"))
     for flag in ("--evaluate", *(["--export"] if kind == "net" else [])):
         assert command(flag, "student.pth") == 2

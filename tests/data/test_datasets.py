@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from small import pictures
 from torchvision import datasets as torchvision_datasets
 
-from data import datasets, fewshot, shapes
+from data import datasets, shapes
 from data.datasets import LabelledImages, dataset_name, open_dataset
-from data.pictures import find_files, from_picture
 from utils.errors import BadInput
 
 
@@ -96,79 +94,16 @@ def test_files_that_cannot_be_downloaded_are_one_line(official_files, monkeypatc
         assert "\n" not in str(refusal.value)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Three training and two test pictures of cats and of dogs, none of them square."""
-    for split, count in (("train", 3), ("test", 2)):
-        for label, name in enumerate(("cat", "dog")):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(count):
-                picture = Image.fromarray(pictures(1, seed=label)[0].transpose(1, 2, 0)).resize((40, 50 + i))
-                picture.save(tmp_path / split / name / f"{i}.png")
-    return tmp_path
-
-
-@pytest.mark.parametrize(("size", "stored"), [(32, 32), (48, 55)])
-def test_folder(folder, size, stored):
-    """Training images and few-shot subsets are stored with what their views need around them."""
-    dataset = open_dataset("Folder", folder, size)
-    train, test = dataset.train(), dataset.test()
-    assert dataset.classes == 2 and dataset.class_names() == ("cat", "dog") and dataset.image_size == size
-    for split, found, side in (("train", train, stored), ("test", test, size)):
-        paths = [path for name in ("cat", "dog") for path in find_files(folder / split / name)]
-        assert found.images.shape[2:] == (side, side)
-        assert np.array_equal(found.images, np.stack([from_picture(path, path, size, side) for path in paths]))
-    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and train.labels.dtype == np.int64
-    assert test.labels.tolist() == [0, 0, 1, 1]
-    assert fewshot.subset(dataset, 2, 6, folder).shape == (4, 3, stored, stored)
-    pixels = train.images / 255
-    assert np.allclose(dataset.normalization.mean, pixels.mean((0, 2, 3)))
-    assert np.allclose(dataset.normalization.std, pixels.std((0, 2, 3)))
-
-
-def test_files_that_are_not_read_are_counted(folder):
-    assert open_dataset("Folder", folder).skipped == ""
-    for name in ("train/cat/0.gif", "train/cat/1.GIF", "test/dog/notes", "test/dog/2.heic", "train/cat/._0.png"):
-        (folder / name).write_bytes(b"")  # the last is what macOS leaves beside a file
-    dataset = open_dataset("Folder", folder)
-    assert dataset.skipped.endswith(" .webp: 2 .gif, 1 .heic, 1 no extension") and len(dataset.train().labels) == 6
-
-
-def test_pictures_that_cannot_be_read_are_named_together(folder, monkeypatch):
-    monkeypatch.setattr(datasets, "NAMED_FAULTS", 2)
-    for name in ("cat/1.png", "cat/2.png", "dog/0.png"):
-        (folder / "train" / name).write_bytes(b"damaged")
-    with pytest.raises(BadInput, match=r"^\S*cat/1\.png: [^;]*; replace[^;]*; \S*cat/2\.png: [^;]*; .*; and 1 more$"):
-        open_dataset("Folder", folder)
-
-
-def test_folder_faults(folder, tmp_path):
-    def refused(fault, name="Folder", at=folder):
-        with pytest.raises(BadInput, match=fault):
-            open_dataset(name, at).train()
-
-    refused("holds train/ and test/, not CIFAR10; add --dataset Folder", "CIFAR10")
-    refused("needs train/ and test/", at=tmp_path / "nowhere")
-    (folder / "test" / "cow").mkdir()
-    refused("'cow' is in only one of")
-    (folder / "train" / "cow").mkdir()
-    refused("train/cow: no picture in it")
-    for split in ("train", "test"):
-        shutil.rmtree(folder / split / "cow")
-        shutil.rmtree(folder / split / "dog")
-    refused("train: needs a folder of pictures for each of two or more classes")  # a single one
-
-
-def test_the_name_of_a_folder_is_the_directorys(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder / "train")
-    (tmp_path / "link").symlink_to(folder)
-    for path in (folder, Path(".."), tmp_path / "link"):
-        assert dataset_name("Folder", path) == f"Folder-{folder.name}"
+def test_the_name_of_a_folder_is_the_directorys(tmp_path, monkeypatch):
+    (tmp_path / "train").mkdir()
+    monkeypatch.chdir(tmp_path / "train")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for path in (tmp_path, Path(".."), tmp_path / "link"):
+        assert dataset_name("Folder", path) == f"Folder-{tmp_path.name}"
     assert dataset_name("Folder", Path("/")) == "Folder"
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert dataset_name("Folder", tmp_path / "circle") == "Folder-circle"
-    assert dataset_name("CIFAR10", folder) == "CIFAR10"
-    assert open_dataset("Folder", folder).name == f"Folder-{folder.name}"
+    assert dataset_name("CIFAR10", tmp_path) == "CIFAR10"
     with pytest.raises(BadInput, match="the folder's name is not valid text"):
         dataset_name("Folder", tmp_path / "caf\udce9")
 

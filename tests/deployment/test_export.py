@@ -87,8 +87,9 @@ def test_every_format_is_the_students_function(source, exported, ending):
             assert [dimension.dim_param or dimension.dim_value for dimension in dimensions] == sizes
 
 
+@pytest.mark.parametrize("transparent", [False, True])
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
-def test_what_the_docs_say_of_use_without_the_repository(exported, ending, tmp_path, monkeypatch, capsys):
+def test_what_the_docs_say_of_use_without_the_repository(exported, ending, transparent, tmp_path, monkeypatch, capsys):
     needs_onnx(".onnx")
     page = (ROOT / "docs/deployment.md").read_text()
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
@@ -96,7 +97,10 @@ def test_what_the_docs_say_of_use_without_the_repository(exported, ending, tmp_p
     shutil.copy(exported(".onnx"), tmp_path / "student.onnx")
     shutil.copy(exported(".pt2"), tmp_path / "student.pt2")
     (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / "docs/star.jpg", tmp_path / "docs")
+    with Image.open(ROOT / "docs/star.jpg") as star:
+        if transparent:
+            star.putalpha(Image.linear_gradient("L").resize(star.size))
+        star.save(tmp_path / "docs/star.jpg", "png")
     monkeypatch.chdir(tmp_path)
     names = {"torch": torch}
     exec(code, names)
