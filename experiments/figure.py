@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import results
+from experiments.drawing import decoration, plain_matplotlib
 from experiments.results import Result
 from experiments.tables import Row, is_papers, markdown, rows
 from grafting.recipes import recipe_of
@@ -101,23 +102,22 @@ def _trials(table: list[Row]) -> str:
     return f"{most} trial{'' if most == 1 else 's'}" if least == most else f"{least} to {most} trials"
 
 
+@plain_matplotlib(SETTINGS)
 def draw(panels: Sequence[Panel], kind: str) -> bytes:
     """The figure as "png" or "svg". The same panels give the same bytes with the same version of matplotlib."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(SETTINGS):
-        width = PANEL_WIDTH * len(panels)
-        figure = Figure(figsize=(width, HEIGHT))
-        drawn = {}
-        for axes, shown in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            drawn |= _draw_panel(axes, shown)
-        figure.axes[0].set_ylabel("test accuracy (%)")
-        figure.subplots_adjust(left=0.62 / width, right=1 - 0.42 / width, bottom=0.26, top=0.92, wspace=0.22)
-        columns = 3 if len(panels) == 1 else len(drawn)
-        figure.legend(drawn.values(), drawn, loc="lower center", ncols=columns, frameon=False, columnspacing=1.4)
-        drawing = io.BytesIO()
-        figure.savefig(drawing, format=kind, dpi=DPI, metadata=_metadata(panels, kind))
+    width = PANEL_WIDTH * len(panels)
+    figure = Figure(figsize=(width, HEIGHT))
+    drawn = {}
+    for axes, shown in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        drawn |= _draw_panel(axes, shown)
+    figure.axes[0].set_ylabel("test accuracy (%)")
+    figure.subplots_adjust(left=0.62 / width, right=1 - 0.42 / width, bottom=0.26, top=0.92, wspace=0.22)
+    columns = 3 if len(panels) == 1 else len(drawn)
+    figure.legend(drawn.values(), drawn, loc="lower center", ncols=columns, frameon=False, columnspacing=1.4)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=kind, dpi=DPI, metadata=_metadata(panels, kind))
     return drawing.getvalue()
 
 
@@ -182,15 +182,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="output directories, a panel for each")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="picture to write, .png or .svg")
     args = parser.parse_args(argv)
+    status = 2
+
+    def refuse(line: str) -> None:
+        sys.stderr.write(f"experiments.figure: {line}\n")
+
     try:
         kind = args.to.suffix.removeprefix(".")
         if kind not in FORMATS:
             raise BadInput(f"--to {args.to}: the figure is a .png or a .svg file; give it such a name")
-        files.write_bytes(args.to, draw(read_panels(args.folders), kind))
+        panels = read_panels(args.folders)
+        with decoration(str(args.to), refuse):
+            files.write_bytes(args.to, draw(panels, kind))
+            status = 0
     except BadInput as error:
-        sys.stderr.write(f"experiments.figure: {error}\n")
-        return 2
-    return 0
+        refuse(str(error))
+    return status
 
 
 if __name__ == "__main__":

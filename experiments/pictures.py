@@ -2,7 +2,6 @@
 
 import copy
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from experiments.drawing import plain_matplotlib
 from grafting.distillation import Distillation
 from grafting.teacher import FrozenTeacher
 
@@ -63,6 +63,7 @@ def confusion(teacher: FrozenTeacher, last: Distillation) -> dict[str, Tensor]:
     return {name: pair.bincount(minlength=side**2).view(side, side).cpu() for name, pair in pairs.items()}
 
 
+@plain_matplotlib()
 def confusion_picture(matrices: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
     """Confusion matrices (`confusion`) side by side, in percent of each true class. names: of the classes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,7 +86,5 @@ def confusion_picture(matrices: Mapping[str, Tensor], names: Sequence[str]) -> n
             color = "white" if value > 30 else "black"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
     canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a class's name; a box stands for it
-        canvas.draw()
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -20,13 +20,13 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from experiments.drawing import Report, decoration
 from experiments.figure import Line
 from grafting.distillation import Curve
 from utils import files
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
-Report = Callable[[str], None]
 OVER_SHOTS = "accuracy over N"
 MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
 RESULT = {
@@ -64,16 +64,15 @@ class Run:
         """Let `act` write; the first error is one line, and after it nothing is written."""
         if self.is_broken:
             return
-        try:
+        with decoration("TensorBoard's files", self.report):
+            self.is_broken = True  # unless all of this can be done
             if not self.writer:
                 self._begin()
             act(self.writer)
-        except OSError as error:
-            self.report(f"TensorBoard's files cannot be written ({error.strerror or error}); the run goes on without")
-            self.is_broken = True
-            with suppress(OSError):
-                if self.writer:
-                    self.writer.close()
+            self.is_broken = False
+        if self.is_broken and self.writer:
+            with suppress(Exception):
+                self.writer.close()
 
     def close(self) -> None:
         if self.writer:
@@ -113,9 +112,9 @@ class CellCurves(Run):
         measured["seconds"] = sum(result.get("seconds", {}).values())
         cell = {"N": self.setting["shots"], **{name: self.setting[name] for name in ("trial", "seed", "method")}}
         cell["dataset"] = self.setting["dataset"]
-        experiment, start, end = hparams(cell, dict.fromkeys(RESULT.values()))  # add_hparams would make another run
 
         def write(writer: SummaryWriter) -> None:
+            experiment, start, end = hparams(cell, dict.fromkeys(RESULT.values()))  # add_hparams would make another run
             for what, value in measured.items():
                 writer.add_scalar(RESULT[what], value, self.setting["shots"])
             for summary in (experiment, start, end) if result["status"] == "done" else (experiment, start):
@@ -184,17 +183,18 @@ def _write_line(run: Run, line: Line) -> None:
 def write_picture(output_dir: Path, tag: str, draw: Callable[[], np.ndarray], report: Report) -> None:
     """A picture (H, W, 3) uint8 of run `pictures`, in an event file of its own; it replaces the one of that tag."""
     suffix = "." + "".join(character if character.isalnum() else "-" for character in tag)
-    run = Run(root(output_dir) / "pictures", report, suffix)
-    run.write(lambda writer: writer.add_image(tag, draw(), dataformats="HWC"))
-    run.close()
+    with decoration("TensorBoard's pictures", report):
+        picture = draw()
+        run = Run(root(output_dir) / "pictures", report, suffix)
+        run.write(lambda writer: writer.add_image(tag, picture, dataformats="HWC"))
+        run.close()
 
 
 def _quiet(shown: Callable[[threading.ExceptHookArgs], None]) -> Callable[[threading.ExceptHookArgs], None]:
     """Without the traceback that Python prints when a thread of TensorBoard fails: its caller gets the same error."""
 
     def hook(error: threading.ExceptHookArgs) -> None:
-        of_tensorboard = type(error.thread).__module__.startswith("tensorboard.")
-        if not (of_tensorboard and issubclass(error.exc_type, OSError)):
+        if not type(error.thread).__module__.startswith("tensorboard."):
             shown(error)
 
     return hook

@@ -1,6 +1,8 @@
 import io
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pytest
 from committed import ROOT, as_committed
@@ -54,6 +56,30 @@ def test_panels_are_side_by_side_and_keep_their_numbers_in_the_svg():
     root = ElementTree.fromstring(svg)
     assert float(root.get("width")[:-2]) == 72 * 2 * figure.PANEL_WIDTH
     assert described(svg) == figure.numbers([PANEL, PANEL]) and "| 10 |" in described(svg)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["Folder-猫狗 (1 trial)", "Folder-$a (1 trial)"])
+def test_any_folder_may_be_the_title(name):
+    """Without a warning of letters that the font does not have."""
+    assert figure.draw([replace(PANEL, title=name)], "png")
+
+
+def test_the_users_settings_change_no_picture(monkeypatch):
+    before = figure.draw([PANEL], "png")
+    monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9)
+    assert figure.draw([PANEL], "png") == before
+
+
+def test_a_figure_that_cannot_be_drawn_is_one_line(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("no such backend\nat all")
+
+    monkeypatch.setattr(figure, "read_panels", lambda _: [PANEL])
+    monkeypatch.setattr(figure, "draw", fail)
+    assert figure.main(["results", "--to", str(tmp_path / "a.svg")]) == 2
+    told = f"experiments.figure: {tmp_path}/a.svg cannot be written (no such backend); no result depends on it\n"
+    assert capsys.readouterr().err == told and not list(tmp_path.iterdir())
 
 
 def described(svg):

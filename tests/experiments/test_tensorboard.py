@@ -164,6 +164,22 @@ def test_a_teachers_training(tmp_path):
     assert points(run, "training of a teacher/learning rate") == [(2, 0.5)]
 
 
+def test_any_error_is_one_line_per_run(tmp_path):
+    said, written = [], []
+
+    def fail(writer):
+        written.append(writer)
+        raise TypeError("of protobuf")
+
+    run = tensorboard.Run(tmp_path, said.append)
+    for _ in range(2):
+        run.write(fail)
+    run.close()
+    assert (
+        said == ["TensorBoard's files cannot be written (of protobuf); no result depends on it"] and len(written) == 1
+    )
+
+
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_broken_folder_is_one_line_per_run(tmp_path, capfd, monkeypatch, lost):
