@@ -13,7 +13,6 @@ from functools import cache, partial
 from http.client import HTTPException
 from pathlib import Path
 
-import filelock
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
@@ -21,6 +20,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from data import folder, shapes
 from data.pictures import mean_and_std
 from data.views import CIFAR_SIZE, Normalization, Views
+from utils import locks
 from utils.errors import BadInput
 from utils.text import in_one_line, say
 
@@ -110,7 +110,7 @@ def _official(official: type, root: Path, train: bool) -> CIFAR10:
         if (root / "train").is_dir() and (root / "test").is_dir():
             raise BadInput(f"--data_path {root}: holds train/ and test/, not {official.__name__}; add --dataset Folder")
         root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(root / f".{official.filename}.lock"):
+        with locks.hold(root / f".{official.filename}.lock", timeout=-1):
             with suppress(RuntimeError):  # another process may have just downloaded them
                 return official(root, train=train)
             download_and_extract_archive(official.url, root, filename=official.filename, md5=official.tgz_md5)

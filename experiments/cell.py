@@ -6,12 +6,11 @@ import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
+import numpy as np
 
 from acceleration.feature_cache import CachedTeacher
 from experiments import pictures, results
@@ -21,7 +20,7 @@ from experiments.tensorboard import CellCurves, write_picture
 from experiments.training import CellTraining, setting_in
 from grafting.distillation import Curve, NotFinite
 from models import records
-from utils import files, machine
+from utils import files, locks, machine
 from utils.errors import BadInput
 from utils.text import bar
 
@@ -89,17 +88,15 @@ class Cell:
         results.require_free_students(self.students.values(), self.setting, self.record["result"], self.job.args.fresh)
 
     def lock(self) -> AbstractContextManager:
-        """Hold the cell, so that no other process runs it. Raises filelock.Timeout if one does."""
-        path = self.result.with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(path).acquire(timeout=0)
+        """Hold the cell, so that no other process runs it. Raises locks.Timeout if one does."""
+        return locks.hold(self.result.with_suffix(".lock"))
 
     def _lock_students(self) -> AbstractContextManager:
         """Hold the cell's students. Raises BadInput if a run with another output directory is writing them."""
         student = self.students["best"]
         try:
-            return filelock.FileLock(student.with_name(f".{student.stem}.lock")).acquire(timeout=0)
-        except filelock.Timeout:
+            return locks.hold(student.with_name(f".{student.stem}.lock"))
+        except locks.Timeout:
             raise BadInput(f"{student}: another run is writing it; another --student_dir keeps both") from None
 
     @property
@@ -119,7 +116,7 @@ class Cell:
                         files.remove_leftovers(path)  # of a killed process
                     self.was_run = True
                     return self._train(teacher, teacher_record)
-        except filelock.Timeout:
+        except locks.Timeout:
             return "another process is running it"
 
     def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
@@ -154,8 +151,11 @@ class Cell:
             return f"failed: {failure}"
         if teacher.classes <= pictures.DRAWN_CLASSES:
             tag = f"confusion matrix/N = {self.shots:02d}, trial {self.trial}"
-            matrices, names = pictures.confusion(teacher, training.current), self.job.dataset.class_names()
-            draw = partial(pictures.confusion_picture, matrices, names)
+
+            def draw() -> np.ndarray:
+                matrices = pictures.confusion(teacher, training.current)
+                return pictures.confusion_picture(matrices, self.job.dataset.class_names())
+
             write_picture(self.job.output_dir, tag, draw, self.job.report_once)
         return in_short(result)
 

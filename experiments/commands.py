@@ -1,6 +1,7 @@
 """The commands of train_fskd.py, a function for each. They return exit statuses; errors become one line."""
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -37,7 +38,10 @@ def status(args: argparse.Namespace) -> int:
         return stop(2, str(error))
     except OSError as error:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
-        advice = f"; {how_to_continue(args)}" if command_of(args) is _sweep else ""
+        if error.errno == errno.ENAMETOOLONG:
+            advice = f"; {files.TOO_LONG}"
+        else:
+            advice = f"; {how_to_continue(args)}" if command_of(args) is _sweep else ""
         return stop(2, f"{where}: {error.strerror or error}{advice}")
     except torch.cuda.OutOfMemoryError:
         return stop(2, "the GPU's memory is full; take --device cpu, or in a sweep give less to --memory")

@@ -35,7 +35,7 @@ def evaluate(job: Job) -> int:
         own = {"file", "networks"}
         if target.exists() and not files.read_json(target, "a file of --json; name another file").keys() >= own:
             raise BadInput(f"--json {target}: exists already and is no file of --json; name another file")
-        files.require_writable(target.parent)
+        files.require_writable(target.parent, target.name)
     networks = _networks_in(path, job)
     job.report(f"{path}: measuring accuracy and speed on the test images")
     with arithmetic(job.args.precision, job.device):
@@ -124,6 +124,7 @@ def export(job: Job) -> int:
     target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
     files.require_there(path)
     exporting.require_target(target, job.args.fresh)
+    files.require_writable(target.parent, target.name)
     if formats.is_exported(path):
         raise BadInput(f"--export {path}: is exported already; name a student (...-net-...)")
     kind, state = _read(path, job)

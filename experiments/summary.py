@@ -1,41 +1,44 @@
 """What is made from all results of a run: the table, the figure, TensorBoard."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import filelock
-
 from experiments import figure, results, tensorboard
+from experiments.drawing import Report, decoration
 from experiments.figure import Panel
 from experiments.pictures import decoded
 from experiments.results import Result
 from experiments.tables import Row, comma_separated, markdown, remarks
-from experiments.tensorboard import Report
-from utils import files
+from utils import files, locks
 from utils.errors import BadInput
 
 
 def write_summary(output_dir: Path, report: Report) -> tuple[list[Row], str]:
     """Write table.md, table.csv, accuracy.png, accuracy.svg and TensorBoard's accuracy over N from the result files.
 
-    The paper's numbers are for the results' data set. report: called with what TensorBoard cannot write. Returns
+    The paper's numbers are for the results' data set. report: called with what cannot be drawn. Returns
     the rows and the table's text. Raises BadInput if there are no results, or if they do not belong in one table.
     """
     if not results.paths(output_dir):
         raise BadInput(f"{output_dir}/results: no results found; give their --dataset or --output_dir")
-    with filelock.FileLock(output_dir / ".table.lock"):  # two processes may finish a cell at the same time
+    with locks.hold(output_dir / ".table.lock", timeout=-1):  # two processes may finish a cell at the same time
         found = results.read_all(output_dir)
         panel = figure.panel(found)
         table = markdown(panel.table)
-        drawn = {f"accuracy.{kind}": figure.draw([panel], kind) for kind in figure.FORMATS}
-        content = {"table.md": (table + "\n").encode(), "table.csv": comma_separated(panel.table).encode(), **drawn}
-        for name, written in content.items():
-            files.remove_leftovers(output_dir / name)
-            files.write_bytes(output_dir / name, written)
-        picture = decoded(drawn["accuracy.png"])
-        tensorboard.write_over_shots(output_dir, panel.lines, picture, text(panel, found), report)
+        _write(output_dir, {"table.md": (table + "\n").encode(), "table.csv": comma_separated(panel.table).encode()})
+        with decoration(f"{output_dir}: the figure", report):
+            drawn = {f"accuracy.{kind}": figure.draw([panel], kind) for kind in figure.FORMATS}
+            _write(output_dir, drawn)
+            picture = decoded(drawn["accuracy.png"])
+            tensorboard.write_over_shots(output_dir, panel.lines, picture, text(panel, found), report)
     return panel.table, "\n".join([table, *remarks(found)])
+
+
+def _write(output_dir: Path, content: Mapping[str, bytes]) -> None:
+    for name, written in content.items():
+        files.remove_leftovers(output_dir / name)
+        files.write_bytes(output_dir / name, written)
 
 
 def rebuild(output_dir: Path, report: Report) -> tuple[list[Row], str]:

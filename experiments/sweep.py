@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import filelock
 from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
@@ -17,7 +17,7 @@ from experiments.results import Result
 from experiments.setting import require_comparable
 from experiments.summary import write_summary
 from experiments.tensorboard import write_picture
-from utils import files
+from utils import files, locks
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
 from utils.text import bar
@@ -37,11 +37,10 @@ def run(jobs: Sequence[Job]) -> bool:
     """
     first, device = jobs[0], jobs[0].device  # BadInput for a wrong device, before images and teacher are obtained
     every_cell = [cell for job in jobs for cell in job.cells]
-    for directory in {folder for job in jobs for folder in (job.output_dir, job.student_dir)}:
-        files.require_writable(directory)
     if first.args.fresh:
         _remove_old(jobs, every_cell)
     left = [_left(job) for job in jobs]
+    _require_writable([cell for cells in left for cell in cells])
     for job, cells in zip(jobs, left, strict=True):
         if done := len(job.cells) - len(cells):
             job.announce(f"{done} of {len(job.cells)} cells are done already; --fresh runs them again")
@@ -54,6 +53,17 @@ def run(jobs: Sequence[Job]) -> bool:
     return any(left)
 
 
+def _require_writable(cells: Sequence[Cell]) -> None:
+    """Raise BadInput now rather than after hours if what the cells write could not be written or locked."""
+    names: dict[Path, set[str]] = {}
+    for cell in cells:
+        for path in (cell.job.output_dir / "table.csv", *cell.written):
+            names.setdefault(path.parent, set()).add(path.name)
+    for directory, of_files in names.items():
+        files.require_writable(directory, *of_files)
+        locks.require(directory)
+
+
 def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
     """Remove what --fresh replaces, of all jobs; nothing if one of them could not be run or is running."""
     for job in jobs:
@@ -62,6 +72,7 @@ def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
         _require_comparable(job, except_for=job.cells)
     for cell in cells:
         cell.require_free_students()
+    _require_writable(cells)
     try:
         for cell in cells:
             with cell.lock():
@@ -70,7 +81,7 @@ def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
             with cell.lock():
                 for path in cell.written:
                     path.unlink(missing_ok=True)
-    except filelock.Timeout:
+    except locks.Timeout:
         raise BadInput(f"--fresh: another process is running the cell of {cell.result}; stop it first") from None
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 import shlex
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import filelock
 from torch import nn
 
 from experiments.tensorboard import TeacherCurves
@@ -18,7 +17,7 @@ from models.architectures import ARCHITECTURES
 from models.download import fetch_teacher
 from models.teacher_recipe import TeacherRecipe
 from models.teacher_training import TeacherTraining
-from utils import files
+from utils import files, locks
 from utils.errors import BadInput
 
 if TYPE_CHECKING:
@@ -48,9 +47,8 @@ def _is_finished(job: Job) -> bool:
     return job.teacher_file.exists() and not records.is_announced(job.teacher_file)
 
 
-def _lock(job: Job) -> filelock.FileLock:
-    job.teacher_file.parent.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(job.teacher_file.with_name(f".{job.teacher_file.stem}.lock"))
+def _lock(job: Job, timeout: float) -> AbstractContextManager:
+    return locks.hold(job.teacher_file.with_name(f".{job.teacher_file.stem}.lock"), timeout)
 
 
 def _get(job: Job) -> None:
@@ -61,7 +59,7 @@ def _get(job: Job) -> None:
         train(job, "quick", only_if_missing=True)
     elif _is_default(job) and job.data_recipe.published:
         job.report(f"{path}: missing; fetching the authors'")
-        with _lock(job):  # another process may have just fetched it
+        with _lock(job, timeout=-1):  # another process may have just fetched it
             if not path.exists():
                 fetch_teacher(path, job.dataset, inputs)
     else:
@@ -78,11 +76,16 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> N
     with seed 0, because --seed is the seed of the cells.
     """
     recipe = _recipe(job, recipe_name)
-    for directory in (job.teacher_file.parent, job.output_dir):
-        files.require_writable(directory)
+    checkpoint = job.teacher_file.with_suffix(".resume.pt")  # the longest name of its files
+    files.require_writable(checkpoint.parent, checkpoint.name)
+    files.require_writable(job.output_dir)
+    if only_if_missing:  # the cells come next
+        files.require_writable(job.student_dir)
+        for directory in (job.output_dir, job.student_dir):
+            locks.require(directory)
     curves = TeacherCurves(job.output_dir, job.teacher_file.stem, job.report)
     try:
-        with _lock(job).acquire(timeout=-1 if only_if_missing else 0), closing(curves):
+        with _lock(job, timeout=-1 if only_if_missing else 0), closing(curves):
             if only_if_missing and _is_finished(job):
                 return
             if not job.args.fresh and _is_finished(job):
@@ -92,7 +95,7 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> N
             seed = 0 if only_if_missing else job.args.seed
             training = TeacherTraining(job.dataset, start, recipe, seed, job.device, job.teacher_file)
             accuracy = training.run(job.report, curves.update)
-    except filelock.Timeout:
+    except locks.Timeout:
         raise BadInput(f"{job.teacher_file}: another process is training it") from None
     weight = f", weight {recipe.prototype_head:g} on its prototypes" if recipe.prototype_head else ""
     job.report(f"{job.teacher_file}: teacher of recipe {recipe.name}{weight}, test accuracy {accuracy:.2f}%")

@@ -256,6 +256,7 @@ OF_TEACHER = {  # with --train_teacher
     "--teacher_from missing.pth --teacher b.pth": "missing.pth: no such file",
     "--teacher_from b.pth --teacher b.pth": "--teacher_from b.pth: --teacher is the same file",
     "--teacher new.pth --output_dir empty.pth": "empty.pth: cannot be written",
+    f"--teacher {'x' * 236}.pth": "x.resume.pt: cannot be written (File name too long); shorten it",
     "--precision float32": "--precision: not with --train_teacher",
 }
 REFUSED = {f"--train_teacher {arguments}": line for arguments, line in OF_TEACHER.items()} | {
@@ -306,7 +307,9 @@ REFUSED = {f"--train_teacher {arguments}": line for arguments, line in OF_TEACHE
     "--evaluate layout.pth --teacher good.pth": "layout.pth: ",
     "--teacher good.pth --nshot 5": "class 'a' has only 4 training images; give at most",
     "--teacher good.pth --nshot 1 --output_dir empty.pth": "cannot be written",
-    f"--teacher good.pth --nshot 1 --output_dir {'x' * 300}": "File name too long",
+    f"--teacher good.pth --nshot 1 --output_dir {'x' * 300}": "File name too long; shorten it",
+    f"--evaluate good.pth --json {'x' * 245}.json": "x.json: cannot be written (File name too long); shorten it",
+    f"--export good.pth --to {'x' * 245}.pth": "x.pth: cannot be written (File name too long); shorten it",
 }
 
 
@@ -622,7 +625,7 @@ def test_a_teacher_is_trained_by_one_process(at_home, monkeypatch, recipe, capsy
         assert command("--train_teacher") == 2
         assert "another process is training it" in capsys.readouterr().err
     monkeypatch.setattr(
-        teachers.files, "require_writable", lambda folder: checkpoints.write_network(small_teacher(), Path(TEACHER))
+        teachers.files, "require_writable", lambda *_: checkpoints.write_network(small_teacher(), Path(TEACHER))
     )  # meanwhile
     assert command("--diagnose", "--nshot", "1") == 0
 

@@ -1,5 +1,6 @@
 """Atomic file writes, and reading that never runs code from a file."""
 
+import errno
 import glob
 import hashlib
 import io
@@ -23,13 +24,15 @@ import torch
 
 from utils.errors import BadInput
 
+TOO_LONG = "shorten it; students and default teachers are named after the folder of pictures"  # advice for a path
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically: a reader sees the old file or the new one, never a part.
 
     Raises BadInput if that fails. Then, and after an interruption, the old file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -39,11 +42,20 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise BadInput(f"{path}: cannot be written ({reason}); free space or choose another folder") from error
+        raise _not_written(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """Where the content of `path` is written first. Nothing else that belongs to `path` has a longer name."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _not_written(path: Path, error: OSError) -> BadInput:
+    advice = TOO_LONG if error.errno == errno.ENAMETOOLONG else "free space or choose another folder"
+    return BadInput(f"{path}: cannot be written ({error.strerror or error}); {advice}")
 
 
 def _flush(directory: Path) -> None:
@@ -125,15 +137,19 @@ def require_there(path: Path) -> None:
         raise BadInput(f"{path}: no such file")
 
 
-def require_writable(directory: Path) -> None:
-    """Make the directory, and raise BadInput now rather than after hours if it cannot be written."""
-    probe = directory / f".probe.{secrets.token_hex(4)}"
+def require_writable(directory: Path, *names: str) -> None:
+    """Make the directory, and raise BadInput now rather than after hours if it cannot be written.
+
+    names: of the files that will be written into it. One of them may be too long for the file system.
+    """
+    longest = directory / max(names, key=lambda name: len(os.fsencode(name)), default="probe")
+    probe = _temporary(longest)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
     except OSError as error:
-        raise BadInput(f"{directory}: cannot be written ({error.strerror or error}); choose another folder") from error
+        raise _not_written(longest if error.errno == errno.ENAMETOOLONG else directory, error) from error
 
 
 UNREADABLE = (  # what unpicklers and tensor readers raise for files of another format

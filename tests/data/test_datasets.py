@@ -1,3 +1,4 @@
+import fcntl
 import shutil
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from http.client import IncompleteRead
@@ -118,3 +119,12 @@ def test_shapes10_is_drawn_the_same_each_time_and_balanced(monkeypatch):
     assert np.bincount(labels).tolist() == [10] * 10
     assert open_dataset("Shapes10", Path()).class_names() == shapes.CLASSES
     assert not {image.tobytes() for image in images} & {image.tobytes() for image in train}
+
+
+def test_a_folder_without_locks_is_named(official_files, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(BadInput, match="raw: its file system has no file locks"):
+        open_dataset("CIFAR10", tmp_path / "raw").test()

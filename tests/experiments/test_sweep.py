@@ -1,3 +1,4 @@
+import fcntl
 import gc
 import json
 import weakref
@@ -11,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages
+from experiments import figure, results, summary, sweep
 from experiments import pictures as pictures_of_cells
-from experiments import results, summary, sweep
 from experiments.cell import Cell
 from experiments.tensorboard import rewrite_cell
 from experiments.training import CellTraining
@@ -522,14 +523,54 @@ def test_where_tensorboard_cannot_be_written_the_cells_go_on(job):
     assert len(said) == 1 and (made.output_dir / "table.md").exists()
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_result(job, monkeypatch):
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("few_shot_images", OSError(28, "No space left")),
+        ("confusion", ValueError("No space left")),
+        ("confusion_picture", ImportError("No space left")),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_costs_no_result(job, monkeypatch, what, error):
     def fail(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(pictures_of_cells, "confusion_picture", fail)
+    monkeypatch.setattr(pictures_of_cells, what, fail)
     sweep.run([job("--trials", "1")])
     for shots in (1, 2):
         assert result(job(), shots, 0)["status"] == "done"
     assert [line for line in job.lines if "No space left" in line] == [
-        "TensorBoard's files cannot be written (No space left on device); the run goes on without"
+        "TensorBoard's pictures cannot be written (No space left); no result depends on it"
     ]
+
+
+def test_without_the_figure_there_is_the_table(job, monkeypatch):
+    def fail(*_):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(figure, "draw", fail)
+    made = job(*ONE)
+    sweep.run([made])
+    assert result(made, 1, 0)["status"] == "done" and (made.output_dir / "table.csv").exists()
+    assert f"{made.output_dir}: the figure cannot be written (no such backend); no result depends on it" in job.lines
+
+
+@pytest.mark.parametrize("name", ["x" * 195, "猫" * 65])
+def test_a_name_that_is_too_long_is_known_before_training(job, monkeypatch, name):
+    monkeypatch.setattr(sweep, "_prepared", lambda *_: pytest.fail("began"))
+    made = job(*ONE, dataset=replace(small_dataset(), name=f"Folder-{name}"))
+    with pytest.raises(BadInput, match=r"-last\.json: cannot be written \(File name too long\); shorten it"):
+        sweep.run([made])
+
+
+@pytest.mark.parametrize("flags", [(), ("--fresh",)])
+def test_a_file_system_without_locks_is_known_before_training(job, monkeypatch, flags):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    run(job(*ONE))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(sweep, "_prepared", lambda *_: pytest.fail("began"))
+    with pytest.raises(BadInput, match=r"run: its file system has no file locks \(No locks available\)"):
+        sweep.run([job(*flags)])
+    assert result(job(), 1, 0)["status"] == "done"

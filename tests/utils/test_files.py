@@ -43,6 +43,16 @@ def test_a_write_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
         files.write_text(path / "below", "x")
 
 
+@pytest.mark.parametrize("name", ["x" * 250, "é" * 122])
+def test_a_name_is_too_long_if_that_of_its_temporary_file_is(tmp_path, name):
+    files.require_writable(tmp_path / "new", "short", "x" * 200)
+    with pytest.raises(BadInput, match=f"{name}: cannot be written .File name too long.; shorten it"):
+        files.require_writable(tmp_path / "new", "short", name)
+    with pytest.raises(BadInput, match="File name too long"):
+        files.write_text(tmp_path / "new" / name, "x")
+    assert not list((tmp_path / "new").iterdir())
+
+
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, number, raised):
     files.write_text(tmp_path / "file", "old")
