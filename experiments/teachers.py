@@ -31,7 +31,7 @@ def read(job: Job) -> nn.Module:
     trains_it = _is_default(job) and job.data_recipe.trains_own_teacher
     if not (_is_finished(job) if trains_it else job.teacher_file.exists()):
         _get(job)
-    teacher = checkpoints.read_teacher(job.teacher_file, job.dataset.classes)
+    teacher = checkpoints.read_teacher(job.teacher_file, job.dataset.classes, job.announce)
     not_checked = records.check(job.teacher_file, records.deciding(job.dataset))
     if not_checked and records.path_of(job.teacher_file).exists():
         job.announce(not_checked)

@@ -4,12 +4,14 @@ teacher   `features.<block>.<position>.*`, `classifier.<position>.*`
 stage 1   `{"block-0": {...}, "block-1": {...}, ...}`, the states of B0, B1, ...
 stage 2   the state of the sequence (B0, B1, ...): `0.0.0.weight` .. `2.1.1.1.bias`
 
-All in the serialisation from before PyTorch 1.6, saved from any device.
+All are written in the serialisation from before PyTorch 1.6, and read in any, saved from any device, also as other
+programs write them: the state under a key of a training checkpoint, or with DataParallel's `module.` before each name.
 """
 
 import hashlib
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +22,61 @@ from models.architectures import FIRST_GRAFTED, Architecture
 from models.vgg import BlockwiseVGG
 from utils import files
 from utils.errors import BadInput
+from utils.text import say
 
 State = dict[str, Tensor]
+WRAPPERS = ("state_dict", "model", "net", "model_state_dict")  # where training checkpoints hold a network's state
+PREFIX = "module."  # of DataParallel
 
 
-def read(path: Path) -> tuple[str, Any]:
-    """("teacher", state), ("stage 1", [state of B0, B1, ...]) or ("stage 2", state). BadInput for other files."""
+def read(path: Path, report: Callable[[str], None] = say) -> tuple[str, Any]:
+    """("teacher", state), ("stage 1", [state of B0, B1, ...]) or ("stage 2", state). BadInput for other files.
+
+    report: called with a message if there was something around the state.
+    """
     content = files.read_tensors(path, "a checkpoint")
-    if isinstance(content, dict):
-        if content and set(content) == {f"block-{k}" for k in range(len(content))}:
-            return "stage 1", [content[f"block-{k}"] for k in range(len(content))]
-        if "classifier.0.weight" in content:
-            return "teacher", content
-        if "0.0.0.weight" in content:
-            return "stage 2", content
-    raise BadInput(f"{path}: neither a block-wise teacher nor a student of stage 1 or 2")
+    with files.reading(path, "a checkpoint"):
+        kind, states, around = _unwrapped(content, path)
+    if kind is None:
+        raise BadInput(f"{path}: neither a block-wise teacher nor a student of stage 1 or 2")
+    if around:
+        report(f"{path}: {', '.join(around)}")
+    return kind, states if kind == "stage 1" else states[0]
 
 
-def read_teacher(path: Path, classes: int) -> BlockwiseVGG:
-    """The teacher in a file, any block-wise VGG; its depth and widths follow from the file.
+def _unwrapped(content: Any, path: Path) -> tuple[str | None, list[State], list[str]]:
+    """The kind, the states (several only of stage 1) and what was around them, for a message."""
+    if not (isinstance(content, dict) and content):
+        return None, [], []
+    around, found = [], [key for key in WRAPPERS if _is_state(content.get(key))]
+    if len(found) > 1:
+        raise BadInput(f"{path}: holds states in the keys {', '.join(found)}; save one of them alone")
+    for key in found:
+        content = content[key]
+        around.append(f"state_dict in key {key!r}")
+    is_stage1 = set(content) == {f"block-{k}" for k in range(len(content))}
+    states = [content[f"block-{k}"] for k in range(len(content))] if is_stage1 else [content]
+    names = [name for state in states for name in state]
+    if names and all(name.startswith(PREFIX) for name in names):
+        states = [{name.removeprefix(PREFIX): value for name, value in state.items()} for state in states]
+        around.append(f"names without {PREFIX!r}")
+    first = {"classifier.0.weight": "teacher", "0.0.0.weight": "stage 2"}
+    kind = "stage 1" if is_stage1 else next((kind for name, kind in first.items() if name in states[0]), None)
+    return kind, states, around
+
+
+def _is_state(value: Any) -> bool:
+    """Whether this is a dictionary of tensors, or of those of stage 1."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(entry, Tensor | dict) for entry in value.values())
+
+
+def read_teacher(path: Path, classes: int, report: Callable[[str], None] = say) -> BlockwiseVGG:
+    """The teacher in a file, any block-wise VGG; its depth and widths follow from the file. report: as of `read`.
 
     Raises BadInput for a file that is not a teacher, has another number of classes, holds a value that is not finite,
     or whose blocks are too narrow for a student of half their width.
     """
-    kind, state = read(path)
+    kind, state = read(path, report)
     if kind != "teacher":
         raise BadInput(f"{path}: is a student of {kind}, not a teacher")
     network = teacher_from_state(state, path, classes)

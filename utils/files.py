@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from utils.errors import BadInput
+from utils.foreign import instead, instead_of_tensors
 
 TOO_LONG = "shorten it; students and default teachers are named after the folder of pictures"  # advice for a path
 
@@ -83,11 +84,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def json_text(content: dict[str, Any]) -> str:
-    """JSON, indented, but with every list or object of numbers on one line."""
-    return _NUMBERS.sub(lambda found: re.sub(r"\n\s*", " ", found[0]), json.dumps(content, indent=1))
+    """JSON, indented, but with every list or object of numbers on one line. ValueError if one is not finite."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    return _NUMBERS.sub(lambda found: re.sub(r"\n\s*", " ", found[0]), text)
 
 
-_NUMBER = r'\n\s+(?:"[^"\n]*": )?(?:-?[\d.]+(?:[eE][+-]?\d+)?|-?Infinity|NaN)'
+_NUMBER = r'\n\s+(?:"[^"\n]*": )?-?[\d.]+(?:[eE][+-]?\d+)?'
 _NUMBERS = re.compile(rf"[\[{{]{_NUMBER}(?:,{_NUMBER})*\n\s*[\]}}]")  # JSON text holds no line break within a string
 
 
@@ -171,7 +173,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except PermissionError:
         raise BadInput(f"{path}: cannot be read (permission denied)") from None
     except UNREADABLE as error:
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        reason = instead(path) or str(error).strip().split("\n")[0][:120] or type(error).__name__
         raise BadInput(f"{path}: not {what}, or damaged ({reason}){semicolon}{advice}") from None
 
 
@@ -188,16 +190,16 @@ def read_tensors(path: Path, kind: str) -> Any:
     Only plain containers of tensors are admitted (`weights_only`): a file that would run code is refused.
     """
     with reading(path, kind):
-        if path.is_file() and path.stat().st_size == 0:
-            raise EOFError("the file is empty")
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
             require_checksums(path)
         with warnings.catch_warnings():  # about pickle protocols; real faults are raised
             warnings.simplefilter("ignore")
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:  # its message explains how to load the file unsafely
-                raise ValueError("it is incomplete, or holds more than tensors, lists and dictionaries") from error
+            except OSError:
+                raise
+            except UNREADABLE as error:
+                raise ValueError(instead_of_tensors(path, error)) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -1,10 +1,11 @@
 import io
+from argparse import Namespace
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, TINY, frozen_teacher
+from small import CLASSES, TINY, frozen_teacher, small_teacher
 
 from deployment.networks import candidates
 from grafting.scions import scions
@@ -82,6 +83,41 @@ def narrowed(state, block, width):
             behind: state[behind][:, :width].clone()}  # fmt: skip
 
 
+def of_data_parallel(state):
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+def contents():
+    """What a file of each kind holds."""
+    teacher = frozen_teacher()
+    made = scions(teacher, torch.Generator())
+    return {
+        "teacher": teacher.network.state_dict(),
+        "stage 1": {f"block-{k}": scion.state_dict() for k, scion in enumerate(made)},
+        "stage 2": torch.nn.Sequential(*made).state_dict(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["teacher", "stage 1", "stage 2"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "net", "model_state_dict"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_state_is_found_as_other_programs_save_it(tmp_path, kind, key, parallel):
+    """In a training checkpoint, of a network in DataParallel, or both; --teacher_from and all other flags read so."""
+    path, content, lines = tmp_path / "x.pth", contents()[kind], []
+    torch.save(content, path)
+    _, expected = checkpoints.read(path, lines.append)
+    assert lines == []
+    if parallel:
+        parts = {name: of_data_parallel(state) for name, state in content.items()} if kind == "stage 1" else None
+        content = parts or of_data_parallel(content)
+    torch.save({key: content, "epoch": 3, "optimizer": {"state": {}}} if key else content, path)
+    found, state = checkpoints.read(path, lines.append)
+    said = [f"state_dict in key '{key}'"] * bool(key) + ["names without 'module.'"] * parallel
+    assert lines == [f"{path}: {', '.join(said)}"] * bool(said) and found == kind
+    for ours, theirs in zip(*(states if kind == "stage 1" else [states] for states in (state, expected)), strict=True):
+        assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 class RunsCode:
     def __reduce__(self):
         return (print, ("this must never be printed",))
@@ -98,8 +134,12 @@ class RunsCode:
         (lambda s: state_without(s, "classifier.2.weight"), "has no classifier.2.weight"),
         (lambda s: {k: v for k, v in s.items() if "features.4" not in k}, "has convolution blocks [0, 1, 2, 3]"),
         (lambda s: [1, 2], "neither a block-wise teacher nor a student"),
-        (lambda s: {"model": s}, "neither a block-wise teacher nor a student"),
+        (lambda s: {"weights": s}, "neither a block-wise teacher nor a student"),
+        (lambda s: {"model": s, "net": s}, "holds states in the keys model, net; save one of them alone"),
+        (lambda s: {"features.0.0.bias": 0, **of_data_parallel(s)}, "neither a block-wise teacher nor a student"),
         (lambda s: RunsCode(), "not a checkpoint, or damaged"),
+        (lambda s: small_teacher(), "holds models.vgg.BlockwiseVGG, not only tensors; save model.state_dict()"),
+        (lambda s: {"model": s, "args": Namespace()}, "holds argparse.Namespace, not only tensors; save model.state"),
         (lambda s: {}, "neither a block-wise teacher nor a student"),
         (lambda s: {**s, "features.99.0.weight": torch.zeros(4, 4, 3, 3)}, "blocks [0, 1, 2, 3, 4, 99]"),
         (lambda s: {**s, "features.0.99.weight": torch.zeros(4, 4, 3, 3)}, "features.0.2.bias is missing"),
@@ -129,12 +169,7 @@ UNUSUAL = {
 def test_unusual_tensors_are_refused_in_one_line(dataset, tmp_path, file, kind):
     """As --evaluate reads them."""
     frozen, path = frozen_teacher(), tmp_path / f"{file}.pth"
-    made = scions(frozen, torch.Generator())
-    content = {
-        "teacher": frozen.network.state_dict(),
-        "block": {f"block-{k}": scion.state_dict() for k, scion in enumerate(made)},
-        "net": torch.nn.Sequential(*made).state_dict(),
-    }[file]
+    content = contents()[{"block": "stage 1", "net": "stage 2"}.get(file, file)]
     state, key = (content["block-1"], "1.0.weight") if file == "block" else (content, "features.3.0.weight")
     key = "1.1.0.weight" if file == "net" else key
     state[key] = UNUSUAL[kind](state[key].detach())

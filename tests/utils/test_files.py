@@ -1,5 +1,8 @@
+import gzip
+import io
 import json
 import os
+import re
 import signal
 import stat
 import struct
@@ -8,6 +11,7 @@ import zipfile
 import pytest
 import torch
 
+from deployment import formats
 from utils import files
 from utils.errors import BadInput
 from utils.signals import Terminated, terminate
@@ -76,6 +80,13 @@ def test_json_has_lists_of_numbers_on_one_line(tmp_path):
         assert line in text
 
 
+@pytest.mark.parametrize("number", [float("nan"), -float("inf")])
+def test_what_is_not_json_is_not_written(tmp_path, number):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "file", {"losses": [1.0, number]})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_have_the_usual_permissions(tmp_path):
     files.write_text(tmp_path / "ours", "x")
     (tmp_path / "usual").write_text("x")
@@ -102,6 +113,46 @@ def test_what_readers_raise_for_damaged_files_is_one_line(tmp_path, error):
         files.reading(tmp_path / "x", "a file of tensors"),
     ):
         raise error
+
+
+def zipped(*names):
+    with io.BytesIO() as written:
+        with zipfile.ZipFile(written, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"3")
+        return written.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+PAGE = b"\n<!DOCTYPE html><html><title>Too many requests</title>"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (POINTER, "a Git LFS pointer; git lfs pull fetches"),
+        (PAGE, "a web page; download the file itself"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page; download the file itself"),
+        (gzip.compress(b"weights"), "a gzip archive; unpack it"),
+        (zipped("teacher.pth"), "a zip archive of other files; unpack it"),
+        (zipped("x/version", "x/data.pkl", "x/constants.pkl"), "holds TorchScript, not only tensors; save model.state_dict() instead"),
+        ("Zugriff verweigert: f\u00fcr Gew\u00e4hlte\n".encode(), "it is a text file; copy or download"),
+        (b"", "the file is empty; copy or download"),
+    ],
+)
+def test_what_lies_in_the_place_of_weights_is_named(tmp_path, content, said):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(BadInput, match=re.escape(said)) as refusal:
+        files.read_tensors(tmp_path / "x.pth", "a checkpoint")
+    assert str(refusal.value).startswith(f"{tmp_path}/x.pth: not a checkpoint") and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_pickled_array, lambda path, kind: formats.read(path)])
+@pytest.mark.parametrize(("content", "said"), [(POINTER, "Git LFS pointer"), (PAGE, "web page")])
+def test_what_lies_in_the_place_of_other_files_is_named(tmp_path, read, content, said):
+    (tmp_path / "x.pt2").write_bytes(content)
+    with pytest.raises(BadInput, match=rf"x\.pt2: not .*{said}"):
+        read(tmp_path / "x.pt2", "a record")
 
 
 def test_a_changed_bit_in_the_names_of_a_zip_file_is_a_value_error(tmp_path):
