@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from acceleration.winograd import products_or_itself
+from models.networks import finite
 from utils import machine
 
 BATCH = 500
@@ -27,7 +28,7 @@ Level = Callable[[Tensor], Tensor]  # features (B, C, H, W) -> logits (B, classe
 def fast_predictions(network: nn.Module, features: Tensor) -> tuple[Tensor, dict[str, int]]:
     """The classes (N,) that the network predicts in float32, and how many images each level settled.
 
-    features: (N, C, H, W).
+    features: (N, C, H, W). Raises LogitsNotFinite.
     """
     levels = levels_for(network, features)
     fastest, *finer = levels.values()
@@ -36,7 +37,7 @@ def fast_predictions(network: nn.Module, features: Tensor) -> tuple[Tensor, dict
     for level, compute in enumerate(finer, start=1):
         refine(logits, settled_by, level, compute, features)
     counts = settled_by.bincount(minlength=len(levels)).tolist()
-    return logits.argmax(1), dict(zip(levels, counts, strict=True))
+    return finite(logits).argmax(1), dict(zip(levels, counts, strict=True))
 
 
 def levels_for(network: nn.Module, features: Tensor) -> dict[str, Level]:
@@ -79,9 +80,9 @@ def refine(logits: Tensor, settled_by: Tensor, level: int, compute: Level, featu
 
 
 def lead(logits: Tensor) -> Tensor:
-    """By how much the largest of each image's logits exceeds the second: (N, classes) -> (N,). One not finite is -1."""
+    """By how much the largest of each image's logits exceeds the second: (N, classes) -> (N,). -1: not finite."""
     largest = logits.topk(min(2, logits.shape[1])).values
-    return (largest[:, 0] - largest[:, -1]).nan_to_num(nan=-1.0, posinf=-1.0)
+    return (largest[:, 0] - largest[:, -1]).where(logits.isfinite().all(1), -1.0)
 
 
 def largest_error(logits: Tensor, finer: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.datasets import ImageDataset
 from deployment.formats import Network, logits_of
-from models.networks import parameter_count
+from models.networks import finite, parameter_count
 from utils.text import in_one_line, markdown_table
 
 TEACHER = "teacher"  # its name beside others
@@ -67,10 +67,13 @@ class Figures:
 
 
 def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figures]:
-    """Measure all; speeds in turn, so that a busy moment affects all. The teacher, where it is measured, is first."""
+    """Measure all; speeds in turn, so that a busy moment affects all. The teacher, where it is measured, is first.
+
+    Raises LogitsNotFinite, with the candidate's name.
+    """
     test, names = dataset.test(), dataset.class_names()
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
-    logits = [logits_of(candidate.network, images, candidate.device) for candidate in candidates]
+    logits = [finite(logits_of(each.network, images, each.device), each.name) for each in candidates]
     latencies, of_256 = (seconds_in_turn(candidates, dataset.image_size, batch) for batch in ROUNDS)
     reference = logits[0].argmax(1) if candidates[0].name == TEACHER else None
     figures = []

@@ -19,11 +19,13 @@ from torch.nn import functional
 from data.datasets import ImageDataset
 from data.views import Normalization, Views
 from deployment import formats
+from deployment.evaluation import TEACHER
 from deployment.folding import fold
 from deployment.formats import INT8, Header, logits_of
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.architectures import student_of
+from models.networks import finite
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic
@@ -62,15 +64,19 @@ class Source:
     student_sha256: str
 
     def logits(self, images: Tensor) -> Tensor:
-        """Of the student with its adapters, as the paper has it, for uint8 images."""
+        """Of the student with its adapters, as the paper has it, for uint8 images. Raises LogitsNotFinite."""
         graft = nn.Sequential(self.teacher.blocks[: self.teacher.networks.first], *self.scions)
-        return logits_of(OnRawImages(graft, self.teacher.normalization), images, self.teacher.device)
+        return finite(logits_of(OnRawImages(graft, self.teacher.normalization), images, self.teacher.device))
 
     def temperature(self) -> float:
-        """Of the student's logits, fitted to the teacher's probabilities on views of the few-shot images."""
+        """Of the student's logits, fitted to the teacher's probabilities on views of the few-shot images.
+
+        Raises LogitsNotFinite.
+        """
         views = calibration_views(self.few_shot, self.teacher.image_size)
-        teacher = OnRawImages(self.teacher.network, self.teacher.normalization)
-        return fitted_temperature(self.logits(views), logits_of(teacher, views, self.teacher.device))
+        network = OnRawImages(self.teacher.network, self.teacher.normalization)
+        teacher = finite(logits_of(network, views, self.teacher.device), TEACHER)
+        return fitted_temperature(self.logits(views), teacher)
 
     def header(self, temperature: float, accuracy: float) -> Header:
         """What the file says about itself. accuracy: of the student with adapters on the test set, in percent."""
@@ -133,12 +139,12 @@ def export(source: Source, target: Path) -> str:
 
     Before it is put in place, the file is loaded again and run on all test images. Raises BadInput, and leaves nothing
     behind, if it is not the source's function: the same predictions and logits within 1e-4 of the largest; of 8 bits,
-    at most 0.3 points of test accuracy less.
+    at most 0.3 points of test accuracy less. Raises LogitsNotFinite.
     """
     ending = formats.ending_of(target)
     images, labels = source.teacher.test_images, source.teacher.test_labels.cpu()
     with arithmetic("float32", source.teacher.device):  # only here: torch.export does not work under it
-        reference, temperature = source.logits(images), source.temperature()
+        temperature, reference = source.temperature(), source.logits(images)
         network = fold(source.teacher, source.scions, temperature)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"student{ending}"
@@ -183,5 +189,5 @@ def require_small_loss(logits: Tensor, reference: Tensor, labels: Tensor, target
 
 
 def accuracy_of(logits: Tensor, labels: Tensor) -> float:
-    """Percent."""
-    return 100 * int((logits.argmax(1) == labels).sum()) / len(logits)
+    """Percent. Raises LogitsNotFinite."""
+    return 100 * int((finite(logits).argmax(1) == labels).sum()) / len(logits)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data.pictures import from_picture
 from deployment import formats
 from deployment.formats import Header, Network, logits_of
+from models.networks import finite
 
 Picture = str | os.PathLike | Image.Image  # a file, or a Pillow image
 Prediction = list[tuple[str, float]]  # (class name, probability) of all classes, the most probable first
@@ -50,7 +51,7 @@ class Student(nn.Module):
         """The classes of pictures of any size.
 
         They are turned upright, converted to RGB, resized and cropped as in training (data/pictures.py). Raises
-        BadInput for a picture that cannot be read, TypeError for anything else, such as an array.
+        BadInput for a picture that cannot be read, TypeError for anything else, such as an array, and LogitsNotFinite.
         """
         if isinstance(pictures, Picture):
             raise TypeError("predict() takes a list of pictures; put the picture into a list")
@@ -64,7 +65,7 @@ class Student(nn.Module):
         if not images:
             return []
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        probabilities = logits_of(self, torch.from_numpy(np.stack(images)), device).softmax(1)
+        probabilities = finite(logits_of(self, torch.from_numpy(np.stack(images)), device)).softmax(1)
         rows = [zip(self.class_names, row, strict=True) for row in probabilities.tolist()]
         return [sorted(pairs, key=lambda pair: pair[1], reverse=True) for pairs in rows]
 

@@ -18,6 +18,7 @@ from experiments.job import Job
 from experiments.results import Result
 from experiments.summary import rebuild, write_summary
 from grafting.recipes import PUBLISHED_SHOTS
+from models.networks import logits_from
 from utils import files, signals
 from utils.errors import BadInput
 from utils.machine import share_cores
@@ -159,7 +160,7 @@ def _diagnose(job: Job) -> int:
     shots = max((n for n in job.args.nshot if n <= 10), default=min(job.args.nshot))
     images = job.subset(shots)
     job.report(f"{job.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
-    with arithmetic(job.args.precision, job.device):
+    with arithmetic(job.args.precision, job.device), logits_from(job.teacher_file):
         found = diagnose(job.frozen_teacher(), images)
     job.report(found.text(job.flags("data_path"), job.teacher_file))
     return 0

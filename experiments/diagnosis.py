@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from grafting.inputs import Inputs
 from grafting.teacher import TEST_BATCH, FrozenTeacher
+from models.networks import finite
 from utils.text import bar
 
 RANK_IMAGES = 1000
@@ -95,12 +96,12 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
     regressions on all of it, labelled by the teacher's predictions. The nearest class mean takes the first image of
     each class, averages its features over its views, and predicts the class with the largest cosine. Effective rank is
     exp of the entropy of the normalised singular values (Roy and Vetterli, 2007) of the centred features of the first
-    1000 test images.
+    1000 test images. Raises LogitsNotFinite.
     """
     inputs, chosen = Inputs(teacher, images), torch.arange(len(images), device=teacher.device)
     shown = inputs.features(0, chosen, torch.full_like(chosen, teacher.views.middle))
     *features, logits = _block_outputs(teacher, shown)
-    probes = [Ridge(block, logits.argmax(1), teacher.classes) for block in features]
+    probes = [Ridge(block, finite(logits).argmax(1), teacher.classes) for block in features]
     means = _class_means(teacher, Inputs(teacher, images[:: len(images) // teacher.classes]))
 
     count = len(teacher.test_labels)
@@ -110,9 +111,9 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
     batches = bar(teacher.test_batches(0), desc="test images", unit="batch", total=ceil(count / TEST_BATCH), delay=1)
     for batch, (images, labels) in enumerate(batches):
         *features, logits = _block_outputs(teacher, images)
-        answers = [probe.predict(block) for probe, block in zip(probes, features, strict=True)]
-        answers += [(block @ mean.T).argmax(1) for mean, block in zip(means, features, strict=True)]
-        correct += torch.stack([(answer == labels).sum() for answer in (*answers, logits.argmax(1))])
+        scores = [probe.scores(block) for probe, block in zip(probes, features, strict=True)]
+        scores += [block @ mean.T for mean, block in zip(means, features, strict=True)]
+        correct += torch.stack([(finite(score).argmax(1) == labels).sum() for score in (*scores, logits)])
         squares += torch.stack([block.double().square().mean(1).sum() for block in features])
         if batch * len(labels) < RANK_IMAGES:
             for blocks, block in zip(sample, features, strict=True):
@@ -176,9 +177,9 @@ class Ridge:
         weights = inverse @ targets
         return (weights / inverse.diagonal()[:, None]).square().sum().item(), weights
 
-    def predict(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B,) classes."""
-        return ((features - self.mean) @ self.weight + self.offset.float()).argmax(1)
+    def scores(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, classes); the largest says the class."""
+        return (features - self.mean) @ self.weight + self.offset.float()
 
 
 def effective_rank(features: Tensor) -> float:

@@ -19,6 +19,7 @@ from deployment.student import load
 from experiments.job import Job
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
+from models.networks import logits_from
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
@@ -38,7 +39,8 @@ def evaluate(job: Job) -> int:
         files.require_writable(target.parent, target.name)
     networks = _networks_in(path, job)
     job.report(f"{path}: measuring accuracy and speed on the test images")
-    with arithmetic(job.args.precision, job.device):
+    teacher_file = networks[0].file or job.teacher_file  # the teacher, where it is measured, is the first
+    with arithmetic(job.args.precision, job.device), logits_from(path, teacher_file):
         figures = compare(networks, job.dataset)
     job.report(markdown(figures))
     if target:
@@ -96,7 +98,7 @@ def _read(path: Path, job: Job) -> tuple[str, Any]:
     """What checkpoints.read gives, of a file that is not of another data set than the command's."""
     record = records.of(path) or {}
     _require_dataset(path, record.get("dataset") or records.setting_of(path).get("dataset"), job)
-    return checkpoints.read(path)
+    return checkpoints.read(path, job.report)
 
 
 def _require_dataset(path: Path, dataset: str | None, job: Job) -> None:
@@ -134,7 +136,8 @@ def export(job: Job) -> int:
     student = student_in(kind, state, path, teacher)
     source = exporting.Source(teacher, student, job.dataset, _few_shot_images(path, job), files.sha256_of_file(path))
     job.report(f"{path}: folding, calibrating, and comparing the written file with it on all test images")
-    job.report(exporting.export(source, target))
+    with logits_from(path, job.teacher_file):
+        job.report(exporting.export(source, target))
     job.report(f"use it: python train_fskd.py --predict {shlex.quote(str(target))} PICTURE")
     return 0
 
@@ -164,12 +167,13 @@ def predict(job: Job) -> int:
     if not pictures:
         raise BadInput(f"--predict {student_file}: no picture; name one or more behind it")
     student, unreadable = load(student_file), 0
-    for picture in pictures:
-        try:
-            (prediction,) = student.predict([picture])
-            classes = (f"{in_one_line(name)} {100 * p:.1f}%" for name, p in prediction[:3])
-            job.report(f"{in_one_line(picture)}: {', '.join(classes)}")
-        except BadInput as error:
-            unreadable += 1
-            sys.stderr.write(f"train_fskd.py: {error}\n")
+    with logits_from(student_file):
+        for picture in pictures:
+            try:
+                (prediction,) = student.predict([picture])
+                classes = (f"{in_one_line(name)} {100 * p:.1f}%" for name, p in prediction[:3])
+                job.report(f"{in_one_line(picture)}: {', '.join(classes)}")
+            except BadInput as error:
+                unreadable += 1
+                sys.stderr.write(f"train_fskd.py: {error}\n")
     return 1 if unreadable else 0

@@ -17,6 +17,7 @@ from experiments.results import Result
 from experiments.setting import require_comparable
 from experiments.summary import write_summary
 from experiments.tensorboard import write_picture
+from models.networks import logits_from
 from utils import files, locks
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
@@ -117,7 +118,8 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
     teacher = CachedTeacher(job.network, job.networks, job.dataset, in_order, job.memory, dtype)
     started, count = perf_counter(), len(teacher.test_labels)
     job.announce(f"computing the teacher's features and test accuracy on {count:,} images")
-    accuracy = teacher.accuracy(nn.Identity(), len(teacher.blocks))
+    with logits_from(job.teacher_file):
+        accuracy = teacher.accuracy(nn.Identity(), len(teacher.blocks))
     chance = 100 / teacher.classes
     little = f"; little better than chance ({chance:.0f}%): was it trained on these data?"
     doubt = little if accuracy < chance + LITTLE * (100 - chance) else ""

@@ -14,7 +14,7 @@ from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from experiments.setting import require_same
-from grafting.distillation import Curve, Distillation
+from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
 from grafting.recipes import Phase
 from grafting.teacher import FrozenTeacher
@@ -110,8 +110,9 @@ class CellTraining:
         if len(self.curves) > len(self.networks):
             return
         self._write("stage 1", lambda path: checkpoints.write_stage1(self.networks, path))
-        started = perf_counter()
-        accuracy = self.teacher.accuracy(nn.Sequential(*self.networks), self.teacher.networks.first)
+        started, phase = perf_counter(), self.current.phase
+        network, first = nn.Sequential(*self.networks), self.teacher.networks.first
+        accuracy = student_accuracy(network, first, self.teacher, phase.name, phase.epochs)
         self.stage1_joined = {"accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _write(self, kind: str, write: Callable[[Path], None]) -> None:

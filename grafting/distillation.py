@@ -23,14 +23,15 @@ from grafting.recipes import Phase, batch_size
 from grafting.scions import parameters_by_role
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
+from models.networks import LogitsNotFinite
 from utils.seeds import generator
 
 
 class NotFinite(Exception):
-    """The loss of an epoch, or a weight after the last one, is infinite or not a number."""
+    """The loss of an epoch, a test logit, or a weight after the last epoch is infinite or not a number."""
 
     def __init__(self, phase: str, epoch: int):
-        super().__init__(f"the loss or a weight is not finite in {phase}, epoch {epoch}")
+        super().__init__(f"the loss, a test logit or a weight is not finite in {phase}, epoch {epoch}")
         self.phase, self.epoch = phase, epoch
 
 
@@ -134,7 +135,8 @@ class Distillation:
         self.curve.losses.append(loss)
         if self.phase.measures(epoch, eval_every):
             started = perf_counter()
-            self.curve.accuracies[epoch] = teacher.accuracy(self.scion_and_tail(teacher), self.phase.span[0])
+            network, start = self.scion_and_tail(teacher), self.phase.span[0]
+            self.curve.accuracies[epoch] = student_accuracy(network, start, teacher, self.phase.name, epoch)
             self.curve.seconds["evaluation"] += perf_counter() - started
             if self.phase.selects(epoch) and self.curve.best_epoch == epoch:
                 self.best = on_cpu(self.scion)
@@ -162,6 +164,14 @@ class Distillation:
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+
+def student_accuracy(network: nn.Module, start: int, teacher: FrozenTeacher, phase: str, epoch: int) -> float:
+    """Test accuracy in percent of a student, from the features at `start`. phase, epoch: of NotFinite, if raised."""
+    try:
+        return teacher.accuracy(network, start)
+    except LogitsNotFinite as error:  # its traceback would keep the features in memory
+        raise NotFinite(phase, epoch) from error.with_traceback(None)
 
 
 def train(step: Step, order: Tensor, view: Tensor, batch: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.datasets import ImageDataset
 from data.views import Views
-from models.networks import Networks, frozen, output_shapes
+from models.networks import Networks, finite, frozen, output_shapes
 
 TEST_BATCH = 500
 
@@ -49,9 +49,12 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def predictions(self, network: nn.Module, start: int) -> Tensor:
-        """The test set's classes (N,), as `network` predicts them from the features at `start`."""
-        return torch.cat([network(features).argmax(1) for features, _ in self.test_batches(start)])
+        """The test set's classes (N,), as `network` predicts them from the features at `start`.
+
+        Raises LogitsNotFinite.
+        """
+        return torch.cat([finite(network(features)).argmax(1) for features, _ in self.test_batches(start)])
 
     def accuracy(self, network: nn.Module, start: int) -> float:
-        """Test accuracy in percent of `network` on the features at `start`."""
+        """Test accuracy in percent of `network` on the features at `start`. Raises LogitsNotFinite."""
         return 100 * int((self.predictions(network, start) == self.test_labels).sum()) / len(self.test_labels)

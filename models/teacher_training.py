@@ -156,7 +156,8 @@ class TeacherTraining:
 
     def _refuse(self, fault: str) -> NoReturn:
         self.resume_file.unlink(missing_ok=True)  # it would refuse another seed
-        raise BadInput(f"--train_teacher: {fault}; try another --seed, or a smaller --teacher_prototypes if given")
+        another = "--seed" if self.is_new else "--seed or --teacher_from"
+        raise BadInput(f"--train_teacher: {fault}; try another {another}, or a smaller --teacher_prototypes if given")
 
     def _train_epoch(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""
@@ -189,13 +190,15 @@ class TeacherTraining:
 
     @torch.no_grad()
     def _test_accuracy(self, network: nn.Module) -> float:
-        """Percent of the test set that `network` classifies as labelled."""
+        """Percent of the test set that `network` classifies as labelled. Raises BadInput if a logit is not finite."""
         network.eval()
         test, correct = self.dataset.test(), 0
         for start in range(0, len(test.labels), TEST_BATCH):
             images = torch.from_numpy(test.images[start : start + TEST_BATCH]).to(self.device)
             labels = torch.from_numpy(test.labels[start : start + TEST_BATCH]).to(self.device)
             logits = network(self.dataset.normalization(images).contiguous(memory_format=torch.channels_last))
+            if not logits.isfinite().all():
+                self._refuse("a test logit is not finite")
             correct += (logits.argmax(1) == labels).sum()
         return 100 * int(correct) / len(test.labels)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import train_fskd
 from data.datasets import ImageDataset, LabelledImages
@@ -72,6 +73,14 @@ def small_teacher() -> BlockwiseVGG:
         network.train()
         network(torch.randn(64, 3, 32, 32, generator=random))
     return frozen(network)
+
+
+def overflowing(network: nn.Module) -> nn.Module:
+    """The network with weights that are finite and logits that are not."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data.mul_(1e30)
+    return network
 
 
 def small_dataset() -> ImageDataset:

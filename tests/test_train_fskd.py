@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from small import CLASSES, TINY, small_teacher
+from small import CLASSES, TINY, overflowing, small_teacher
 
 import train_fskd
 from comparisons.methods import METHODS
@@ -545,6 +545,62 @@ def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_st
     printed = capsys.readouterr().out
     assert "has no record beside it; not checked: teacher, normalisation, class names, image size" in printed
     assert "student (L=3)" in accuracies(printed)
+
+
+OVERFLOWING = {
+    "--evaluate broken-teacher.pth --json figures.json": "broken-teacher.pth",
+    "--evaluate broken-1perclass.pth": "broken-1perclass.pth",
+    f"--evaluate {STUDENT} --teacher broken-teacher.pth": "broken-teacher.pth",
+    "--export broken-1perclass.pth --to new.pth": "broken-1perclass.pth",
+    f"--export {STUDENT} --teacher broken-teacher.pth --to new.pth": "broken-teacher.pth",
+    "--diagnose --nshot 1 --teacher broken-teacher.pth": "broken-teacher.pth",
+    "--nshot 1 --trials 1 --teacher broken-teacher.pth --output_dir new": "broken-teacher.pth",
+    "--predict broken-exported.pth picture.png picture.png": "broken-exported.pth",
+}
+
+
+@pytest.mark.parametrize("arguments", OVERFLOWING)
+def test_a_network_whose_logits_are_not_finite_is_named(with_student, teacher, dataset, capsys, arguments):
+    assert command("--export", STUDENT, "--to", "broken-exported.pth") == 0
+    content = torch.load("broken-exported.pth", weights_only=True)
+    for name in ("linear.weight", "blocks.3.0.weight"):
+        content["weights"][name] *= 1e30
+    torch.save(content, "broken-exported.pth")
+    checkpoints.write_network(overflowing(teacher), Path("broken-teacher.pth"))
+    state = torch.load(STUDENT, weights_only=True)
+    torch.save({name: 1e25 * value for name, value in state.items()}, "broken-1perclass.pth")
+    Path(STUDENT).with_suffix(".json").unlink()  # it would refuse another teacher first
+    Image.fromarray(dataset.test().images[0].transpose(1, 2, 0)).save("picture.png")
+    before = sorted(Path().rglob("*.*"))
+    capsys.readouterr()
+    flags = [] if "--predict" in arguments else ["--dataset", "Folder"]
+    assert train_fskd.main([*flags, *shlex.split(arguments)]) == 2
+    line = capsys.readouterr().err
+    assert f"{OVERFLOWING[arguments]}: its logits are not finite" in line and line.count("\n") == 1
+    assert sorted(path for path in Path().rglob("*.*") if "new" not in path.parts) == before
+
+
+def test_files_of_other_programs_are_used(with_student, capsys):
+    """A teacher and a student from training checkpoints."""
+    checkpoint = Path("checkpoint-1perclass.pth"), Path("mine.pth")
+    for source, path in zip((STUDENT, TEACHER), checkpoint, strict=True):
+        state = {f"module.{name}": value for name, value in torch.load(source, weights_only=True).items()}
+        torch.save({"model": state, "epoch": 90}, path)
+    student, its_teacher = map(str, checkpoint)
+    around = "state_dict in key 'model', names without 'module.'"
+    for flags, read in (
+        (("--evaluate", its_teacher), [its_teacher]),
+        (("--evaluate", student, "--teacher", its_teacher), [student, its_teacher]),
+        (("--export", student, "--teacher", its_teacher, "--to", "new.pth"), [student, its_teacher]),
+        (
+            ("--train_teacher", "--teacher_from", its_teacher, "--teacher_epochs", "0", "--teacher", "t.pth"),
+            [its_teacher],
+        ),
+        ((*CELL, "--teacher", its_teacher, "--output_dir", "new"), [its_teacher]),
+    ):
+        assert command(*flags) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if "state_dict" in line] == [f"{path}: {around}" for path in read]
 
 
 @pytest.mark.parametrize("arguments", [("--evaluate", TEACHER), ("--diagnose", "--nshot", "4")])

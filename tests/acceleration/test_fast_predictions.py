@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from acceleration import fast_predictions as module
-from acceleration.fast_predictions import fast_predictions
+from acceleration.fast_predictions import fast_predictions, lead
+from models.networks import LogitsNotFinite
 
 
 @pytest.fixture
@@ -59,11 +60,33 @@ def test_errors_of_any_size_change_nothing(network, features, predict, monkeypat
     assert noise < 0.01 or not torch.equal(fast(features).argmax(1), network(features).argmax(1))
 
 
-@pytest.mark.parametrize(("value", "most"), [(torch.nan, 1000), (torch.inf, 4000)])
+@pytest.mark.parametrize(("value", "most"), [(torch.nan, 1000), (torch.inf, 4000), (-torch.inf, 4000)])
 def test_what_is_not_finite_goes_through_the_network(network, predict, monkeypatch, value, most):
     monkeypatch.setattr(module, "products_or_itself", lambda *_: Noisy(network, 1e-4, broken=value))
     same, count = predict()
     assert same and count <= most
+
+
+def test_an_image_that_looks_settled_but_has_a_logit_that_is_not_finite_goes_on(network, features, monkeypatch):
+    features = features[:500]  # a batch
+    sure = lead(network(features)).argmax()
+
+    class Overflowing(nn.Module):
+        def forward(self, features):
+            logits = network(features)
+            logits[sure, logits[sure].argmin()] = -torch.inf
+            return logits
+
+    monkeypatch.setattr(module, "products_or_itself", lambda *_: Overflowing())
+    monkeypatch.setattr(module.machine, "has_fast_bfloat16", lambda device: False)
+    assert torch.equal(fast_predictions(network, features)[0], network(features).argmax(1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_logits_of_the_network_that_are_not_finite_are_refused(network, features, value):
+    network[-1].bias[0] = value
+    with pytest.raises(LogitsNotFinite):
+        fast_predictions(network, features)
 
 
 def test_fewer_images_than_a_batch_and_a_single_class(features):

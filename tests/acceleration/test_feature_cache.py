@@ -10,14 +10,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, frozen_teacher, pictures
+from small import CLASSES, frozen_teacher, overflowing, pictures
 from torch import nn
 
 from acceleration.feature_cache import CachedInputs, CachedTeacher, FeatureCache
 from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.scions import scions
-from models.networks import NETWORKS, networks_of
+from models.networks import NETWORKS, LogitsNotFinite, networks_of
 from utils import machine
 from utils.errors import BadInput
 
@@ -135,6 +135,16 @@ def test_predictions(cached, plain, span):
     found = cached([pictures(1)], 10**9).predictions(network, span[0])
     assert found.tolist() == plain.predictions(network, span[0]).tolist()
     assert len(set(found.tolist())) > 1
+
+
+@pytest.mark.parametrize("start", [3, LOGITS])
+def test_logits_that_are_not_finite_have_no_accuracy(cached, plain, start):
+    """Of the frozen teacher, cached or not, and through fast predictions."""
+    overflowing(plain.network)
+    for teacher in (plain, cached([pictures(1)], 10**9)):
+        for measure in (teacher.predictions, teacher.accuracy):
+            with pytest.raises(LogitsNotFinite):
+                measure(teacher.blocks[start:], start)
 
 
 def test_half_the_bits_are_cached_in_half_the_bytes(cached, plain):

@@ -13,7 +13,7 @@ from deployment.export import OnRawImages
 from deployment.formats import logits_of
 from deployment.networks import candidates
 from grafting.scions import scions
-from models.networks import frozen
+from models.networks import LogitsNotFinite, frozen
 
 
 class Constant(nn.Module):
@@ -53,6 +53,14 @@ def test_accuracies_and_agreement(dataset, candidate):
 
     (alone,) = compare([candidate(0)], dataset)
     assert alone.agreement is None and markdown([alone]).splitlines()[2].split(" | ")[5] == "-"
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_logits_that_are_not_finite_are_refused(dataset, candidate, value):
+    broken = candidate(1)
+    broken.network.logits.data[0] = value
+    with pytest.raises(LogitsNotFinite, match="the logits of the always 1 are not finite"):
+        compare([candidate(0, TEACHER), broken], dataset)
 
 
 def test_calibration_error_by_hand():

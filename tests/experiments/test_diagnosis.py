@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import CLASSES, frozen_teacher, pictures, small_teacher
+from small import CLASSES, frozen_teacher, overflowing, pictures, small_teacher
 from torch.nn import functional
 
 import train_fskd
 from experiments.diagnosis import PENALTIES, BlockReport, Diagnosis, Ridge, diagnose, effective_rank
 from grafting.inputs import Inputs
+from models.networks import LogitsNotFinite
 
 
 def test_class_means_and_rms_by_hand():
@@ -80,6 +81,11 @@ def test_a_block_that_gives_the_same_for_all_images():
             layer.weight.data.zero_(), layer.bias.data.zero_()
     block = diagnose(frozen_teacher(network), pictures(CLASSES, 7)).blocks[2]
     assert block.rms == 0 and block.rank == 1.0 and 0 <= block.probe <= 100
+
+
+def test_a_teacher_whose_logits_are_not_finite():
+    with pytest.raises(LogitsNotFinite):
+        diagnose(frozen_teacher(overflowing(small_teacher())), pictures(CLASSES, 7))
 
 
 POOR, FOREIGN = "This teacher is poor", "was it trained on these data?"

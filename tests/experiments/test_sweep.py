@@ -7,8 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import PowerCut, numbers, pictures, short_recipe, small_dataset, small_job, small_teacher, weights
+from small import (
+    PowerCut,
+    numbers,
+    overflowing,
+    pictures,
+    short_recipe,
+    small_dataset,
+    small_job,
+    small_teacher,
+    weights,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import LabelledImages
@@ -18,7 +29,7 @@ from experiments.cell import Cell
 from experiments.tensorboard import rewrite_cell
 from experiments.training import CellTraining
 from grafting import distillation
-from grafting.distillation import NotFinite
+from grafting.distillation import Distillation, NotFinite, student_accuracy
 from models import checkpoints
 from utils import files
 from utils.errors import BadInput
@@ -407,6 +418,33 @@ def test_a_failed_cell_is_recorded_and_the_others_are_run(job, monkeypatch):
     assert [result(job(), *cell)["status"] for cell in ((1, 0), (2, 0), (2, 1))] == ["done"] * 3
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "phase", "epoch"), [(Distillation, "record", "L3", 1), (CellTraining, "keep_stage1", "B2", 1)]
+)
+def test_a_student_whose_test_logits_are_not_finite_is_a_failed_cell(job, monkeypatch, owner, name, phase, epoch):
+    """In an epoch whose loss was finite, and of stage 1's scions joined."""
+    sound = getattr(owner, name)
+
+    def poisoned(self, *arguments):
+        if owner is CellTraining or self.phase.name == phase:
+            overflowing(self.scion if owner is Distillation else nn.ModuleList(self.networks))
+        return sound(self, *arguments)
+
+    monkeypatch.setattr(owner, name, poisoned)
+    failed, text = run(job(*ONE))
+    one = result(job(), 1, 0)
+    assert failed == 1 and "0 (1 failed)" in text
+    assert (one["status"], one["phase"], one["epoch"]) == ("failed", phase, epoch)
+
+
+def test_a_teacher_whose_test_logits_are_not_finite_is_refused_before_any_cell(job):
+    made = job(*ONE)
+    made.network = overflowing(small_teacher())
+    with pytest.raises(BadInput, match=r"^teacher\.pth: its logits are not finite"):
+        sweep.run([made])
+    assert not made.cells[0].result.exists()
+
+
 def test_a_loss_that_is_not_finite_before_the_best_may_be_chosen_is_a_failed_cell(job, monkeypatch):
     """With --best_of 1 the phase has test accuracies then, but none among which the best is chosen."""
     train, epochs = distillation.train, []
@@ -420,7 +458,7 @@ def test_a_loss_that_is_not_finite_before_the_best_may_be_chosen_is_a_failed_cel
     assert result(job(), 1, 0)["epoch"] == 3 and "best" not in result(job(), 1, 0)["phases"]["L3"]
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [None, "the loss", "a test logit"])
 def test_a_cell_leaves_none_of_its_features_in_memory(job, monkeypatch, fails):
     """Without the garbage collector, which may come too late for the next cell's cache."""
     inputs, run_cell = [], CellTraining.run
@@ -428,8 +466,12 @@ def test_a_cell_leaves_none_of_its_features_in_memory(job, monkeypatch, fails):
     def watched(cell):
         run_cell(cell)
         inputs.append(weakref.ref(cell.inputs))
-        if fails:
+        if fails == "the loss":
             raise NotFinite("L3", 1)
+        if fails:
+            network = nn.Sequential(nn.Flatten(), overflowing(nn.Linear(8, 3).requires_grad_(False)))
+            network[1].weight.data.mul_(1e30)
+            student_accuracy(network, 5, cell.teacher, "L3", 1)
 
     monkeypatch.setattr(CellTraining, "run", watched)
     gc.disable()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, TINY, PowerCut, pictures, small_job, weights
+from small import CLASSES, TINY, PowerCut, overflowing, pictures, small_job, weights
 
 from data.datasets import LabelledImages
 from experiments import teachers
@@ -110,6 +110,16 @@ def test_a_teacher_from_another_keeps_its_logits_where_it_is_only_balanced(datas
     assert record["balanced_by"] != 1 and record["teacher_from_sha256"] == checkpoints.weights_sha256(teacher)
     assert not torch.equal(balanced.features[2][0].weight, teacher.features[2][0].weight)
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_test_logits_that_are_not_finite_are_refused(dataset, tmp_path, path, teacher, monkeypatch, epochs):
+    """After an epoch whose loss was finite, and of a network that is only balanced."""
+    monkeypatch.setattr(TeacherTraining, "_train_epoch", lambda *_: {"loss": 1.0, "training_accuracy": 50.0})
+    checkpoints.write_network(overflowing(teacher), tmp_path / "source.pth")
+    with pytest.raises(BadInput, match="a test logit is not finite; try another --seed or --teacher_from"):
+        train(dataset, path, recipe("further", epochs=epochs), start=tmp_path / "source.pth")
+    assert [file.name for file in tmp_path.iterdir()] == ["source.pth"]
 
 
 def test_a_teacher_is_trained_further_but_not_in_place(dataset, tmp_path, path, teacher):
@@ -220,7 +230,7 @@ def test_a_training_that_diverges_writes_no_teacher(dataset, path, monkeypatch, 
 
     monkeypatch.setattr(teacher_training, "fold_batchnorm", overflowing)
     with pytest.raises(BadInput, match=f"{fault}.*; try another --seed"):
-        train(dataset, path, recipe("published", epochs=2, lr=lr))
+        train(dataset, path, recipe("published", epochs=2, lr=lr, batch=4))
     assert not list(path.parent.iterdir())
 
 
