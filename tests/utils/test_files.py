@@ -133,12 +133,13 @@ PAGE = b"\n<!DOCTYPE html><html><title>Too many requests</title>"
         (POINTER, "a Git LFS pointer; git lfs pull fetches"),
         (PAGE, "a web page; download the file itself"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page; download the file itself"),
-        (gzip.compress(b"weights"), "a gzip archive; unpack it"),
+        (gzip.compress(b"weights", mtime=0), "a gzip archive; unpack it"),
         (zipped("teacher.pth"), "a zip archive of other files; unpack it"),
-        (zipped("x/version", "x/data.pkl", "x/constants.pkl"), "holds TorchScript, not only tensors; save model.state_dict() instead"),
+        (zipped("x/version", "x/data.pkl", "x/constants.pkl"), "holds TorchScript, not only tensors; save model.state"),
         ("Zugriff verweigert: f\u00fcr Gew\u00e4hlte\n".encode(), "it is a text file; copy or download"),
         (b"", "the file is empty; copy or download"),
     ],
+    ids=["LFS", "page", "XML", "gzip", "zip", "TorchScript", "text", "empty"],
 )
 def test_what_lies_in_the_place_of_weights_is_named(tmp_path, content, said):
     (tmp_path / "x.pth").write_bytes(content)
@@ -148,7 +149,7 @@ def test_what_lies_in_the_place_of_weights_is_named(tmp_path, content, said):
 
 
 @pytest.mark.parametrize("read", [files.read_json, files.read_pickled_array, lambda path, kind: formats.read(path)])
-@pytest.mark.parametrize(("content", "said"), [(POINTER, "Git LFS pointer"), (PAGE, "web page")])
+@pytest.mark.parametrize(("content", "said"), [(POINTER, "Git LFS pointer"), (PAGE, "web page")], ids=["LFS", "page"])
 def test_what_lies_in_the_place_of_other_files_is_named(tmp_path, read, content, said):
     (tmp_path / "x.pt2").write_bytes(content)
     with pytest.raises(BadInput, match=rf"x\.pt2: not .*{said}"):
