@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from acceleration.winograd import products_or_itself
-from models.networks import finite
+from models.logits import finite
 from utils import machine
 
 BATCH = 500

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.datasets import ImageDataset
 from deployment.formats import Network, logits_of
-from models.networks import finite, parameter_count
+from models.logits import finite
+from models.networks import parameter_count
 from utils.text import in_one_line, markdown_table
 
 TEACHER = "teacher"  # its name beside others

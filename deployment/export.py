@@ -25,7 +25,7 @@ from deployment.formats import INT8, Header, logits_of
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.architectures import student_of
-from models.networks import finite
+from models.logits import finite
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic
@@ -131,7 +131,7 @@ def require_target(target: Path, fresh: bool) -> None:
             raise BadInput(f"--to {target}: exists already and is no exported student; name another file") from None
         if not fresh:
             raise BadInput(f"--to {target}: exists already; --fresh replaces it, another --to keeps it")
-    files.require_writable(target.parent)
+    files.require_writable(target.parent, target.name)
 
 
 def export(source: Source, target: Path) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data.pictures import from_picture
 from deployment import formats
 from deployment.formats import Header, Network, logits_of
-from models.networks import finite
+from models.logits import finite
 
 Picture = str | os.PathLike | Image.Image  # a file, or a Pillow image
 Prediction = list[tuple[str, float]]  # (class name, probability) of all classes, the most probable first

@@ -18,7 +18,7 @@ from experiments.job import Job
 from experiments.results import Result
 from experiments.summary import rebuild, write_summary
 from grafting.recipes import PUBLISHED_SHOTS
-from models.networks import logits_from
+from models.logits import logits_from
 from utils import files, signals
 from utils.errors import BadInput
 from utils.machine import share_cores

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from grafting.inputs import Inputs
 from grafting.teacher import TEST_BATCH, FrozenTeacher
-from models.networks import finite
+from models.logits import finite
 from utils.text import bar
 
 RANK_IMAGES = 1000

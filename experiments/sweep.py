@@ -17,7 +17,7 @@ from experiments.results import Result
 from experiments.setting import require_comparable
 from experiments.summary import write_summary
 from experiments.tensorboard import write_picture
-from models.networks import logits_from
+from models.logits import logits_from
 from utils import files, locks
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype

@@ -23,7 +23,7 @@ from grafting.recipes import Phase, batch_size
 from grafting.scions import parameters_by_role
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
-from models.networks import LogitsNotFinite
+from models.logits import LogitsNotFinite
 from utils.seeds import generator
 
 

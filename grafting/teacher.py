@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from data.datasets import ImageDataset
 from data.views import Views
-from models.networks import Networks, finite, frozen, output_shapes
+from models.logits import finite
+from models.networks import Networks, frozen, output_shapes
 
 TEST_BATCH = 500
 

@@ -3,18 +3,15 @@
 To add a pair, write a function that cuts both networks into blocks, and an entry in NETWORKS.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.architectures import ARCHITECTURES, FIRST_GRAFTED, LAST_GRAFTED, TRAINABLE, Architecture, student_of
 from models.vgg import BlockwiseVGG, cut
-from utils.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -87,31 +84,3 @@ def output_shapes(blocks: nn.Sequential, image_size: int) -> list[tuple[int, ...
 
 def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
-
-
-class LogitsNotFinite(Exception):
-    """A logit is infinite or not a number, so that it says no class. whose: "teacher" or another network."""
-
-    def __init__(self, whose: str):
-        super().__init__(f"the logits of the {whose} are not finite")
-        self.whose = whose
-
-
-def finite(logits: Tensor, whose: str = "network") -> Tensor:
-    """The logits (B, classes), before classes are read off them. Raises LogitsNotFinite."""
-    if not logits.isfinite().all():
-        raise LogitsNotFinite(whose)
-    return logits
-
-
-@contextmanager
-def logits_from(file: Path, teacher: Path | None = None) -> Iterator[None]:
-    """Turn LogitsNotFinite into BadInput that names the network's file, or the teacher's."""
-    try:
-        yield
-    except LogitsNotFinite as error:
-        named = teacher if teacher and error.whose == "teacher" else file
-        raise BadInput(
-            f"{named}: its logits are not finite, for its activations overflow, so it has no accuracy; train it again"
-            " or name another file"
-        ) from None

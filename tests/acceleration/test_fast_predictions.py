@@ -6,7 +6,7 @@ from torch import nn
 
 from acceleration import fast_predictions as module
 from acceleration.fast_predictions import fast_predictions, lead
-from models.networks import LogitsNotFinite
+from models.logits import LogitsNotFinite
 
 
 @pytest.fixture

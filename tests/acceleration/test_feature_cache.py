@@ -17,7 +17,8 @@ from acceleration.feature_cache import CachedInputs, CachedTeacher, FeatureCache
 from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.scions import scions
-from models.networks import NETWORKS, LogitsNotFinite, networks_of
+from models.logits import LogitsNotFinite
+from models.networks import NETWORKS, networks_of
 from utils import machine
 from utils.errors import BadInput
 

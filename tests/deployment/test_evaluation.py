@@ -13,7 +13,8 @@ from deployment.export import OnRawImages
 from deployment.formats import logits_of
 from deployment.networks import candidates
 from grafting.scions import scions
-from models.networks import LogitsNotFinite, frozen
+from models.logits import LogitsNotFinite
+from models.networks import frozen
 
 
 class Constant(nn.Module):

@@ -10,7 +10,7 @@ from torch.nn import functional
 import train_fskd
 from experiments.diagnosis import PENALTIES, BlockReport, Diagnosis, Ridge, diagnose, effective_rank
 from grafting.inputs import Inputs
-from models.networks import LogitsNotFinite
+from models.logits import LogitsNotFinite
 
 
 def test_class_means_and_rms_by_hand():
