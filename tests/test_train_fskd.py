@@ -622,7 +622,7 @@ def test_evaluation_and_diagnosis_compute_in_the_precision_asked_for(with_teache
 def test_a_failed_cell_is_exit_status_1(with_teacher, monkeypatch, capsys):
     monkeypatch.setattr("grafting.distillation.distance", lambda s, t: (s * float("nan")).sum())
     assert command(*CELL) == 1
-    assert "failed: the loss or a weight is not finite in B0, epoch 1" in capsys.readouterr().out
+    assert "failed: the loss, a test logit or a weight is not finite in B0, epoch 1" in capsys.readouterr().out
     assert command("--table") == 1
 
 
