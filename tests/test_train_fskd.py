@@ -24,6 +24,7 @@ import train_fskd
 from comparisons.methods import METHODS
 from data.datasets import LabelledImages
 from data.views import Normalization
+from deployment import evaluation
 from experiments import commands, diagnosis, job, teachers
 from grafting import recipes
 from grafting.recipes import PUBLISHED_SHOTS
@@ -561,11 +562,12 @@ OVERFLOWING = {
 
 @pytest.mark.parametrize("arguments", OVERFLOWING)
 def test_a_network_whose_logits_are_not_finite_is_named(with_student, teacher, dataset, capsys, arguments):
-    assert command("--export", STUDENT, "--to", "broken-exported.pth") == 0
-    content = torch.load("broken-exported.pth", weights_only=True)
-    for name in ("linear.weight", "blocks.3.0.weight"):
-        content["weights"][name] *= 1e30
-    torch.save(content, "broken-exported.pth")
+    if "--predict" in arguments:
+        assert command("--export", STUDENT, "--to", "broken-exported.pth") == 0
+        content = torch.load("broken-exported.pth", weights_only=True)
+        for name in ("linear.weight", "blocks.3.0.weight"):
+            content["weights"][name] *= 1e30
+        torch.save(content, "broken-exported.pth")
     checkpoints.write_network(overflowing(teacher), Path("broken-teacher.pth"))
     state = torch.load(STUDENT, weights_only=True)
     torch.save({name: 1e25 * value for name, value in state.items()}, "broken-1perclass.pth")
@@ -580,8 +582,9 @@ def test_a_network_whose_logits_are_not_finite_is_named(with_student, teacher, d
     assert sorted(path for path in Path().rglob("*.*") if "new" not in path.parts) == before
 
 
-def test_files_of_other_programs_are_used(with_student, capsys):
+def test_files_of_other_programs_are_used(with_student, monkeypatch, capsys):
     """A teacher and a student from training checkpoints."""
+    monkeypatch.setattr(evaluation, "ROUNDS", {1: 1, 256: 1})
     checkpoint = Path("checkpoint-1perclass.pth"), Path("mine.pth")
     for source, path in zip((STUDENT, TEACHER), checkpoint, strict=True):
         state = {f"module.{name}": value for name, value in torch.load(source, weights_only=True).items()}
@@ -589,14 +592,12 @@ def test_files_of_other_programs_are_used(with_student, capsys):
     student, its_teacher = map(str, checkpoint)
     around = "state_dict in key 'model', names without 'module.'"
     for flags, read in (
-        (("--evaluate", its_teacher), [its_teacher]),
         (("--evaluate", student, "--teacher", its_teacher), [student, its_teacher]),
         (("--export", student, "--teacher", its_teacher, "--to", "new.pth"), [student, its_teacher]),
         (
             ("--train_teacher", "--teacher_from", its_teacher, "--teacher_epochs", "0", "--teacher", "t.pth"),
             [its_teacher],
         ),
-        ((*CELL, "--teacher", its_teacher, "--output_dir", "new"), [its_teacher]),
     ):
         assert command(*flags) == 0
         lines = capsys.readouterr().out.splitlines()
