@@ -13,7 +13,7 @@ import os
 import sys
 
 from grafting.recipes import PUBLISHED_SHOTS, RECIPES
-from models.architectures import TRAINABLE
+from models.architectures import NETWORK_NAMES
 from utils import signals
 from utils.arguments import Parser, parser
 
@@ -40,7 +40,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def command_line(name: str, description: str) -> Parser:
     """All flags, for the program of that name."""
-    return parser(name, description, tuple(RECIPES), PUBLISHED_SHOTS, TRAINABLE)
+    return parser(name, description, tuple(RECIPES), PUBLISHED_SHOTS, NETWORK_NAMES)
 
 
 if __name__ == "__main__":

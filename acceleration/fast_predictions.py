@@ -32,7 +32,8 @@ def fast_predictions(network: nn.Module, features: Tensor) -> tuple[Tensor, dict
     """
     levels = levels_for(network, features)
     fastest, *finer = levels.values()
-    logits = torch.cat([fastest(batch) for batch in features.split(BATCH)])
+    at_once = max(1, min(BATCH, BATCH * 4096 // features[0].numel()))  # 4096: of a VGG16's block 2
+    logits = torch.cat([fastest(batch) for batch in features.split(at_once)])
     settled_by = torch.zeros(len(features), dtype=torch.long, device=features.device)
     for level, compute in enumerate(finer, start=1):
         refine(logits, settled_by, level, compute, features)

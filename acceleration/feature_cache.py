@@ -17,6 +17,7 @@ from acceleration.cuda_graphs import GraphedStep
 from acceleration.fast_predictions import fast_predictions
 from acceleration.winograd import products_or_itself
 from data.datasets import ImageDataset
+from data.views import images_at_once
 from grafting.inputs import Inputs, Step
 from grafting.teacher import TEST_BATCH, FrozenTeacher
 from models.networks import Networks
@@ -24,8 +25,9 @@ from utils import machine
 from utils.errors import BadInput
 from utils.text import bar
 
-GPU_TEST_BATCH = 5000  # on a GPU, launching the kernels of a small batch takes longer than running them
+GPU_TEST_BATCH = 5000  # of 32x32 pixels; on a GPU, launching a small batch's kernels takes longer than running them
 VIEWS_AT_ONCE = 162  # all of a CIFAR image
+TEST_FEATURES = 4e9  # bytes of test features that are kept; those of a VGG and 10,000 images take 0.3e9
 Starts = tuple[int, ...]  # the blocks in front of which features are cached
 
 
@@ -52,7 +54,9 @@ class CachedTeacher(FrozenTeacher):
         self.subsets, self.budget, self.dtype = subsets, budget, dtype
         self.cache: FeatureCache | None = None
         self.cached_test: dict[int, Tensor] = {}
-        self.test_batch = TEST_BATCH if self.device.type == "cpu" else GPU_TEST_BATCH
+        of_32 = TEST_BATCH if self.device.type == "cpu" else GPU_TEST_BATCH
+        self.test_batch = images_at_once(of_32, self.image_size)
+        self.test_starts = self._affordable_test_starts()
         self.settled: Counter[str] = Counter()
 
     def inputs(self, images: np.ndarray) -> Inputs:
@@ -105,12 +109,28 @@ class CachedTeacher(FrozenTeacher):
             what, source, enough = "teacher features", "the images", f"{for_first} those {first}, {for_all} all"
         return f"{what} do not fit into --memory and are computed from {source} at every step; {enough}"
 
+    def _affordable_test_starts(self) -> Starts:
+        """In front of which blocks the test features are kept: from the last one on, as far as they fit."""
+        kept, left = [], TEST_FEATURES
+        for start in reversed(self.starts):
+            left -= 4 * len(self.test_labels) * math.prod(self.shapes[start])
+            kept = [start, *kept] if left >= 0 else kept
+        return tuple(kept)
+
     def test_batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self._keeps_test_features(start):
+            return super().test_batches(start)
         features, labels = self.test_features(start), self.test_labels
         return zip(features.split(self.test_batch), labels.split(self.test_batch), strict=True)
 
+    def _keeps_test_features(self, start: int) -> bool:
+        """Those behind the last block are the logits, which are few."""
+        return start in self.test_starts or start == len(self.blocks)
+
     def predictions(self, network: nn.Module, start: int) -> Tensor:
         """As the frozen teacher's; on the CPU, for float32 features, through `fast_predictions`."""
+        if not self._keeps_test_features(start):
+            return super().predictions(network, start)
         features = self.test_features(start)
         if self.device.type == "cpu" and features.dtype == torch.float32 and start in self.starts:
             predictions, settled = fast_predictions(network, features)
@@ -122,12 +142,12 @@ class CachedTeacher(FrozenTeacher):
     def test_features(self, start: int) -> Tensor:
         """The test set's features at `start`, (N, C, H, W), from the test features at the nearest start before it."""
         if start not in self.cached_test:
-            before = max((s for s in self.starts if s < start), default=None)
+            before = max((s for s in self.test_starts if s < start), default=None)
             if before is None:
                 outputs = (features for features, _ in super().test_batches(start))
             else:
-                outputs = map(self.blocks[before:start], self.test_features(before).split(TEST_BATCH))
-            batches = math.ceil(len(self.test_labels) / TEST_BATCH)
+                outputs = map(self.blocks[before:start], self.test_features(before).split(self.front_batch))
+            batches = math.ceil(len(self.test_labels) / self.front_batch)
             outputs = bar(outputs, desc="test features", unit="batch", total=batches, delay=1)
             self.cached_test[start] = torch.cat(list(outputs))
         return self.cached_test[start]
@@ -178,7 +198,9 @@ class FeatureCache:
     @torch.no_grad()
     def _fill(self, index: int, image: np.ndarray) -> None:
         inputs, count = Inputs(self.teacher, image[None]), self.teacher.views.count
-        for view in torch.arange(count, device=self.teacher.device).split(VIEWS_AT_ONCE):
+        for view in torch.arange(count, device=self.teacher.device).split(
+            images_at_once(VIEWS_AT_ONCE, self.teacher.image_size)
+        ):
             outputs, place = inputs.features(0, torch.zeros_like(view), view), index * count + view
             for start, block in enumerate((nn.Identity(), *self.teacher.blocks)):
                 outputs = block(outputs)

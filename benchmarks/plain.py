@@ -24,11 +24,11 @@ class Pictures(Dataset):
     """uint8 images (N, 3, side, side) through PIL, with their labels (N,)."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *transform: Callable):
-        self.images, self.labels = images.transpose(0, 2, 3, 1), labels
+        self.images, self.labels = images, labels
         self.transform = transforms.Compose(transform)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+        return self.transform(Image.fromarray(self.images[index].transpose(1, 2, 0))), self.labels[index]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -18,7 +18,7 @@ from data.views import Normalization
 from experiments import sweep
 from experiments.commands import require_sweep
 from experiments.job import Job
-from models.networks import NETWORKS, frozen, initialize
+from models.networks import frozen, initialize
 from train_fskd import command_line
 from utils.errors import BadInput
 
@@ -43,7 +43,7 @@ def randomize(job: Job, reduced: bool) -> None:
     """Give the job random images and a random teacher. reduced: few images, and one epoch in each phase."""
     counts = (200, 100) if reduced else (50_000, 10_000)
     job.dataset = dataset(job.name, 100 if job.name == "CIFAR100" else 10, *counts)
-    network = NETWORKS[job.architecture].teacher(job.dataset.classes)
+    network = job.pair.teacher(job.dataset.classes)
     initialize(network, torch.Generator().manual_seed(0))
     job.network = frozen(network).to(job.device, memory_format=torch.channels_last)
     if reduced:

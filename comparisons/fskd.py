@@ -9,6 +9,7 @@ convolution.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ Batches = Sequence[tuple[Tensor, Tensor]]  # of images (B,) and their views (B,)
 @dataclass(frozen=True)
 class FSKD(PlainStudent):
     """all_views: use all views of each image, as the other methods do; if not, the image alone, as the authors."""
+
+    for_vggs: ClassVar[bool] = True
 
     all_views: bool = True
 

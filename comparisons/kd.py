@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grafting import students
 from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
-from grafting.scions import Adapter
+from grafting.scions import Adapter, begun
 from grafting.teacher import FrozenTeacher
-from models import checkpoints
 from models.checkpoints import State
 from models.networks import frozen, initialize, output_shapes
+from utils.errors import BadInput
 
 
 def own_blocks(student: nn.Module, teacher: FrozenTeacher) -> list[nn.Sequential]:
@@ -44,13 +45,23 @@ class PlainStudent(Method):
     """A method whose student has no adapters."""
 
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
-        return own_blocks(initialize(teacher.networks.student(teacher.classes), generator), teacher)
+        """Raises BadInput where the student's blocks do not fit between the teacher's without adapters."""
+        networks = teacher.networks
+        student = networks.student(teacher.classes)
+        shapes = output_shapes(frozen(networks.cut(student)), teacher.image_size)
+        for block in (networks.first, networks.last + 1):
+            if shapes[block] != teacher.shapes[block]:
+                raise BadInput(
+                    f"--method {self.name}: in front of block {block} the teacher has {teacher.shapes[block]}, the"
+                    f" student {shapes[block]}; without adapters they must be equal"
+                )
+        return begun(own_blocks(initialize(student.requires_grad_(True), generator), teacher), teacher)
 
     def write(self, teacher: FrozenTeacher, state: State, path: Path) -> None:
         """Write the whole student. state: of the sequence of its own blocks."""
-        student = with_teachers_blocks(teacher)
-        nn.Sequential(*own_blocks(student, teacher)).load_state_dict(state)
-        checkpoints.write_network(student, path)
+        blocks = nn.Sequential(*own_blocks(teacher.networks.student(teacher.classes), teacher))
+        blocks.load_state_dict(state)
+        students.write(teacher, blocks.to(teacher.device), path)
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ class FitNets(PlainStudent):
     The hints, on all grafted blocks but the last, take as many epochs as B0, B1, ... of grafting, knowledge
     distillation the rest.
     """
+
+    for_vggs: ClassVar[bool] = True
 
     name: ClassVar[str] = "fitnets"
     lr_hint: float

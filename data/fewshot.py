@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.datasets import ImageDataset
+from data.decoding import all_the_same
 from data.views import Views
 from utils import files
 from utils.errors import BadInput
@@ -20,7 +21,8 @@ from utils.errors import BadInput
 def draw(dataset: ImageDataset, shots: int, seed: int) -> np.ndarray:
     """Class by class, shuffle the class's images and take the first `shots`.
 
-    Returns (shots * classes, 3, stored, stored) uint8 (data/views.py). Raises BadInput when a class has too few images.
+    Returns (shots * classes, 3, stored, stored) uint8 (data/views.py); of pictures, only these are decoded. Raises
+    BadInput when a class has too few images, or when all that are drawn are the same.
     """
     source, train = random.Random(seed), dataset.train()
     chosen: list[int] = []
@@ -34,7 +36,10 @@ def draw(dataset: ImageDataset, shots: int, seed: int) -> np.ndarray:
                 " number of the smallest class"
             )
         chosen += members[:shots]
-    return train.images[chosen]
+    images = train.images[chosen]
+    if (images == images[0]).all():
+        raise BadInput(f"--nshot {shots}: of {dataset.name}, {all_the_same(len(images), images.shape[-1])}")
+    return images
 
 
 def path_of(dataset: ImageDataset, shots: int, seed: int, data_path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: train/ and test/, each with a folder of pictures for every class."""
+"""A folder of pictures as a data set: train/ and test/ or val/, each with a folder of pictures for every class."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,54 +9,67 @@ from unicodedata import normalize
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 
-from data.pictures import class_folders, find_files, from_picture, is_foreign
+from data.decoding import refuse
+from data.pictures import class_folders, find_files, is_foreign
 from utils.errors import BadInput
 from utils.text import in_one_line
-
-NAMED_FAULTS = 10  # in one message
 
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures of train/ or test/, class by class. folder: holds them. labels: (N,) int64 in 0..classes-1."""
+    """The pictures of a split, class by class. folder: holds them. labels: (N,) int64 in 0..classes-1."""
 
     folder: Path
     paths: list[Path]
     labels: np.ndarray
 
 
-def find(root: Path) -> tuple[tuple[str, ...], dict[str, Split], str]:
-    """The class names, "train" and "test" by name, and which files are not used, for the user.
+def test_folder(root: Path) -> Path:
+    """test/, or val/ if there is only that, as in ImageNet."""
+    return root / "val" if (root / "val").is_dir() and not (root / "test").is_dir() else root / "test"
+
+
+def find(root: Path) -> tuple[tuple[str, ...], dict[str, Split], list[str]]:
+    """The class names, "train" and "test" by name, and lines for the user on what is not used.
 
     No picture is opened. A class is known by its folder's name in Unicode's composed form (NFC), since a Mac may have
     decomposed it. Raises BadInput unless both splits have the same two or more classes, each with a picture.
     """
-    folders = {split: root / split for split in ("train", "test")}
+    folders = {"train": root / "train", "test": test_folder(root)}
     for folder in folders.values():
         if not folder.is_dir():
-            raise BadInput(f"{folder}: no such directory; --dataset Folder needs train/ and test/ under --data_path")
+            needed = "--dataset Folder needs train/ and test/ (or val/) under --data_path"
+            raise BadInput(f"{folder}: no such directory; {needed}")
     faults: list[str] = []
     classes = {split: _classes(folder, faults) for split, folder in folders.items()}
     faults += [*_missing(folders, classes, "train", "test"), *_missing(folders, classes, "test", "train")]
-    names, splits, unused = tuple(sorted(classes["train"])), {}, Counter[str]()
-    for split, folder in folders.items():
-        paths, labels = [], []
-        unused.update(_beside_classes(folder))
-        for label, directory in enumerate(map(classes[split].get, sorted(classes[split]))):
-            files = find_files(directory)
-            found = [path for path in files if is_image_file(path.name)]
-            unused.update(_ending(path) for path in files if not is_image_file(path.name))
-            if not found:
-                faults.append(f"{directory}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
-            paths += found
-            labels += [label] * len(found)
-        splits[split] = Split(folder, paths, np.asarray(labels, np.int64))
-    if len(names) < 2:
+    unused = Counter[str]()
+    splits = {split: _split(folder, classes[split], faults, unused) for split, folder in folders.items()}
+    if len(classes["train"]) < 2:
         faults.append(f"{folders['train']}: needs a folder of pictures for each of two or more classes")
     refuse(faults)
-    listed = ", ".join(f"{count} {in_one_line(what)}" for what, count in sorted(unused.items()))
-    rule = f"skipped, since pictures end in {', '.join(IMG_EXTENSIONS)} and lie in the folder of their class"
-    return names, splits, f"{rule}: {listed}" if unused else ""
+    notes = []
+    if folders["test"].name == "test" and (root / "val").is_dir():
+        notes.append(f"{root}: holds test/ and val/; test/ is used")
+    if unused:
+        listed = ", ".join(f"{count} {in_one_line(what)}" for what, count in sorted(unused.items()))
+        rule = f"skipped, since pictures end in {', '.join(IMG_EXTENSIONS)} and lie in the folder of their class"
+        notes.append(f"{rule}: {listed}")
+    return tuple(sorted(classes["train"])), splits, notes
+
+
+def _split(folder: Path, classes: dict[str, Path], faults: list[str], unused: Counter[str]) -> Split:
+    paths, labels = [], []
+    unused.update(_beside_classes(folder))
+    for label, name in enumerate(sorted(classes)):
+        files = find_files(classes[name])
+        found = [path for path in files if is_image_file(path.name)]
+        unused.update(_ending(path) for path in files if not is_image_file(path.name))
+        if not found:
+            faults.append(f"{classes[name]}: no picture in it; each class needs one of {', '.join(IMG_EXTENSIONS)}")
+        paths += found
+        labels += [label] * len(found)
+    return Split(folder, paths, np.asarray(labels, np.int64))
 
 
 def _classes(split: Path, faults: list[str]) -> dict[str, Path]:
@@ -79,7 +92,7 @@ def _missing(folders: dict[str, Path], classes: dict[str, dict[str, Path]], spli
     for name in sorted(classes[split].keys() - classes[other].keys()):
         nearest = get_close_matches(name, classes[other], 1)
         there = f"; the nearest name there is {nearest[0]!r}" if nearest else ""
-        lines.append(f"{folders[other]}: has no folder {name!r}, which {split}/ has{there}")
+        lines.append(f"{folders[other]}: has no folder {name!r}, which {folders[split].name}/ has{there}")
     return lines
 
 
@@ -92,26 +105,3 @@ def _beside_classes(split: Path) -> list[str]:
 
 def _ending(path: Path) -> str:
     return path.suffix.lower() or "no extension"
-
-
-def read(split: Split, image_size: int, side: int, faults: list[str]) -> np.ndarray:
-    """Its pictures (N, 3, side, side) uint8, as `from_picture` reads them. Adds a line for each fault to `faults`."""
-    images, before = np.empty((len(split.paths), 3, side, side), np.uint8), len(faults)
-    for image, path in zip(images, split.paths, strict=True):
-        try:
-            image[:] = from_picture(path, path, image_size, side)
-        except BadInput as fault:
-            faults.append(str(fault))
-    if len(faults) == before and all(np.array_equal(image, images[0]) for image in images):
-        faults.append(
-            f"{split.folder}: all its {len(images)} pictures are the same in {side}x{side} pixels of RGB, what is"
-            " transparent on white; give pictures that differ"
-        )
-    return images
-
-
-def refuse(faults: list[str]) -> None:
-    """Raise BadInput with the first of the faults, if there are any."""
-    if faults:
-        more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
-        raise BadInput("; ".join(faults[:NAMED_FAULTS]) + more)

@@ -6,6 +6,8 @@ import os
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -67,39 +69,58 @@ def _refuse(error: OSError) -> NoReturn:
 one_at_a_time = threading.Lock()  # filters for warnings are shared by all threads
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings about metadata, which would not name the file. Pictures are decoded in it, by one or more threads."""
+    with one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def from_picture(source: Path | Image.Image, name: object, image_size: int = CIFAR_SIZE, side: int = 0) -> np.ndarray:
     """A picture, from its file or from Pillow, as (3, side, side) uint8, RGB. name: for messages.
 
     image_size: of the network's images. side: how much of the middle is taken; 0: as much as `image_size`.
     It is turned upright as its EXIF data say, where they can be read. 16-bit grey is scaled to 8 bits; what is
-    transparent lies on white; everything else is converted to RGB by Pillow. The shorter side is resized (bicubic,
-    Pillow's default) to what the views of an image need (data/views.py: 32 for 32, 256 for 224), and the centre is
-    cropped, as is usual on ImageNet. Raises BadInput for a file that is damaged or not a picture, for one with more
-    pixels than Pillow allows, and for pixels whose range is unknown (floating point, 12 or 32 bits).
+    transparent lies on white; everything else is converted to RGB by Pillow. Raises BadInput for a file that is damaged
+    or not a picture, for one with more pixels than Pillow allows, and for pixels whose range is unknown (floating
+    point, 12 or 32 bits).
     """
-    with one_at_a_time, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata, without the file's name
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            upright = _upright(source, name)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
-            raise BadInput(f"{name}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
-        except FileNotFoundError:
-            raise BadInput(f"{name}: no such file") from None
-        except IsADirectoryError:
-            raise BadInput(f"{name}: is a folder; name the pictures in it") from None
-        except UNREADABLE as error:
-            reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-            raise BadInput(f"{name}: cannot be read as a picture ({reason}); replace or remove it") from error
-    longest = MOST_ELONGATED * min(upright.size)  # the rest is cropped anyway and would only take memory
-    middle = functional.center_crop(upright, [min(length, longest) for length in upright.size[::-1]])
+    with quiet():
+        return square(upright(source, name), image_size, side or image_size)
+
+
+def square(picture: Image.Image, image_size: int, side: int) -> np.ndarray:
+    """The middle of an RGB picture as (3, side, side) uint8.
+
+    The shorter side is resized (bicubic, Pillow's default) to what the views of an image need (data/views.py: 32 for
+    32, 256 for 224), and the centre is cropped, as is usual on ImageNet.
+    """
+    longest = MOST_ELONGATED * min(picture.size)  # the rest is cropped anyway and would only take memory
+    middle = functional.center_crop(picture, [min(length, longest) for length in picture.size[::-1]])
     resized = functional.resize(middle, Views(image_size).stored, functional.InterpolationMode.BICUBIC)
-    return np.ascontiguousarray(np.asarray(functional.center_crop(resized, side or image_size)).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(functional.center_crop(resized, side)).transpose(2, 0, 1))
 
 
-def _upright(source: Path | Image.Image, name: object) -> Image.Image:
-    """The picture in RGB, turned upright; where Pillow stumbles over its metadata, without them."""
+def upright(source: Path | Image.Image, name: object) -> Image.Image:
+    """The picture in RGB, turned upright. Raises BadInput as `from_picture` does."""
+    try:
+        return _opened(source, name)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
+        raise BadInput(f"{name}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
+    except FileNotFoundError:
+        raise BadInput(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise BadInput(f"{name}: is a folder; name the pictures in it") from None
+    except UNREADABLE as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+        raise BadInput(f"{name}: cannot be read as a picture ({reason}); replace or remove it") from error
+
+
+def _opened(source: Path | Image.Image, name: object) -> Image.Image:
+    """Where Pillow stumbles over a file's metadata, it is read without them."""
     if isinstance(source, Image.Image):
         return _decoded(source, name)
     try:

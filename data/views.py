@@ -31,7 +31,7 @@ class Views:
 
     def pad(self, images: Tensor) -> Tensor:
         """(N, 3, stored, stored) -> (N, 3, stored + 2 padding, stored + 2 padding), black at the border."""
-        return functional.pad(images, (self.padding,) * 4)
+        return functional.pad(images, (self.padding,) * 4) if self.padding else images
 
     def crop(self, padded: Tensor, image: Tensor, view: Tensor) -> Tensor:
         """View `view[b]` of image `image[b]`, for every b.
@@ -44,6 +44,11 @@ class Views:
         rows = pixels + top[:, None]
         channels = torch.arange(padded.shape[1], device=padded.device)[:, None, None]
         return padded[image[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def images_at_once(of_32: int, size: int) -> int:
+    """How many images of size x size pixels have as many pixels as `of_32` images of 32x32; at least one."""
+    return max(1, of_32 * CIFAR_SIZE**2 // size**2)
 
 
 class Normalization:

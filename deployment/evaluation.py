@@ -27,22 +27,24 @@ ROUNDS = {1: 50, 256: 7}  # timed calls by batch size, after one that is not cou
 class Candidate:
     """A network to measure, on raw images.
 
-    file: its own file, if it has one. counted: a module with its parameters and operations, for a network that is a
-    function.
+    file: its own file, if it has one. counted: for a network that is a function, a module with its parameters and
+    operations, or their numbers (parameters, multiply-adds).
     """
 
     name: str
     network: Network
     file: Path | None = None
-    counted: nn.Module | None = None
-
-    @property
-    def module(self) -> nn.Module:
-        return self.counted or self.network
+    counted: nn.Module | tuple[int, int] | None = None
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return next(self.network.parameters()).device if isinstance(self.network, nn.Module) else torch.device("cpu")
+
+    def counts(self, size: int) -> tuple[int, int]:
+        """Parameters, and multiplications, each with an addition, that one image of size x size pixels takes."""
+        if isinstance(self.counted, tuple):
+            return self.counted
+        return count(self.counted or self.network, size)
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,19 @@ def compare(candidates: Sequence[Candidate], dataset: ImageDataset) -> list[Figu
     Raises LogitsNotFinite, with the candidate's name.
     """
     test, names = dataset.test(), dataset.class_names()
-    images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
-    logits = [finite(logits_of(each.network, images, each.device), each.name) for each in candidates]
+    labels = torch.from_numpy(test.labels)
+    logits = [finite(logits_of(each.network, test.images, each.device), each.name) for each in candidates]
     latencies, of_256 = (seconds_in_turn(candidates, dataset.image_size, batch) for batch in ROUNDS)
     reference = logits[0].argmax(1) if candidates[0].name == TEACHER else None
     figures = []
     for candidate, found, latency, batch in zip(candidates, logits, latencies, of_256, strict=True):
-        predictions = found.argmax(1)
+        predictions, counts = found.argmax(1), candidate.counts(dataset.image_size)
         right = (predictions == labels).double()
         figures.append(
             Figures(
                 name=candidate.name,
-                parameters=parameter_count(candidate.module),
-                multiply_adds=multiply_adds(candidate, dataset.image_size),
+                parameters=counts[0],
+                multiply_adds=counts[1],
                 file_bytes=candidate.file.stat().st_size if candidate.file else None,
                 accuracy=100 * right.mean().item(),
                 by_class={name: 100 * right[labels == label].mean().item() for label, name in enumerate(names)},
@@ -121,11 +123,12 @@ def seconds_in_turn(candidates: Sequence[Candidate], size: int, batch: int) -> l
 
 
 @torch.no_grad()
-def multiply_adds(candidate: Candidate, size: int) -> int:
-    """Multiplications, each with an addition, that one image of size x size pixels takes."""
+def count(network: nn.Module, size: int) -> tuple[int, int]:
+    """Parameters, and multiplications, each with an addition, that one raw image of size x size pixels takes."""
+    device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        candidate.module(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=candidate.device))
-    return counter.get_total_flops() // 2
+        network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+    return parameter_count(network), counter.get_total_flops() // 2
 
 
 COLUMNS: dict[str, Callable[[Figures], str]] = {

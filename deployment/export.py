@@ -1,9 +1,9 @@
-"""Export: from a student with adapters to one file, which is loaded again and checked before it is put in place.
+"""Export: from a student to one file, which is loaded again and checked before it is put in place.
 
-The student is folded (deployment/folding.py) and calibrated. The loss of the method sees only directions of logits
-(docs/method.md, section 3), so a student's logits have an arbitrary length, and their softmax means nothing. Dividing
-all logits by one temperature (Guo et al., 2017) gives them one without changing any prediction. It is fitted to the
-teacher's probabilities on the few images; no label is read.
+The student is put on raw images (deployment/plain.py) and calibrated. The loss of the method sees only directions of
+logits (docs/method.md, section 3), so a student's logits have an arbitrary length, and their softmax means nothing.
+Dividing all logits by one temperature (Guo et al., 2017) gives them one without changing any prediction. It is fitted
+to the teacher's probabilities on the few images; no label is read.
 """
 
 import math
@@ -19,13 +19,13 @@ from torch.nn import functional
 from data.datasets import ImageDataset
 from data.views import Normalization, Views
 from deployment import formats
-from deployment.evaluation import TEACHER
-from deployment.folding import fold
-from deployment.formats import INT8, Header, logits_of
+from deployment.evaluation import TEACHER, count
+from deployment.formats import INT8, Header, Images, logits_of
+from deployment.plain import deployed, is_folded
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
-from models.architectures import student_of
 from models.logits import finite
+from models.networks import Networks
 from utils import files
 from utils.errors import BadInput
 from utils.precision import arithmetic
@@ -51,22 +51,21 @@ class OnRawImages(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """A student with adapters and what belongs to it.
+    """A student and what belongs to it.
 
-    scions: the sequence (B0, B1, B2), frozen, on the teacher's device. few_shot: the images (N, 3, stored, stored)
-    uint8 that it has learned from. student_sha256: of its file.
+    student: the whole of it, on normalised images, frozen, on the teacher's device. few_shot: the images
+    (N, 3, stored, stored) uint8 that it has learned from. student_sha256: of its file.
     """
 
     teacher: FrozenTeacher
-    scions: nn.Sequential
+    student: nn.Sequential
     dataset: ImageDataset
     few_shot: np.ndarray
     student_sha256: str
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Of the student with its adapters, as the paper has it, for uint8 images. Raises LogitsNotFinite."""
-        graft = nn.Sequential(self.teacher.blocks[: self.teacher.networks.first], *self.scions)
-        return finite(logits_of(OnRawImages(graft, self.teacher.normalization), images, self.teacher.device))
+    def logits(self, images: Images) -> Tensor:
+        """Of the student as its file has it, for uint8 images. Raises LogitsNotFinite."""
+        return finite(logits_of(OnRawImages(self.student, self.teacher.normalization), images, self.teacher.device))
 
     def temperature(self) -> float:
         """Of the student's logits, fitted to the teacher's probabilities on views of the few-shot images.
@@ -78,11 +77,11 @@ class Source:
         teacher = finite(logits_of(network, views, self.teacher.device), TEACHER)
         return fitted_temperature(self.logits(views), teacher)
 
-    def header(self, temperature: float, accuracy: float) -> Header:
-        """What the file says about itself. accuracy: of the student with adapters on the test set, in percent."""
+    def header(self, network: nn.Module, temperature: float, accuracy: float) -> Header:
+        """What the file says about itself. accuracy: of the student on the test set, in percent."""
         return {
             "dataset": self.dataset.name,
-            "widths": student_of(self.teacher.network.architecture).widths,
+            **header_of(network, self.teacher.networks, self.dataset.image_size),
             "class_names": self.dataset.class_names(),
             "normalization": self.dataset.normalization.content,
             "image_size": self.dataset.image_size,
@@ -92,6 +91,14 @@ class Source:
             "temperature": temperature,
             "accuracy": accuracy,
         }
+
+
+def header_of(network: nn.Module, networks: Networks, image_size: int) -> Header:
+    """What an exported file must say of its network, so that it can be loaded again and its size be told."""
+    if is_folded(networks):
+        return {"widths": network.widths}
+    name = networks.content.get("networks", networks.name)
+    return {"networks": name, "grafted": [networks.first, networks.last], "counts": count(network, image_size)}
 
 
 def calibration_views(images: np.ndarray, image_size: int) -> Tensor:
@@ -142,13 +149,13 @@ def export(source: Source, target: Path) -> str:
     at most 0.3 points of test accuracy less. Raises LogitsNotFinite.
     """
     ending = formats.ending_of(target)
-    images, labels = source.teacher.test_images, source.teacher.test_labels.cpu()
+    images, labels = source.teacher.test.images, source.teacher.test_labels.cpu()
     with arithmetic("float32", source.teacher.device):  # only here: torch.export does not work under it
         temperature, reference = source.temperature(), source.logits(images)
-        network = fold(source.teacher, source.scions, temperature)
+        network = deployed(source.teacher, source.student, temperature)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"student{ending}"
-        formats.write(network, source.header(temperature, accuracy_of(reference, labels)), written)
+        formats.write(network, source.header(network, temperature, accuracy_of(reference, labels)), written)
         logits = logits_of(formats.read(written)[0], images, torch.device("cpu"))
         if ending == INT8:
             found = require_small_loss(logits, reference, labels, target)

@@ -40,6 +40,7 @@ class FoldedStudent(nn.Module):
 
     def __init__(self, widths: Widths, classes: int):
         super().__init__()
+        self.widths = widths
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # of the pixels' values, 0 to 255
         self.register_buffer("std", torch.ones(3, 1, 1))
         inputs = (3, *(block[-1] for block in widths[:-1]))

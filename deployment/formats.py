@@ -5,7 +5,7 @@
 .onnx        for onnxruntime and many others
 .int8.onnx   the same in 8 bits: a quarter of the size
 
-All take raw images (B, 3, 32, 32) uint8, RGB, any B, and give logits (B, classes) with the temperature applied. Each
+All take raw images (B, 3, S, S) uint8, RGB, any B, and give logits (B, classes) with the temperature applied. Each
 holds a header, which says in JSON from what it was made. A .pt2 file is unpickled by PyTorch when it is loaded: load
 only one that you trust.
 
@@ -24,13 +24,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from data.views import CIFAR_SIZE
+from data.decoding import Pictures
+from data.views import images_at_once
 from deployment.folding import FoldedStudent
+from deployment.plain import RawStudent
+from grafting.students import empty_student
 from models import checkpoints
-from models.networks import frozen
+from models.networks import NETWORKS, frozen
 from utils import files
 from utils.errors import BadInput
 
@@ -39,15 +43,17 @@ ENDINGS = (".pth", ".pt2", INT8, ".onnx")
 KIND = "an exported student; export it again with --export"
 KEY = "fskd_student"  # under which a file holds its header
 DIGEST = "fskd_sha256"  # under which an ONNX file holds the sha256 of the rest; the other formats have checksums
-EXAMPLE = torch.zeros(2, 3, CIFAR_SIZE, CIFAR_SIZE, dtype=torch.uint8)
-Network = Callable[[Tensor], Tensor]  # images (B, 3, 32, 32) uint8 -> logits (B, classes)
+Network = Callable[[Tensor], Tensor]  # images (B, 3, S, S) uint8 -> logits (B, classes)
+Images = Tensor | np.ndarray | Pictures  # (N, 3, S, S) uint8
 Header = dict[str, Any]  # made in deployment/export.py
 
 
 @torch.inference_mode()
-def logits_of(network: Network, images: Tensor, device: torch.device, batch: int = 250) -> Tensor:
-    """The network's logits (N, classes), float32 on the CPU, for uint8 images (N, 3, S, S)."""
-    return torch.cat([network(part.to(device)).float().cpu() for part in images.split(batch)])
+def logits_of(network: Network, images: Images, device: torch.device, batch: int | None = None) -> Tensor:
+    """The network's logits (N, classes), float32 on the CPU, for uint8 images (N, 3, S, S). batch: images at once."""
+    batch = batch or images_at_once(250, images.shape[-1])
+    parts = (torch.as_tensor(images[start : start + batch]) for start in range(0, len(images), batch))
+    return torch.cat([network(part.to(device)).float().cpu() for part in parts])
 
 
 def ending_of(path: Path) -> str:
@@ -66,13 +72,15 @@ def needed(module: str, path: Path) -> ModuleType:
         raise BadInput(f"{path}: needs {module}; pip install -r requirements-onnx.txt") from error
 
 
-def write(network: FoldedStudent, header: Header, path: Path) -> None:
+def write(network: nn.Module, header: Header, path: Path) -> None:
     """Write the format of the ending. The network is on the CPU."""
     ending, text = ending_of(path), json.dumps(header)
     if ending == ".pth":
         files.write_tensors(path, {KEY: text, "weights": checkpoints.on_cpu(network)})
         return
-    program = torch.export.export(network, (EXAMPLE,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    size = header["image_size"]
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     if ending == ".pt2":
@@ -114,15 +122,21 @@ def is_exported(path: Path) -> bool:
 def read(path: Path) -> tuple[Network, Header]:
     """The network in an exported file of any format, on the CPU. Raises BadInput for any other file.
 
-    From a .pth file, the network is a FoldedStudent.
+    From a .pth file, the network is a module.
     """
     readers = {".pth": _read_pth, ".pt2": _read_pt2, ".onnx": _read_onnx, INT8: _read_onnx}
     return readers[ending_of(path)](path)
 
 
-def empty_network(header: Header) -> FoldedStudent:
-    """The network that the header describes, without its values."""
-    return frozen(FoldedStudent(header["widths"], len(header["class_names"])))
+def empty_network(header: Header) -> nn.Module | None:
+    """The network that the header describes, without its values; None where only the file itself holds it."""
+    if "widths" in header:
+        return frozen(FoldedStudent(header["widths"], len(header["class_names"])))
+    if header["networks"] not in NETWORKS:
+        return None
+    networks = NETWORKS[header["networks"]].grafted_at(*header["grafted"])
+    blocks = empty_student(networks, len(header["class_names"]), header["image_size"])
+    return blocks and frozen(RawStudent(blocks))
 
 
 def _header(text: str | bytes | None) -> Header:

@@ -9,31 +9,36 @@ from torch import nn
 from data.datasets import ImageDataset
 from deployment.evaluation import TEACHER, Candidate
 from deployment.export import OnRawImages
-from deployment.folding import fold
 from deployment.formats import Header, Network, empty_network
+from deployment.plain import deployed, is_folded
 from grafting.scions import Adapter, adapters_of, scions
+from grafting.students import empty_student, graft_of, load_plain
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.architectures import student_of
 from models.checkpoints import State
-from models.networks import frozen
+from models.networks import Networks, frozen
 from models.vgg import BlockwiseVGG, cut
 from utils import files
 from utils.errors import BadInput
 
+PLAIN = "student without adapters"
+
 
 def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> nn.Sequential:
-    """The sequence (B0, B1, B2) of a student's file, frozen, on the teacher's device.
+    """The whole student of a file, frozen, on the teacher's device: normalised images -> logits.
 
-    kind, state: from checkpoints.read(path): "stage 2", or "teacher" for a student without adapters
-    (comparisons/kd.py), which gets adapters that change nothing. Raises BadInput if the file holds no
-    student of this teacher.
+    kind, state: from checkpoints.read(path): "stage 2", or "network" for a student without adapters. That of a VGG
+    (comparisons/kd.py) gets adapters that change nothing. Raises BadInput if the file holds no student of this teacher.
     """
+    networks = teacher.networks
+    if kind == "network" and not networks.is_vgg:
+        return plain_student_in(state, path, networks, teacher.classes, teacher.image_size).to(teacher.device)
     student = nn.Sequential(*scions(teacher, torch.Generator()))
     if kind == "stage 2":
         checkpoints.load(student, state, path)
-        return frozen(student).to(teacher.device)
-    network = checkpoints.teacher_from_state(state, path, teacher.classes)
+        return frozen(graft_of(teacher, student.to(teacher.device)))
+    network = checkpoints.vgg_from_state(state, path, teacher.classes)
     if not is_plain_student_of(network, teacher):
         raise BadInput(
             f"{path}: is no student of this teacher: a student has the teacher's blocks 0 to 2, and blocks 3 and 4 of"
@@ -42,24 +47,48 @@ def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> n
     for adapter in adapters_of(student):
         nn.init.dirac_(adapter.weight)
         nn.init.zeros_(adapter.bias)
-    for scion, block in zip(student, cut(network)[teacher.networks.first :], strict=True):
+    for scion, block in zip(student, cut(network)[networks.first :], strict=True):
         (own,) = (layer for layer in scion if not isinstance(layer, Adapter))
         own.load_state_dict(block.state_dict())
-    return frozen(student).to(teacher.device)
+    return frozen(graft_of(teacher, student.to(teacher.device)))
 
 
-def is_plain_student_of(network: BlockwiseVGG, teacher: FrozenTeacher) -> bool:
-    """Whether the network is a student of this teacher: its blocks 0 to 2, and the others at half the width."""
-    first = teacher.networks.first
-    ours, theirs = checkpoints.on_cpu(cut(network)[:first]), checkpoints.on_cpu(teacher.blocks[:first])
-    is_student = network.architecture == student_of(teacher.network.architecture)
-    return is_student and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+def plain_student_in(state: State, path: Path, networks: Networks, classes: int, image_size: int) -> nn.Sequential:
+    """The blocks of a student without adapters, from its plain state. Raises BadInput where it does not fit."""
+    blocks = empty_student(networks, classes, image_size)
+    if blocks is None:
+        raise BadInput(f"{path}: is no student of {networks.name}, whose students keep their adapters")
+    return load_plain(networks, blocks, state, path, classes)
 
 
-def whole(state: State, path: Path, dataset: ImageDataset, device: torch.device) -> Candidate:
-    """A whole network in a file: a teacher, or a student without adapters."""
-    network = checkpoints.teacher_from_state(state, path, dataset.classes)
-    name = TEACHER if network.architecture.batchnorm else "student without adapters"
+def is_plain_student_of(network: nn.Module, teacher: FrozenTeacher) -> bool:
+    """Whether a student without adapters, a VGG or other blocks in sequence, was made with this teacher.
+
+    It has the teacher's blocks in front of the first grafted one; that of a VGG has half the width behind them.
+    """
+    if isinstance(network, BlockwiseVGG):
+        if network.architecture != student_of(teacher.network.architecture):
+            return False
+        network = cut(network)
+    ours, theirs = (checkpoints.on_cpu(blocks[: teacher.networks.first]) for blocks in (network, teacher.blocks))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def whole(state: State, path: Path, networks: Networks, dataset: ImageDataset, device: torch.device) -> Candidate:
+    """A whole network in a file: a teacher, or a student without adapters. Raises BadInput for any other."""
+    name = TEACHER
+    if networks.is_vgg:
+        network = checkpoints.vgg_from_state(state, path, dataset.classes)
+        name = TEACHER if network.architecture.batchnorm else PLAIN
+    else:
+        try:
+            network = checkpoints.network_from_state(networks.teacher, state, path, dataset.classes)
+        except BadInput as fault:
+            try:
+                name = PLAIN
+                network = plain_student_in(state, path, networks, dataset.classes, dataset.image_size)
+            except BadInput:
+                raise fault from None
     network = frozen(network).to(device, memory_format=torch.channels_last)
     return Candidate(name, OnRawImages(network, dataset.normalization), path)
 
@@ -69,19 +98,19 @@ def candidates(kind: str, state: Any, path: Path, teacher: FrozenTeacher, datase
 
     kind, state: from checkpoints.read(path).
     """
-    first, found = teacher.networks.first, [Candidate(TEACHER, OnRawImages(teacher.network, dataset.normalization))]
+    networks, found = teacher.networks, [Candidate(TEACHER, OnRawImages(teacher.network, dataset.normalization))]
     if kind == "stage 2":
         student = student_in(kind, state, path, teacher)
-        graft = OnRawImages(nn.Sequential(teacher.blocks[:first], *student), dataset.normalization)
-        folded = fold(teacher, student).to(teacher.device)
-        return [*found, Candidate(f"student (L={len(student)})", graft, path), Candidate("student, folded", folded)]
-    if len(state) != len(teacher.networks.grafted):
-        raise BadInput(
-            f"{path}: holds {len(state)} scions, this teacher has {len(teacher.networks.grafted)} blocks to graft"
-        )
+        name = f"student (L={len(networks.grafted)})"
+        found.append(Candidate(name, OnRawImages(student, dataset.normalization), path))
+        if is_folded(networks):
+            found.append(Candidate("student, folded", deployed(teacher, student).to(teacher.device)))
+        return found
+    if len(state) != len(networks.grafted):
+        raise BadInput(f"{path}: holds {len(state)} scions, this teacher has {len(networks.grafted)} blocks to graft")
     for k, scion in enumerate(scions(teacher, torch.Generator())):
         checkpoints.load(scion, state[k], path)
-        before, behind = teacher.blocks[: first + k], teacher.blocks[first + k + 1 :]
+        before, behind = teacher.blocks[: networks.first + k], teacher.blocks[networks.first + k + 1 :]
         graft = nn.Sequential(before, frozen(scion).to(teacher.device), behind)
         found.append(Candidate(f"B{k} alone", OnRawImages(graft, dataset.normalization)))
     return found
@@ -101,4 +130,4 @@ def exported(path: Path, network: Network, header: Header, dataset: ImageDataset
     if isinstance(network, nn.Module):
         return Candidate("student, exported", network.to(device), path)
     name = "student, exported" if device.type == "cpu" else "student, exported, on the CPU"
-    return Candidate(name, network, path, empty_network(header))
+    return Candidate(name, network, path, empty_network(header) or tuple(header["counts"]))

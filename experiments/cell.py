@@ -52,6 +52,7 @@ class Cell:
             "test_sha256": job.test_sha256,
             "normalization": dataset.normalization.content,
             "method": method,
+            **job.networks_setting,
             "schedule": [phase_content(phase, shots) for phase in job.method.phases(job.recipe)],
         }
         self.result = results.path_of(job.output_dir, shots, trial)
@@ -60,6 +61,7 @@ class Cell:
         self.students = results.student_paths(job.student_dir, job.networks.name, method, dataset.name, shots, trial)
         self.record = {
             **records.deciding(dataset, job.teacher_sha256),
+            "networks": job.networks.base_name,
             "result": os.path.relpath(self.result, job.student_dir),
         }
 

@@ -121,7 +121,7 @@ def afterwards(job: Job, found: list[Result]) -> str:
     ]
     if students := [result["students"]["best"] for result in found if result["status"] == "done"]:
         command, student = ["python", "train_fskd.py"], students[-1]
-        inputs = job.flags("data_path", "teacher", "teacher_architecture")
+        inputs = job.flags(*teachers.INPUTS)
         lines += [
             f"students: {', '.join(sorted({str(Path(student).parent) for student in students}))}",
             f"compare one with its teacher: {shlex.join([*command, *job.flags(), '--evaluate', student])}",

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grafting.inputs import Inputs
-from grafting.teacher import TEST_BATCH, FrozenTeacher
+from grafting.teacher import FrozenTeacher
 from models.logits import finite
 from utils.text import bar
 
@@ -108,7 +108,9 @@ def diagnose(teacher: FrozenTeacher, images: np.ndarray) -> Diagnosis:
     correct = torch.zeros(2 * len(probes) + 1, dtype=torch.float64, device=teacher.device)
     squares = torch.zeros(len(probes), dtype=torch.float64, device=teacher.device)
     sample: list[list[Tensor]] = [[] for _ in probes]
-    batches = bar(teacher.test_batches(0), desc="test images", unit="batch", total=ceil(count / TEST_BATCH), delay=1)
+    batches = bar(
+        teacher.test_batches(0), desc="test images", unit="batch", total=ceil(count / teacher.front_batch), delay=1
+    )
     for batch, (images, labels) in enumerate(batches):
         *features, logits = _block_outputs(teacher, images)
         scores = [probe.scores(block) for probe, block in zip(probes, features, strict=True)]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from experiments import teachers
 from experiments.cell import Cell
 from grafting.recipes import RECIPES, Recipe
 from grafting.teacher import FrozenTeacher
-from models import checkpoints
-from models.networks import Networks, frozen, networks_of
+from models import checkpoints, own_networks
+from models.networks import NETWORKS, Networks, frozen
 from utils import machine
 from utils.arguments import DATA_PATH, PRECISIONS
 from utils.errors import BadInput
 from utils.text import say
 from utils.torchrun import Process
+
+DECIDING = (*teachers.INPUTS, "precision")  # flags that say what a student is made from, and in which precision
 
 
 class Job:
@@ -49,12 +52,27 @@ class Job:
         self.is_trained = any(phase.lr_student for phase in self.method.phases(self.data_recipe))
         if not self.is_trained and (args.best_of or args.eval_every):
             raise BadInput(f"--best_of and --eval_every: not with --method {method}, which has no epochs to measure")
-        run_name = self.name if method == "grafting" else f"{self.name}-{method}"
-        self.output_dir = args.output_dir or Path("runs") / run_name
+        self.pair = self._pair()
+        self.image_size = args.image_size or self.pair.image_size
+        own_name = not self.pair.is_vgg or self.pair.name not in NETWORKS
+        others = [self.pair.name] * own_name + [method] * (method != "grafting")
+        self.output_dir = args.output_dir or Path("runs") / "-".join([self.name, *others])
         default_student_dir = args.output_dir / "student" if args.output_dir else Path("ckpt/student")
         self.student_dir = args.student_dir or default_student_dir
-        self.architecture = args.teacher_architecture or self.data_recipe.networks
-        self.teacher_file = args.teacher or teachers.FOLDER / f"{self.architecture}-blockwise-{self.name.lower()}.pth"
+        self.teacher_file = teachers.file_of(self)
+
+    def _pair(self) -> Networks:
+        """The networks that the flags name. The depth and widths of a VGG are known when its teacher is read."""
+        named = self.args.networks or self.data_recipe.networks
+        pair = NETWORKS[named] if named in NETWORKS else own_networks.read(named)
+        if self.method.for_vggs and not pair.is_vgg:
+            raise BadInput(f"--method {self.method.name}: is for VGGs only, not for --networks {named}")
+        return self._as_asked(pair)
+
+    def _as_asked(self, networks: Networks) -> Networks:
+        """With the blocks of --grafted, and the start of --start."""
+        networks = networks.grafted_at(*self.args.grafted) if self.args.grafted else networks
+        return networks.started_from(self.args.start)
 
     def announce(self, line: str) -> None:
         """Say once, for all processes, what comes next and takes a while."""
@@ -68,7 +86,8 @@ class Job:
     @cached_property
     def dataset(self) -> ImageDataset:
         self.announce(f"reading the images of {self.name}")
-        return open_dataset(self.args.dataset, self.args.data_path, report=self.announce)
+        sized = {"image_size": self.image_size, "report": self.announce}
+        return open_dataset(self.args.dataset, self.args.data_path, **sized)
 
     @cached_property
     def test_sha256(self) -> str:
@@ -85,7 +104,24 @@ class Job:
 
     @cached_property
     def networks(self) -> Networks:
-        return networks_of(self.network)
+        """The teacher's own, whose blocks are checked to fit together."""
+        networks = self.pair.of(self.network)
+        if self.args.networks and networks.content != self.pair.content:
+            raise BadInput(f"--networks {self.args.networks}: {self.teacher_file} has other widths; leave the flag out")
+        return self.require_graftable(self._as_asked(networks) if networks.is_vgg else networks)
+
+    @property
+    def networks_setting(self) -> dict[str, Any]:
+        """What a cell's setting says of the networks; nothing of VGGs, which the teacher's sha256 and N decide."""
+        if self.networks.is_vgg:
+            return {}
+        return {**self.networks.content, "batchnorm": "training mode", "start": self.networks.start}
+
+    def require_graftable(self, networks: Networks) -> Networks:
+        """The networks, if they fit together at this size. Raises BadInput."""
+        if not networks.is_vgg or self.image_size != networks.image_size:
+            own_networks.require_graftable(networks, self.dataset.classes, self.image_size)
+        return networks
 
     @cached_property
     def teacher_sha256(self) -> str:
@@ -126,10 +162,9 @@ class Job:
         return [Cell(self, *cell) for cell in own + [cell for cell in cells if cell not in own]]
 
     def flags(self, *names: str) -> list[str]:
-        """The flags for data, teacher and precision, or only --dataset and some of them; without defaults."""
+        """The flags for data, networks, teacher and precision, or --dataset and some of them; without defaults."""
         flags = ["--dataset", self.args.dataset]
-        usual = {"data_path": DATA_PATH, "teacher": None, "teacher_architecture": None, "precision": PRECISIONS[0]}
-        for name in names or usual:
+        for name in names or DECIDING:
             value = getattr(self.args, name)
-            flags += [] if value == usual[name] else [f"--{name}", str(value)]
+            flags += [] if value in (None, DATA_PATH, PRECISIONS[0]) else [f"--{name}", str(value)]
         return flags

@@ -15,11 +15,13 @@ from deployment import export as exporting
 from deployment import formats
 from deployment.evaluation import TEACHER, Candidate, compare, markdown
 from deployment.networks import candidates, exported, is_plain_student_of, student_in, whole
+from deployment.plain import has_pth
 from deployment.student import load
 from experiments.job import Job
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.logits import logits_from
+from models.networks import Networks
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
@@ -59,18 +61,20 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         student = exported(path, network, header, job.dataset, job.device)
         return [*_teacher_of(path, lambda: job.teacher_sha256 == header["teacher_sha256"], job), student]
     kind, state = _read(path, job)
-    if kind != "teacher":
+    if kind != "network":
         return candidates(kind, state, path, _recorded_teacher(kind, state, path, job), job.dataset)
-    found = whole(state, path, job.dataset, job.device)
+    if not job.pair.is_vgg:
+        _require_networks(path, job.pair)
+    found = whole(state, path, job.pair, job.dataset, job.device)
     if not_checked := records.check(path, records.deciding(job.dataset)):
         job.report(not_checked)
-    if found.name != TEACHER:  # a student without adapters has a teacher's layout
-        plain = found.network.network
-        return [*_teacher_of(path, lambda: is_plain_student_of(plain, job.frozen_teacher()), job), found]
+    if found.name != TEACHER:
+        return [
+            *_teacher_of(path, lambda: is_plain_student_of(found.network.network, job.frozen_teacher()), job),
+            found,
+        ]
     if job.args.teacher and not path.samefile(job.teacher_file):
         raise BadInput(f"--teacher {job.teacher_file}: {path} is a teacher itself; measure each alone")
-    if job.args.teacher_architecture:
-        raise BadInput(f"--teacher_architecture: {path} is a teacher itself; leave the flag out")
     return [found]
 
 
@@ -111,10 +115,18 @@ def _require_dataset(path: Path, dataset: str | None, job: Job) -> None:
         raise BadInput(f"{path}: is of {dataset}; add --dataset {advice}")
 
 
+def _require_networks(path: Path, networks: Networks) -> None:
+    """Raise BadInput if the student's record names other networks than the command's flags."""
+    theirs, ours = (records.of(path) or {}).get("networks"), networks.base_name
+    if theirs not in (None, ours):
+        raise BadInput(f"{path}: is a student of {theirs}, not {ours}; give --networks and --grafted as it was made")
+
+
 def _recorded_teacher(kind: str, state: Any, path: Path, job: Job) -> FrozenTeacher:
     """The command's teacher. Raises BadInput if the student has other classes, or its record names another teacher."""
     checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
+    _require_networks(path, teacher.networks)
     if not_checked := records.check(path, records.deciding(job.dataset, job.teacher_sha256)):
         job.report(not_checked)
     return teacher
@@ -133,8 +145,10 @@ def export(job: Job) -> int:
         raise BadInput(f"--export {path}: holds the scions of stage 1; name a student (...-net-...)")
     teacher = _recorded_teacher(kind, state, path, job)
     student = student_in(kind, state, path, teacher)
+    if target.suffix == ".pth" and not has_pth(teacher.networks):
+        raise BadInput(f"--to {target}: {teacher.networks.name} has no such file; take .pt2 or .onnx")
     source = exporting.Source(teacher, student, job.dataset, _few_shot_images(path, job), files.sha256_of_file(path))
-    job.report(f"{path}: folding, calibrating, and comparing the written file with it on all test images")
+    job.report(f"{path}: calibrating, and comparing the written file with it on all test images")
     with logits_from(path, job.teacher_file):
         job.report(exporting.export(source, target))
     job.report(f"use it: python train_fskd.py --predict {shlex.quote(str(target))} PICTURE")

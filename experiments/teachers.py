@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from experiments.tensorboard import TeacherCurves
-from models import checkpoints, records
-from models.architectures import ARCHITECTURES
+from models import checkpoints, pretrained, records
 from models.download import fetch_teacher
 from models.teacher_recipe import TeacherRecipe
 from models.teacher_training import TeacherTraining
@@ -23,15 +22,31 @@ from utils.errors import BadInput
 if TYPE_CHECKING:
     from experiments.job import Job
 
+INPUTS = ("data_path", "networks", "image_size", "grafted", "teacher")  # flags that say what a student is made from
+
 FOLDER = Path("ckpt/teacher")
+TORCHVISION = Path("torchvision")  # as --teacher
+
+
+def file_of(job: Job) -> Path:
+    """The file that the flags name, torchvision's own, or the default."""
+    pair, flag = job.pair, job.args.teacher
+    if flag == TORCHVISION:
+        return pretrained.file_of(pair)
+    if pair.is_vgg:
+        named = job.args.networks or job.data_recipe.networks
+        return flag or FOLDER / f"{named}-blockwise-{job.name.lower()}.pth"
+    return flag or FOLDER / f"{pair.pretrained or pair.content['networks']}-{job.name.lower()}-{job.image_size}px.pth"
 
 
 def read(job: Job) -> nn.Module:
     """The teacher in the job's file. A missing default teacher is downloaded, or trained for Shapes10."""
+    if job.args.teacher == TORCHVISION:
+        pretrained.fetch(job.pair, job.teacher_file)
     trains_it = _is_default(job) and job.data_recipe.trains_own_teacher
     if not (_is_finished(job) if trains_it else job.teacher_file.exists()):
         _get(job)
-    teacher = checkpoints.read_teacher(job.teacher_file, job.dataset.classes, job.announce)
+    teacher = checkpoints.read_teacher(job.teacher_file, job.dataset.classes, job.pair, job.announce)
     not_checked = records.check(job.teacher_file, records.deciding(job.dataset))
     if not_checked and records.path_of(job.teacher_file).exists():
         job.announce(not_checked)
@@ -39,7 +54,7 @@ def read(job: Job) -> nn.Module:
 
 
 def _is_default(job: Job) -> bool:
-    return job.args.teacher is None and job.args.teacher_architecture is None
+    return job.args.teacher is None and job.args.networks in (None, job.data_recipe.networks)
 
 
 def _is_finished(job: Job) -> bool:
@@ -53,7 +68,7 @@ def _lock(job: Job, timeout: float) -> AbstractContextManager:
 
 def _get(job: Job) -> None:
     """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
-    path, inputs = job.teacher_file, job.flags("data_path", "teacher", "teacher_architecture")
+    path, inputs = job.teacher_file, job.flags(*INPUTS)
     if _is_default(job) and job.data_recipe.trains_own_teacher:
         job.report(f"{path}: not finished; it is trained now, or awaited if another process is training it")
         train(job, "quick", only_if_missing=True)
@@ -64,7 +79,8 @@ def _get(job: Job) -> None:
                 fetch_teacher(path, job.dataset, inputs)
     else:
         existing = sorted(map(str, FOLDER.glob(f"*-blockwise-{glob.escape(job.name.lower())}.pth")))
-        train_one = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", "--teacher_recipe", "quick"])
+        quick = ["--teacher_recipe", "quick"] if job.pair.is_vgg else []
+        train_one = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", *quick])
         choose = f"name one with --teacher: {', '.join(existing)}" if existing else f"train one: {train_one}"
         raise BadInput(f"{path}: no such teacher; {choose}")
 
@@ -91,9 +107,9 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> N
             if not job.args.fresh and _is_finished(job):
                 keep = "--fresh trains it again, another --teacher keeps both"
                 raise BadInput(f"{job.teacher_file}: a teacher exists already; {keep}")
-            start = job.args.teacher_from or ARCHITECTURES[job.architecture]
-            seed = 0 if only_if_missing else job.args.seed
-            training = TeacherTraining(job.dataset, start, recipe, seed, job.device, job.teacher_file)
+            seed, start = 0 if only_if_missing else job.args.seed, job.args.teacher_from
+            pair = job.require_graftable(job.pair)
+            training = TeacherTraining(job.dataset, pair, start, recipe, seed, job.device, job.teacher_file)
             accuracy = training.run(job.report, curves.update)
     except locks.Timeout:
         raise BadInput(f"{job.teacher_file}: another process is training it") from None
@@ -110,10 +126,15 @@ def _recipe(job: Job, name: str | None) -> TeacherRecipe:
         raise BadInput(f"--teacher_from {args.teacher_from}: --teacher is the same file; name another for the new one")
     if args.teacher_from and name:
         raise BadInput("--teacher_recipe: --teacher_from has a recipe of its own; leave one of them out")
-    if args.teacher_from and args.teacher_architecture:
-        raise BadInput("--teacher_architecture: the file of --teacher_from has its own; leave it out")
+    if args.teacher_from and args.networks:
+        raise BadInput("--networks: the file of --teacher_from has its own; leave it out")
     if args.teacher_epochs == 0 and not args.teacher_from:
         raise BadInput("--teacher_epochs 0: only with --teacher_from; give 1 or more")
+    if own_recipe := job.pair.teacher_recipe:
+        for_vggs = ("teacher_recipe", "teacher_from", "teacher_prototypes")
+        if given := [flag for flag in for_vggs if getattr(args, flag) is not None]:
+            raise BadInput(f"--{given[0]}: is for VGGs; {job.pair.name} has a recipe of its own; leave it out")
+        return replace(own_recipe, epochs=args.teacher_epochs or own_recipe.epochs)
     name = "further" if args.teacher_from else name or "published"
     recipe = job.data_recipe.teachers[name]
     if args.teacher_epochs is not None:

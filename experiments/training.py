@@ -111,8 +111,9 @@ class CellTraining:
             return
         self._write("stage 1", lambda path: checkpoints.write_stage1(self.networks, path))
         started, phase = perf_counter(), self.current.phase
-        network, first = nn.Sequential(*self.networks), self.teacher.networks.first
-        accuracy = student_accuracy(network, first, self.teacher, phase.name, phase.epochs)
+        networks = self.teacher.networks
+        joined = nn.Sequential(*self.networks, *self.teacher.blocks[networks.last + 1 :])
+        accuracy = student_accuracy(joined, networks.first, self.teacher, phase.name, phase.epochs)
         self.stage1_joined = {"accuracy": accuracy, "seconds": perf_counter() - started}
 
     def _write(self, kind: str, write: Callable[[Path], None]) -> None:

@@ -24,6 +24,7 @@ from grafting.scions import parameters_by_role
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
 from models.logits import LogitsNotFinite
+from models.networks import batch_sizes, has_batchnorm
 from utils.seeds import generator
 
 
@@ -110,13 +111,14 @@ class Distillation:
         (Phase.measures). after_epoch: called after every epoch. Raises NotFinite.
         """
         device, step = inputs.teacher.device, self.step_on(inputs)
+        batches = batch_sizes(len(inputs), self.batch, has_batchnorm(self.scion))
         while self.curve.epoch < self.phase.epochs:
             started = perf_counter()
             order, view = draw_views(inputs, *seed_key, self.phase.name, self.curve.epoch + 1)
             self.scion.train()
-            loss = train(step, order.to(device), view.to(device), self.batch)
+            loss = train(step, order.to(device), view.to(device), batches)
             self.scion.eval()
-            self.curve.steps += math.ceil(len(inputs) / self.batch)
+            self.curve.steps += len(batches)
             self.record(loss, perf_counter() - started, inputs.teacher, eval_every)
             after_epoch(self)
         self.scion.eval()  # also where a checkpoint was of the last epoch
@@ -174,10 +176,13 @@ def student_accuracy(network: nn.Module, start: int, teacher: FrozenTeacher, pha
         raise NotFinite(phase, epoch) from error.with_traceback(None)
 
 
-def train(step: Step, order: Tensor, view: Tensor, batch: int) -> float:
-    """One epoch over the images in `order`, each in its view; the mean loss per image. Waits for the device once."""
+def train(step: Step, order: Tensor, view: Tensor, batches: list[int]) -> float:
+    """One epoch over the images in `order`, each in its view; the mean loss per image. Waits for the device once.
+
+    batches: the number of images in each.
+    """
     total = torch.zeros((), device=order.device)
-    for images, shown in zip(order.split(batch), view.split(batch), strict=True):
+    for images, shown in zip(order.split(batches), view.split(batches), strict=True):
         total += step(images, shown)
     return total.item() / len(order)
 

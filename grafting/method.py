@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from grafting import students
 from grafting.inputs import Inputs
 from grafting.recipes import Phase, Recipe
+from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
-from models import checkpoints
 from models.checkpoints import State
 
 
@@ -38,9 +39,10 @@ class Training(Protocol):
 
 
 class Method(ABC):
-    """Its fields hold what the recipe does not say. name: in result files and tables."""
+    """Its fields hold what the recipe does not say. name: in result files and tables. for_vggs: only for VGGs."""
 
     name: ClassVar[str]
+    for_vggs: ClassVar[bool] = False
 
     @abstractmethod
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
@@ -57,4 +59,6 @@ class Method(ABC):
 
     def write(self, teacher: FrozenTeacher, state: State, path: Path) -> None:
         """Write a student's file. state: of the networks of the last phase, in sequence; here scions."""
-        checkpoints.write_stage2(state, path)
+        made = nn.Sequential(*scions(teacher, torch.Generator()))
+        made.load_state_dict(state)
+        students.write(teacher, made.to(teacher.device), path)

@@ -8,7 +8,7 @@ Of a VGG, whose blocks 3 to 5 are replaced:
 
     scion     a student block with its adapters, or several of them in sequence
     adapter   a 1x1 convolution, on a side where the widths of teacher and student differ: s2t behind a student block,
-              t2s in front of one
+              t2s in front of one; without bias where it can be put into the next block (grafting/students.py)
     span      [i, j), the teacher's blocks that a scion replaces
     graft     the teacher with a scion instead of the blocks of a span: `teacher[j:](scion(teacher[:i](x)))`
     tail      the teacher's blocks behind the scion, `teacher[j:]`
@@ -16,33 +16,49 @@ Of a VGG, whose blocks 3 to 5 are replaced:
 A VGG's scions have the state keys of the released files.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from grafting.teacher import FrozenTeacher
-from models.networks import frozen, initialize, output_shapes
+from models.networks import Networks, frozen, initialize, output_shapes
 
 
 class Adapter(nn.Conv2d):
     """A 1x1 convolution between the widths of student and teacher: (B, channels, H, W) -> (B, width, H, W)."""
 
-    def __init__(self, channels: int, width: int):
-        super().__init__(channels, width, kernel_size=1)
+    def __init__(self, channels: int, width: int, bias: bool = True):
+        super().__init__(channels, width, kernel_size=1, bias=bias)
 
 
 def scions(teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
     """Freshly initialised B0, B1, ..., on the CPU: one for each block that the teacher's networks replace."""
+    made = scions_between(teacher.networks, teacher.shapes, teacher.image_size)
+    return begun([initialize(scion, generator) for scion in made], teacher)
+
+
+def begun(scions: list[nn.Sequential], teacher: FrozenTeacher) -> list[nn.Sequential]:
+    """The scions as training begins: with the teacher's weights in the student blocks, if the networks ask for it."""
     networks = teacher.networks
-    student = networks.cut(networks.student(teacher.classes))
-    shapes = output_shapes(frozen(student), teacher.image_size)
-    made = []
+    for scion, block in zip(scions, networks.grafted, strict=True) if networks.start == "teacher" else ():
+        (own,) = (layer for layer in scion if not isinstance(layer, Adapter))
+        networks.copy_block(own, teacher.blocks[block])
+    return scions
+
+
+def scions_between(networks: Networks, shapes: Sequence[tuple[int, ...]], image_size: int) -> list[nn.Sequential]:
+    """B0, B1, ... as their layers are made. shapes: of the teacher's features in front of each block, logits last."""
+    (classes,) = shapes[-1]
+    student = networks.cut(networks.student(classes))
+    ours = output_shapes(frozen(student), image_size)
+    made, bias = [], networks.absorb is None
     for block in networks.grafted:
-        (wide_in, *_), (wide_out, *_) = teacher.shapes[block], teacher.shapes[block + 1]
-        (narrow_in, *_), (narrow_out, *_) = shapes[block], shapes[block + 1]
-        t2s = [Adapter(wide_in, narrow_in)] if wide_in != narrow_in else []
-        s2t = [Adapter(narrow_out, wide_out)] if narrow_out != wide_out else []
-        scion = nn.Sequential(*t2s, student[block], *s2t)
-        made.append(initialize(scion.requires_grad_(True), generator))
+        (wide_in, *_), (wide_out, *_) = shapes[block], shapes[block + 1]
+        (narrow_in, *_), (narrow_out, *_) = ours[block], ours[block + 1]
+        t2s = [Adapter(wide_in, narrow_in, bias)] if wide_in != narrow_in else []
+        s2t = [Adapter(narrow_out, wide_out, bias)] if narrow_out != wide_out else []
+        made.append(nn.Sequential(*t2s, student[block], *s2t).requires_grad_(True))
     return made
 
 

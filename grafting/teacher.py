@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from data.datasets import ImageDataset
-from data.views import Views
+from data.views import Views, images_at_once
 from models.logits import finite
 from models.networks import Networks, frozen, output_shapes
 
-TEST_BATCH = 500
+TEST_BATCH = 500  # of 32x32 pixels
 
 
 class FrozenTeacher:
@@ -32,10 +32,10 @@ class FrozenTeacher:
         self.normalization = dataset.normalization
         self.image_size = dataset.image_size
         self.views = Views(self.image_size)
+        self.front_batch = images_at_once(TEST_BATCH, self.image_size)  # test images that go through it together
         self.shapes = output_shapes(self.blocks, self.image_size)
-        test = dataset.test()
-        self.test_images = torch.from_numpy(test.images)  # (N, 3, S, S) uint8
-        self.test_labels = torch.from_numpy(test.labels).to(self.device)  # (N,)
+        self.test = dataset.test()
+        self.test_labels = torch.from_numpy(self.test.labels).to(self.device)  # (N,)
 
     @property
     def classes(self) -> int:
@@ -44,9 +44,8 @@ class FrozenTeacher:
     @torch.no_grad()
     def test_batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The test set as (features (B, C, H, W), labels (B,))."""
-        batches = zip(self.test_images.split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True)
-        for images, labels in batches:
-            yield self.blocks[:start](self.normalization(images.to(self.device))), labels
+        for images, labels in self.test.batches(self.front_batch):
+            yield self.blocks[:start](self.normalization(images.to(self.device))), labels.to(self.device)
 
     @torch.no_grad()
     def predictions(self, network: nn.Module, start: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""The architectures of block-wise VGGs, as data. models/vgg.py builds the networks; this loads without torch."""
+"""The networks by name, as data: block-wise VGGs and torchvision's ResNets. This loads without torch.
+
+models/vgg.py and torchvision build them; models/networks.py says how they are cut.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -44,3 +47,11 @@ def student_of(teacher: Architecture) -> Architecture:
 
 TRAINABLE = tuple(ARCHITECTURES)  # teachers; the student below is only grafted
 ARCHITECTURES["vgg16-graft"] = student_of(ARCHITECTURES["vgg16"])
+
+# teacher and student, by torchvision's names; resnet10 has one residual block in each stage
+RESNETS = {
+    "resnet34-resnet18": ("resnet34", "resnet18"),
+    "resnet50-resnet18": ("resnet50", "resnet18"),
+    "resnet18-resnet10": ("resnet18", "resnet10"),
+}
+NETWORK_NAMES = (*TRAINABLE, *RESNETS)

@@ -10,6 +10,7 @@ changes no digit of any number.
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +29,10 @@ def balance(network: BlockwiseVGG, dataset: ImageDataset, device: torch.device) 
     It is measured on some training images. The network is changed in place; its logits are not. A block whose output is
     0 everywhere, or not finite, is left as it is, and the factor is 1.
     """
-    images = dataset.train().images
-    every = math.ceil(len(images) / IMAGES)  # pictures in folders come class by class
-    batches = torch.from_numpy(images[::every].copy()).to(device).split(BATCH)
+    images = dataset.train().decoded().images
+    chosen = np.arange(0, len(images), math.ceil(len(images) / IMAGES))  # pictures in folders come class by class
+    parts = (chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH))
+    batches = (torch.from_numpy(images[part]).to(device) for part in parts)
     size = output_rms(network, map(dataset.normalization, batches))
     if not 0 < size < math.inf:
         return 1.0

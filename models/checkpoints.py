@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures import FIRST_GRAFTED, Architecture
+from models.networks import NETWORKS, Networks
 from models.vgg import BlockwiseVGG
 from utils import files
 from utils.errors import BadInput
@@ -30,7 +31,7 @@ PREFIX = "module."  # of DataParallel
 
 
 def read(path: Path, report: Callable[[str], None] = say) -> tuple[str, Any]:
-    """("teacher", state), ("stage 1", [state of B0, B1, ...]) or ("stage 2", state). BadInput for other files.
+    """("network", state), ("stage 1", [state of B0, B1, ...]) or ("stage 2", state). BadInput for other files.
 
     report: called with a message if there was something around the state.
     """
@@ -38,7 +39,7 @@ def read(path: Path, report: Callable[[str], None] = say) -> tuple[str, Any]:
     with files.reading(path, "a checkpoint"):
         kind, states, around = _unwrapped(content, path)
     if kind is None:
-        raise BadInput(f"{path}: neither a block-wise teacher nor a student of stage 1 or 2")
+        raise BadInput(f"{path}: neither a network's weights nor a student of stage 1 or 2")
     if around:
         report(f"{path}: {', '.join(around)}")
     return kind, states if kind == "stage 1" else states[0]
@@ -60,9 +61,10 @@ def _unwrapped(content: Any, path: Path) -> tuple[str | None, list[State], list[
     if names and all(name.startswith(PREFIX) for name in names):
         states = [{name.removeprefix(PREFIX): value for name, value in state.items()} for state in states]
         around.append(f"names without {PREFIX!r}")
-    first = {"classifier.0.weight": "teacher", "0.0.0.weight": "stage 2"}
-    kind = "stage 1" if is_stage1 else next((kind for name, kind in first.items() if name in states[0]), None)
-    return kind, states, around
+    if not all(isinstance(value, Tensor) for state in states for value in state.values()):
+        return None, [], []
+    kind = "stage 2" if all(name[0].isdecimal() for name in states[0]) else "network"
+    return "stage 1" if is_stage1 else kind, states, around
 
 
 def _is_state(value: Any) -> bool:
@@ -70,22 +72,37 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(entry, Tensor | dict) for entry in value.values())
 
 
-def read_teacher(path: Path, classes: int, report: Callable[[str], None] = say) -> BlockwiseVGG:
-    """The teacher in a file, any block-wise VGG; its depth and widths follow from the file. report: as of `read`.
+def read_teacher(
+    path: Path, classes: int, networks: Networks = NETWORKS["vgg16"], report: Callable[[str], None] = say
+) -> nn.Module:
+    """The teacher in a file. The depth and widths of a VGG follow from the file, whichever is named. report: as `read`.
 
-    Raises BadInput for a file that is not a teacher, has another number of classes, holds a value that is not finite,
-    or whose blocks are too narrow for a student of half their width.
+    Raises BadInput for a file that is not a teacher of these networks, has another number of classes, holds a value
+    that is not finite, or whose blocks are too narrow for a student of half their width.
     """
     kind, state = read(path, report)
-    if kind != "teacher":
+    if kind == "stage 1" or (kind == "stage 2" and networks.is_vgg):  # other networks may have numbers for names
         raise BadInput(f"{path}: is a student of {kind}, not a teacher")
-    network = teacher_from_state(state, path, classes)
+    if not networks.is_vgg:
+        return network_from_state(networks.teacher, state, path, classes)
+    network = vgg_from_state(state, path, classes)
     if not network.architecture.batchnorm:
         raise BadInput(f"{path}: is a student without adapters, not a teacher: its classifier has no BatchNorm")
     return network
 
 
-def teacher_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
+def network_from_state(make: Callable[[int], nn.Module], state: State, path: Path, classes: int) -> nn.Module:
+    """The network with this state. make: makes it for a number of classes. Raises BadInput where it does not fit."""
+    network = make(classes)
+    expected = network.state_dict()
+    logits = list(expected)[-1]  # the bias or weight of the last layer
+    if logits in state and state[logits].shape[1:] == expected[logits].shape[1:]:
+        _require_classes(len(state[logits]), classes, path)
+    load(network, state, path)
+    return network
+
+
+def vgg_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     """The network with this state: a teacher, or a student without adapters.
 
     path: for messages. Raises BadInput as `read_teacher`, but not for a student.
@@ -181,6 +198,6 @@ def write_stage1(scions: list[nn.Sequential], path: Path) -> None:
     files.write_tensors(path, {f"block-{k}": on_cpu(scion) for k, scion in enumerate(scions)}, legacy=True)
 
 
-def write_stage2(state: State, path: Path) -> None:
-    """The state of the sequence (B0, B1, ...)."""
+def write_state(state: State, path: Path) -> None:
+    """A student's state: plain, or of the sequence (B0, B1, ...)."""
     files.write_tensors(path, OrderedDict(state), legacy=True)

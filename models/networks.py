@@ -1,17 +1,36 @@
 """Networks: a teacher and the student whose blocks are grafted into it.
 
-To add a pair, write a function that cuts both networks into blocks, and an entry in NETWORKS.
+To add a pair, write a function that cuts both networks into blocks, and an entry in NETWORKS. models/own_networks.py
+reads a pair from a user's own file.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision import models as torchvision_models
+from torchvision.models.resnet import BasicBlock
 
-from models.architectures import ARCHITECTURES, FIRST_GRAFTED, LAST_GRAFTED, TRAINABLE, Architecture, student_of
+from data.views import CIFAR_SIZE
+from models import resnet
+from models.architectures import (
+    ARCHITECTURES,
+    FIRST_GRAFTED,
+    LAST_GRAFTED,
+    RESNETS,
+    TRAINABLE,
+    Architecture,
+    student_of,
+)  # fmt: skip
+from models.teacher_recipe import ONE_CYCLE, TeacherRecipe
 from models.vgg import BlockwiseVGG, cut
+from utils.errors import BadInput
+
+FROM_TEACHER = "-from-teacher"
 
 
 @dataclass(frozen=True)
@@ -20,7 +39,13 @@ class Networks:
 
     teacher, student: make the network for a number of classes. cut: returns the blocks of either network in a sequence,
     which shares its parameters and computes what it computes. first, last: the blocks that student blocks replace; all
-    others of the student are the teacher's.
+    others of the student are the teacher's. image_size: pixels on each side of an image, where the user names no other.
+
+    teacher_recipe: how a teacher is trained; None: as the recipes of the data sets say, which are for VGGs.
+    pretrained: the teacher's name in torchvision, which has weights for ImageNet. absorb: puts a linear map of channels
+    in front of a block into the block (models/resnet.py). copy_block: puts the teacher's weights into a student block.
+    None: there is no rule for it. start: "fresh", or "teacher" where student blocks begin with the teacher's weights.
+    content: what identifies the networks in records and settings.
     """
 
     name: str
@@ -29,25 +54,93 @@ class Networks:
     cut: Callable[[nn.Module], nn.Sequential]
     first: int
     last: int
+    image_size: int = CIFAR_SIZE
+    teacher_recipe: TeacherRecipe | None = None
+    pretrained: str | None = None
+    absorb: Callable[[nn.Module, Tensor], bool] | None = None
+    copy_block: Callable[[nn.Module, nn.Module], None] | None = None
+    start: str = "fresh"
+    content: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def grafted(self) -> range:
         """The blocks that are replaced."""
         return range(self.first, self.last + 1)
 
+    @property
+    def is_vgg(self) -> bool:
+        """Whether the teacher is a block-wise VGG, whose files have the released layout."""
+        return "widths" in self.content
+
+    def outlined(self) -> AbstractContextManager:
+        """Within it, networks are made without values, which takes no time; those of a user's own file as usual."""
+        return nullcontext() if "sha256" in self.content else torch.device("meta")
+
+    def started_from(self, start: str) -> "Networks":
+        """The same networks with "fresh" student blocks, or with those that begin from the "teacher"'s weights.
+
+        Raises BadInput where there is no rule for that.
+        """
+        if start == self.start:
+            return self
+        if self.copy_block is None:
+            raise BadInput(f"--start {start}: there is no rule for {self.name}; leave it out")
+        return replace(self, name=f"{self.name}{FROM_TEACHER}", start=start)
+
+    @property
+    def base_name(self) -> str:
+        """The name without the start, which a student's file does not show."""
+        return self.name.removesuffix(FROM_TEACHER)
+
+    def of(self, teacher: nn.Module) -> "Networks":
+        """The networks of a teacher from a file; the depth and widths of a VGG follow from the file."""
+        return vgg(teacher.architecture) if self.is_vgg else self
+
+    def grafted_at(self, first: int, last: int) -> "Networks":
+        """The same networks with only these blocks replaced. Raises BadInput for blocks that the student cannot."""
+        if not self.first <= first <= last <= self.last:
+            raise BadInput(f"--grafted {first}-{last}: {self.name} has the blocks {self.first}-{self.last} to graft")
+        if range(first, last + 1) == self.grafted:
+            return self
+        return replace(self, name=f"{self.name}-blocks{first}-{last}", first=first, last=last)
+
 
 def vgg(teacher: Architecture) -> Networks:
     """A block-wise VGG and its student of half the width in blocks 3 and 4."""
     make, student = partial(BlockwiseVGG, teacher), partial(BlockwiseVGG, student_of(teacher))
     name = next((name for name, known in ARCHITECTURES.items() if known == teacher), "vgg")
-    return Networks(name, make, student, cut, FIRST_GRAFTED, LAST_GRAFTED)
+    return Networks(name, make, student, cut, FIRST_GRAFTED, LAST_GRAFTED, content={"widths": teacher.widths})
 
 
-NETWORKS: Mapping[str, Networks] = {name: vgg(ARCHITECTURES[name]) for name in TRAINABLE}
+def resnet_of(name: str, classes: int) -> nn.Module:
+    """A ResNet of torchvision by its name, without weights."""
+    if name == "resnet10":
+        return torchvision_models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=classes)
+    return torchvision_models.get_model(name, weights=None, num_classes=classes)
+
+
+def resnets(name: str) -> Networks:
+    """Two ResNets, whose four stages are grafted; the stem and the head are the teacher's."""
+    teacher, student = RESNETS[name]
+    made = partial(resnet_of, teacher), partial(resnet_of, student)
+    about = {
+        "image_size": 224,
+        "pretrained": teacher,
+        "absorb": resnet.absorb,
+        "copy_block": resnet.copy_block,
+        "content": {"networks": name},
+    }
+    return Networks(name, *made, resnet.cut, 1, 4, teacher_recipe=ONE_CYCLE, **about)
+
+
+NETWORKS: Mapping[str, Networks] = {
+    **{name: vgg(ARCHITECTURES[name]) for name in TRAINABLE},
+    **{name: resnets(name) for name in RESNETS},
+}
 
 
 def networks_of(teacher: BlockwiseVGG) -> Networks:
-    """The networks of a teacher from a file, whose depth and widths follow from the file."""
+    """The networks of a VGG, whose depth and widths are its own."""
     return vgg(teacher.architecture)
 
 
@@ -80,6 +173,19 @@ def output_shapes(blocks: nn.Sequential, image_size: int) -> list[tuple[int, ...
     for block in blocks:
         outputs.append(block(outputs[-1]))
     return [tuple(output.shape[1:]) for output in outputs]
+
+
+def has_batchnorm(network: nn.Module) -> bool:
+    """Whether it has statistics of batches to train, as a ResNet; the student of a VGG has none."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+
+
+def batch_sizes(images: int, batch: int, joins_last: bool) -> list[int]:
+    """An epoch's batches. joins_last: a last single image, on which BatchNorm cannot train, joins the batch before."""
+    sizes = [min(batch, images - start) for start in range(0, images, batch)]
+    if joins_last and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -41,3 +41,7 @@ class TeacherRecipe:
             if epoch > round(progress_at_drop * self.epochs, 6):
                 rate *= factor
         return rate
+
+
+# For networks that have BatchNorm of their own, such as ResNets; its numbers are ours, not the paper's.
+ONE_CYCLE = TeacherRecipe("one-cycle", epochs=20, lr=0.1, nesterov=True, one_cycle=True, decays_biases=False)

@@ -1,7 +1,7 @@
 """Training a teacher, the only training that reads labels.
 
-The training set is on the device as uint8 and is cropped and flipped there, so no time is lost in loading. A
-checkpoint is written after every epoch; random numbers depend on the seed and the epoch only.
+The training set is on the device as uint8, if it fits into memory, and is cropped and flipped there, so no time is lost
+in loading. A checkpoint is written after every epoch; random numbers depend on the seed and the epoch only.
 """
 
 import json
@@ -12,49 +12,60 @@ from pathlib import Path
 from time import perf_counter
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from data.datasets import ImageDataset
-from data.views import Views
+from data.decoding import Pictures
+from data.views import Views, images_at_once
 from models import checkpoints, records
-from models.architectures import Architecture
 from models.balancing import balance
-from models.networks import initialize
+from models.networks import Networks, batch_sizes, initialize
 from models.teacher_recipe import TeacherRecipe
 from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm, parameter_groups
-from models.vgg import BlockwiseVGG
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.seeds import generator, torch_generator
 from utils.text import bar, brief_time
 
-TEST_BATCH = 500
+TEST_BATCH = 500  # of 32x32 pixels
 FEW_STEPS = 500  # of the optimiser, in all, for a new network; Shapes10's quick recipe takes 882
 Report = Callable[[str], None]
 AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
 
 
-def batch_sizes(images: int, batch: int) -> list[int]:
-    """An epoch's batches. A last single image, on which BatchNorm cannot train, is added to the batch before it."""
-    sizes = [min(batch, images - start) for start in range(0, images, batch)]
-    return sizes if len(sizes) == 1 or sizes[-1] > 1 else [*sizes[:-2], sizes[-2] + 1]
+class TrainingImages:
+    """Training images (N, 3, stored, stored) uint8 in their views: on the device, or read for each step."""
+
+    def __init__(self, images: np.ndarray | Pictures, views: Views, device: torch.device):
+        self.images, self.views, self.device = images, views, device
+        self.padded = None if isinstance(images, Pictures) else views.pad(torch.from_numpy(images)).to(device)
+
+    def shown(self, image: Tensor, view: Tensor) -> Tensor:
+        """View view[b] of image[b]: (B, 3, size, size) uint8."""
+        if self.padded is not None:
+            return self.views.crop(self.padded, image, view)
+        read = self.views.pad(torch.from_numpy(self.images[image.numpy(force=True)])).to(self.device)
+        return self.views.crop(read, torch.arange(len(view), device=self.device), view)
 
 
 class TeacherTraining:
     """A teacher's training, which `run()` runs from its checkpoint, if it was interrupted, to its record.
 
-    start: the architecture of a new network, or the file of a teacher to continue with, which is left as it is.
-    path: the new teacher's file, *.pth, in a folder that exists; no other process may be training it.
+    networks: of which the teacher is trained. start: the file of a teacher to continue with, which is left as it is;
+    None: a new network. path: the new teacher's file, *.pth, in a folder that exists; no other process may be training
+    it.
     """
 
     def __init__(
         self,
         dataset: ImageDataset,
-        start: Architecture | Path,
+        networks: Networks,
+        start: Path | None,
         recipe: TeacherRecipe,
         seed: int,
         device: torch.device,
@@ -63,20 +74,21 @@ class TeacherTraining:
         self.dataset, self.recipe, self.seed, self.device, self.path = dataset, recipe, seed, device, path
         self.resume_file = path.with_suffix(".resume.pt")
         self.views = Views(dataset.image_size)
+        self.train, self.test = dataset.decoded()
         self.history: list[dict[str, float]] = []
         random = torch_generator(seed, "teacher")
-        self.is_new = isinstance(start, Architecture)
-        if self.is_new:
-            network = initialize(BlockwiseVGG(start, dataset.classes), random)
+        self.is_new = start is None
+        if start:
+            network = checkpoints.read_teacher(start, dataset.classes, networks)
         else:
-            network = checkpoints.read_teacher(start, dataset.classes)
+            network = initialize(networks.teacher(dataset.classes), random)
         setting = {
             "dataset": dataset.name,
             "seed": seed,
-            "widths": network.architecture.widths,
+            **networks.of(network).content,
             "teacher_from_sha256": None if self.is_new else checkpoints.weights_sha256(network),
             "recipe": asdict(recipe),
-            "train_sha256": dataset.train().sha256(),
+            "train_sha256": self.train.sha256(),
             **records.deciding(dataset),
         }
         self.setting = json.dumps(setting)
@@ -96,7 +108,9 @@ class TeacherTraining:
             files.remove_leftovers(written)
         self._resume(report, after_epoch)
         self._train(report, after_epoch)
-        teacher, balanced_by = fold_batchnorm(self.model.network).eval(), None
+        teacher, balanced_by = self.model.network.eval(), None
+        if self.recipe.batchnorm:
+            teacher = fold_batchnorm(teacher)
         if not all(value.isfinite().all() for value in teacher.state_dict().values()):  # after the last step
             self._refuse("a weight is not finite after the last epoch")
         if self.recipe.balanced:
@@ -124,13 +138,12 @@ class TeacherTraining:
 
     def _train(self, report: Report, after_epoch: AfterEpoch) -> None:
         """The epochs that are not done yet."""
-        train = self.dataset.train()
-        if len(train.labels) < 2:
+        if len(self.train.labels) < 2:
             raise BadInput(f"--dataset {self.dataset.name}: has a single training image; a teacher needs two or more")
-        images = self.views.pad(torch.from_numpy(train.images)).to(self.device)  # (50000, 3, 40, 40) uint8
-        labels = torch.from_numpy(train.labels).to(self.device)
+        images = TrainingImages(self.train.images, self.views, self.device)
+        labels = torch.from_numpy(self.train.labels).to(self.device)
         started, done, epochs = perf_counter(), len(self.history), self.recipe.epochs
-        steps = len(batch_sizes(len(labels), self.recipe.batch))
+        steps = len(batch_sizes(len(labels), self.recipe.batch, True))
         few = self.is_new and epochs * steps < FEW_STEPS
         advice = "; few for a new network: --teacher_epochs gives more" if few else ""
         report(
@@ -159,21 +172,21 @@ class TeacherTraining:
         another = "--seed" if self.is_new else "--seed or --teacher_from"
         raise BadInput(f"--train_teacher: {fault}; try another {another}, or a smaller --teacher_prototypes if given")
 
-    def _train_epoch(self, epoch: int, images: Tensor, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, images: TrainingImages, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
         """One epoch over the training set in random order, each image in a random view."""
         random = generator(self.seed, "teacher", epoch)
         order = torch.from_numpy(random.permutation(len(labels))).to(self.device)
         view = torch.from_numpy(random.integers(self.views.count, size=len(labels))).to(self.device)
         self.model.train()
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
-        sizes, seen = batch_sizes(len(order), self.recipe.batch), 0
+        sizes, seen = batch_sizes(len(order), self.recipe.batch, True), 0
         for chosen, views in zip(order.split(sizes), view.split(sizes), strict=True):
             seen += len(chosen)
             learning_rate = max(self.recipe.rate(epoch + seen / len(order)), 0.0)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             with self._autocast():
-                batch = self.dataset.normalization(self.views.crop(images, chosen, views))
+                batch = self.dataset.normalization(images.shown(chosen, views))
                 logits, loss_of_heads = self.model(batch.contiguous(memory_format=torch.channels_last), labels[chosen])
                 loss = functional.cross_entropy(logits, labels[chosen])
             self.optimizer.zero_grad()
@@ -192,15 +205,14 @@ class TeacherTraining:
     def _test_accuracy(self, network: nn.Module) -> float:
         """Percent of the test set that `network` classifies as labelled. Raises BadInput if a logit is not finite."""
         network.eval()
-        test, correct = self.dataset.test(), 0
-        for start in range(0, len(test.labels), TEST_BATCH):
-            images = torch.from_numpy(test.images[start : start + TEST_BATCH]).to(self.device)
-            labels = torch.from_numpy(test.labels[start : start + TEST_BATCH]).to(self.device)
-            logits = network(self.dataset.normalization(images).contiguous(memory_format=torch.channels_last))
+        correct = 0
+        for images, labels in self.test.batches(images_at_once(TEST_BATCH, self.views.size)):
+            normalized = self.dataset.normalization(images.to(self.device))
+            logits = network(normalized.contiguous(memory_format=torch.channels_last))
             if not logits.isfinite().all():
                 self._refuse("a test logit is not finite")
-            correct += (logits.argmax(1) == labels).sum()
-        return 100 * int(correct) / len(test.labels)
+            correct += (logits.argmax(1) == labels.to(self.device)).sum()
+        return 100 * int(correct) / len(self.test.labels)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=machine.has_fast_bfloat16(self.device))

@@ -16,7 +16,7 @@ from models.vgg import BlockwiseVGG, cut
 class TeacherWithTrainingLayers(nn.Module):
     """A teacher with layers that only its training uses: BatchNorm after convolutions, heads on block 2's output."""
 
-    def __init__(self, network: BlockwiseVGG, recipe: TeacherRecipe, generator: torch.Generator):
+    def __init__(self, network: nn.Module, recipe: TeacherRecipe, generator: torch.Generator):
         super().__init__()
         self.network = add_batchnorm(network) if recipe.batchnorm else network
         self.heads = nn.ModuleList()
@@ -26,7 +26,9 @@ class TeacherWithTrainingLayers(nn.Module):
             self.heads.append(PrototypeHead(network, recipe.prototype_head))
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (B, 3, 32, 32), labels: (B,) -> logits (B, classes), and the sum of the heads' losses."""
+        """images: (B, 3, S, S), labels: (B,) -> logits (B, classes), and the sum of the heads' losses."""
+        if not self.heads:
+            return self.network(images), torch.zeros((), device=images.device)
         blocks = cut(self.network)
         features = blocks[:FIRST_GRAFTED](images)  # (B, 256, 4, 4)
         losses = [head(features, labels) for head in self.heads]
@@ -104,7 +106,7 @@ def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
 
 @torch.no_grad()
 def fold_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:
-    """Fold every BatchNorm into the convolution before it. In evaluation mode, the outputs stay the same."""
+    """Fold what `add_batchnorm` added into the convolutions. In evaluation mode, the outputs stay the same."""
     for block in network.features:
         for position, layer in enumerate(block):
             if isinstance(layer, nn.Sequential):

@@ -16,6 +16,7 @@ from torch import nn
 
 import train_fskd
 from data.datasets import ImageDataset, LabelledImages
+from data.decoding import Pictures
 from data.views import Normalization
 from experiments.cell import Cell
 from experiments.job import Job
@@ -89,6 +90,22 @@ def small_dataset() -> ImageDataset:
     test = LabelledImages(pictures(20, 2), np.arange(20) % CLASSES)
     normalization = Normalization((0.5, 0.4, 0.6), (0.2, 0.25, 0.3))
     return ImageDataset("Tiny", CLASSES, normalization, 6, False, lambda: train, lambda: test, lambda: ("a", "b", "c"))
+
+
+class NotInMemory(Pictures):
+    """As Pictures are for which there is no room."""
+
+    decoded = property(lambda self: self)
+
+
+def dataset_not_in_memory() -> ImageDataset:
+    """The same images."""
+    dataset = small_dataset()
+    train, test = (
+        LabelledImages(NotInMemory(split.images.transpose(0, 2, 3, 1), "pictures", 32, 32), split.labels)
+        for split in (dataset.train(), dataset.test())
+    )
+    return replace(dataset, train=lambda: train, test=lambda: test)
 
 
 def frozen_teacher(network: BlockwiseVGG | None = None, dataset: ImageDataset | None = None) -> FrozenTeacher:

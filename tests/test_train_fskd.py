@@ -202,7 +202,7 @@ def test_diagnose(with_teacher, capsys, monkeypatch):
 def test_train_teacher(at_home, capsys, recipe_name):
     assert command(
         "--train_teacher", "--teacher_recipe", recipe_name, "--teacher_epochs", "1",
-        "--teacher_architecture", "vgg11-small", "--teacher", "mine.pth", "--seed", "3",
+        "--networks", "vgg11-small", "--teacher", "mine.pth", "--seed", "3",
     ) == 0  # fmt: skip
     assert "mine.pth: teacher of recipe " + recipe_name in capsys.readouterr().out
     assert checkpoints.read_teacher(at_home / "mine.pth", CLASSES).architecture.widths[0] == (16,)
@@ -213,7 +213,7 @@ def test_train_teacher(at_home, capsys, recipe_name):
 def test_where_tensorboard_cannot_be_written_a_teacher_is_trained(at_home, capsys):
     (at_home / "runs/Folder").mkdir(parents=True)
     (at_home / "runs/Folder/tensorboard").write_text("no folder")
-    quick = ["--teacher_recipe", "quick", "--teacher_epochs", "2", "--teacher_architecture", "vgg11-small"]
+    quick = ["--teacher_recipe", "quick", "--teacher_epochs", "2", "--networks", "vgg11-small"]
     assert command("--train_teacher", *quick, "--teacher", "mine.pth") == 0
     shown = capsys.readouterr()
     assert shown.out.count("TensorBoard's files cannot be written (") == 1 and "Traceback" not in shown.err
@@ -253,7 +253,7 @@ OF_TEACHER = {  # with --train_teacher
     "--teacher_epochs 0": "--teacher_epochs 0: only with --teacher_from",
     "--teacher_prototypes 2": "--teacher_prototypes: only with --teacher_recipe quick, or",
     "--teacher_from a --teacher_epochs 0 --teacher_prototypes 2": "--teacher_prototypes: ",
-    "--teacher_from a.pth --teacher_architecture vgg11": "--teacher_architecture: the file of",
+    "--teacher_from a.pth --networks vgg11": "--networks: the file of",
     "--teacher_from missing.pth --teacher b.pth": "missing.pth: no such file",
     "--teacher_from b.pth --teacher b.pth": "--teacher_from b.pth: --teacher is the same file",
     "--teacher new.pth --output_dir empty.pth": "empty.pth: cannot be written",
@@ -271,7 +271,6 @@ REFUSED = {f"--train_teacher {arguments}": line for arguments, line in OF_TEACHE
     "--predict a.pth b.jpg --device cpu": "--device: not with --predict",
     "--predict a.pth b.jpg": "--dataset: not with --predict",
     "--build_dataset --nshot 1": "--nshot: not with --build_dataset",
-    "--teacher a.pth --teacher_architecture vgg11": "--teacher_architecture: not with --teacher",
     "--to x.pth": "--to: only with --export",
     "--json x.json": "--json: only with --evaluate",
     "--dataset Shapes10 --data_path mine": "--data_path: not with --dataset Shapes10, whose",
@@ -295,7 +294,7 @@ REFUSED = {f"--train_teacher {arguments}": line for arguments, line in OF_TEACHE
     "--table": "runs/Folder/results: no results found",
     f"--table --output_dir {'x' * 300}": "File name too long",
     "": "train one: python train_fskd.py --dataset Folder --train_teacher --teacher_recipe quick",
-    "--teacher_architecture vgg11": "one: python train_fskd.py --dataset Folder --teacher_architecture vgg11 --train",
+    "--networks vgg11": "one: python train_fskd.py --dataset Folder --networks vgg11 --train",
     "--teacher missing.pth": "missing.pth: no such teacher; train one: python train_fskd.py --dataset Folder --teacher"
     " missing.pth --train_teacher --teacher_recipe quick",
     "--teacher .": ".: is a directory; expected a checkpoint",
@@ -336,7 +335,7 @@ def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeyp
     monkeypatch.setattr(teachers, "train", lambda *_, **__: got.append("trained"))
     for kind in ({"trains_own_teacher": True}, {"published": {1: (90.74, 0.49)}}):
         monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, **kind))
-        for arguments in (["--teacher", "typo.pth"], ["--teacher_architecture", "vgg11"]):
+        for arguments in (["--teacher", "typo.pth"], ["--networks", "vgg11"]):
             assert command("--nshot", "1", *arguments) == 2
             assert "no such teacher" in capsys.readouterr().err and got == []
         assert command("--nshot", "1") == 2  # the replaced functions write no file
@@ -367,7 +366,7 @@ def test_a_teacher_is_not_overwritten_without_fresh(with_teacher, capsys):
     before, curves = Path(TEACHER).read_bytes(), Path("runs/Folder/tensorboard/teacher", Path(TEACHER).stem, "events.x")
     curves.parent.mkdir(parents=True)
     curves.touch()
-    training = "--train_teacher", "--teacher_epochs", "1", "--teacher_architecture", "vgg11-small", "--teacher", TEACHER
+    training = "--train_teacher", "--teacher_epochs", "1", "--networks", "vgg11-small", "--teacher", TEACHER
     assert command(*training) == 2
     assert f"{TEACHER}: a teacher exists already; --fresh trains it again" in capsys.readouterr().err
     assert Path(TEACHER).read_bytes() == before and curves.exists()
@@ -439,7 +438,6 @@ MISUSED = {
     f"--export {STUDENT} --teacher other.pth": f"{STUDENT}: was made with another teacher",
     f"--evaluate {STUDENT} --teacher other.pth": f"{STUDENT}: was made with another teacher",
     f"--evaluate {STUDENT} --teacher missing.pth": "--teacher missing.pth: no such file",
-    "--evaluate other.pth --teacher_architecture vgg11": "--teacher_architecture: other.pth is a teacher",
     f"--export {TEACHER}": "is no student of this teacher",
     f"--export {STUDENT} --to {STUDENT}": f"--to {STUDENT}: exists already and is no exported student",
     f"--export {STUDENT} --subset_seed 3": f"--subset_seed 3: {STUDENT} was made with 6; leave the flag out",

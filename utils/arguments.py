@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 # Choices, spelled out here so that the command line is parsed without loading torch; a test compares them.
 METHOD_NAMES = ("grafting", "whole", "kd", "fitnets", "fskd", "fskd-images")  # comparisons/methods.py
 JOINS = ("front", "straight", "back")  # grafting/stages.py
+STARTS = ("fresh", "teacher")  # models/networks.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
@@ -17,21 +18,25 @@ DATA_PATH = Path("data/raw")
 READS = {
     "": (
         "method", "optimize_span", "nshot", "trials", "seed", "subset_seed", "eval_every", "best_of", "device",
-        "precision", "memory", "shard", "fresh", "teacher", "teacher_architecture", "output_dir", "student_dir",
-        "dataset", "data_path",
+        "precision", "memory", "shard", "fresh", "teacher", "networks", "image_size", "grafted", "start",
+        "output_dir", "student_dir", "dataset", "data_path",
     ),
     "build_dataset": ("dataset", "data_path", "subset_seed"),
     "train_teacher": (
         "dataset", "data_path", "seed", "device", "fresh", "teacher", "output_dir", "teacher_recipe", "teacher_from",
-        "teacher_epochs", "teacher_prototypes", "teacher_architecture",
+        "teacher_epochs", "teacher_prototypes", "networks", "image_size",
     ),
     "diagnose": (
-        "dataset", "data_path", "nshot", "subset_seed", "device", "precision", "teacher", "teacher_architecture",
+        "dataset", "data_path", "nshot", "subset_seed", "device", "precision", "teacher", "networks",
     ),
-    "evaluate": ("dataset", "data_path", "device", "precision", "teacher", "teacher_architecture", "json"),
-    "export": ("dataset", "data_path", "subset_seed", "device", "fresh", "teacher", "teacher_architecture", "to"),
+    "evaluate": (
+        "dataset", "data_path", "device", "precision", "teacher", "networks", "image_size", "grafted", "json",
+    ),
+    "export": (
+        "dataset", "data_path", "subset_seed", "device", "fresh", "teacher", "networks", "image_size", "grafted", "to",
+    ),
     "predict": (),
-    "table": ("dataset", "data_path", "method", "optimize_span", "output_dir"),
+    "table": ("dataset", "data_path", "method", "optimize_span", "networks", "grafted", "start", "output_dir"),
 }  # fmt: skip
 
 
@@ -46,8 +51,6 @@ class Parser(argparse.ArgumentParser):
             if command not in readers and getattr(found, flag) != self.get_default(flag):
                 where = f"only with --{readers[0]}" if len(readers) == 1 and readers[0] else f"not with --{command}"
                 self.error(f"--{flag}: {where}")
-        if found.teacher and found.teacher_architecture and command != "train_teacher":
-            self.error("--teacher_architecture: not with --teacher, whose file has its own")
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -114,6 +117,33 @@ def shard(text: str) -> Shard:
     return Shard(int(index), int(count))
 
 
+class Blocks(NamedTuple):
+    """The blocks from first to last."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+def blocks(text: str) -> Blocks:
+    """argparse type: I-J."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I-J with I up to J")
+    return Blocks(int(first), int(last))
+
+
+def networks(text: str, names: Sequence[str]) -> str | Path:
+    """argparse type: a name, or the path of a Python file."""
+    if text in names:
+        return text
+    if not text.endswith(".py"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a file *.py nor one of {', '.join(names)}")
+    return path(text)
+
+
 def true_or_false(text: str) -> bool:
     """argparse type: the released spelling `--build_dataset True`."""
     if text.lower() not in ("true", "false"):
@@ -122,7 +152,7 @@ def true_or_false(text: str) -> bool:
 
 
 def parser(
-    name: str, description: str, datasets: Sequence[str], shots: Sequence[int], architectures: Sequence[str]
+    name: str, description: str, datasets: Sequence[str], shots: Sequence[int], network_names: Sequence[str]
 ) -> Parser:
     """The command line of the program of that name. The caller gives the choices that are data of the method."""
     made = Parser(
@@ -133,15 +163,31 @@ def parser(
         formatter_class=Help,
     )
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
+    add_networks(made.add_argument_group("the networks").add_argument, network_names)
     add_methods(made.add_argument_group("the method").add_argument)
     add_sweep(made.add_argument_group("the sweep").add_argument, shots)
     add_paths(made.add_argument_group("files and folders").add_argument)
     add_commands(made.add_argument_group("instead of the sweep").add_mutually_exclusive_group().add_argument)
-    add_training(made.add_argument_group("with --train_teacher").add_argument, architectures)
+    add_training(made.add_argument_group("with --train_teacher").add_argument)
     return made
 
 
 # fmt: off
+def add_networks(add: Callable[..., Any], names: Sequence[str]) -> None:
+    add("--networks", type=partial(networks, names=names), metavar="NAME",
+        help=f"teacher and student: {', '.join(names)}, or a Python file of your own (docs/networks.md); a VGG's depth"
+             " and widths follow from its file (default: vgg16; Shapes10: vgg11-small)")
+    add("--image_size", type=partial(whole_number, least=8), metavar="S",
+        help="pixels on each side of the network's images; other images are resized (default: 32 for VGGs, 224 for"
+             " ResNets)")
+    add("--grafted", type=blocks, metavar="I-J",
+        help="graft the blocks I to J only; the others stay the teacher's (default: all that the networks name: 3-5 of"
+             " VGGs, 1-4 of ResNets)")
+    add("--start", choices=STARTS, default=STARTS[0],
+        help="how student blocks begin: fresh, with random weights, as in the paper; teacher, with the teacher's"
+             " residual blocks, for ResNets")
+
+
 def add_methods(add: Callable[..., Any]) -> None:
     add("--method", choices=METHOD_NAMES, default=METHOD_NAMES[0],
         help="how the student is made: grafting, the paper's, or a method that it is compared with"
@@ -183,8 +229,9 @@ def add_paths(add: Callable[..., Any]) -> None:
         help="folder of the official files and the few-shot pickles; for Folder, of train/ and test/; none for"
              " Shapes10")
     add("--teacher", type=path, metavar="FILE",
-        help="block-wise teacher (default: ckpt/teacher/<architecture>-blockwise-<dataset>.pth, if missing downloaded,"
-             " for Shapes10 trained)")
+        help="the teacher's weights; torchvision: those of torchvision for ImageNet (default:"
+             " ckpt/teacher/<networks>-blockwise-<dataset>.pth, if missing downloaded, for Shapes10 trained; of other"
+             " networks than VGGs ckpt/teacher/<teacher>-<dataset>-<S>px.pth)")
     add("--output_dir", type=path, metavar="DIR",
         help="results, curves and tables (default: runs/<dataset>, for other methods runs/<dataset>-<method>)")
     add("--to", type=path, metavar="FILE",
@@ -214,7 +261,7 @@ def add_commands(add: Callable[..., Any]) -> None:
     add("--table", action="store_true", help="write table and figure from the result files")
 
 
-def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
+def add_training(add: Callable[..., Any]) -> None:
     add("--teacher_recipe", choices=("published", "quick"),
         help="published: no BatchNorm in the blocks, 300 epochs (CIFAR100: 200); quick: BatchNorm folded at the end,"
              " one cycle, heads that make the teacher graftable, balanced (default: published)")
@@ -228,5 +275,4 @@ def add_training(add: Callable[..., Any], architectures: Sequence[str]) -> None:
         help="with --teacher_recipe quick, or with --teacher_from: weight of the loss that pulls the outputs of block 2"
              " towards the mean of their class; 0: without it; what was measured: docs/teachers.md (default: 4,"
              " CIFAR10: 2, with --teacher_from: 1)")
-    add("--teacher_architecture", choices=architectures, help="network (default: vgg16; Shapes10: vgg11-small)")
 # fmt: on

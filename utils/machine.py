@@ -108,11 +108,15 @@ def memory_to_use(device: torch.device, processes: int = 1, name: str | None = N
     return torch.cuda.mem_get_info(device)[0] * 3 // 4 // sharing
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_cores(processes: int) -> None:
     """Let torch use this process's share of the cores, where several run on this machine."""
     if processes > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
+        torch.set_num_threads(max(1, cores() // processes))
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ PARTS = {f"{phase} {what}" for phase in ("B0", "B1", "B2", "L2", "L3") for what 
 def test_a_little_of_everything(tmp_path, monkeypatch, capsys):
     """On random images, with a cell in a process of its own: every part is timed, and the report says what it is."""
     monkeypatch.setattr(plain, "WORKERS", 0)
-    flags = ["--dataset", "CIFAR10", "--teacher_architecture", "vgg11-small", "--device", "cpu"]
+    flags = ["--dataset", "CIFAR10", "--networks", "vgg11-small", "--device", "cpu"]
     few = ["--reduced", "--nshot", "1", "--plain_epochs", "1", "--step_epochs", "1", "--output", str(tmp_path)]
     assert speed.main([*flags, *few]) == 0
     report = json.loads(next(tmp_path.glob("speed-random-CIFAR10-cpu-*.json")).read_text())

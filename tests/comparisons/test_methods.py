@@ -180,13 +180,13 @@ def test_a_students_file_holds_the_teachers_blocks_and_its_own_and_has_the_accur
     training.run()
     path, teacher = training.cell.students["last"], training.teacher
     kind, state = checkpoints.read(path)
-    student = checkpoints.teacher_from_state(state, path, teacher.classes).eval()
-    assert kind == "teacher" and student.architecture == student_of(teacher.network.architecture)
+    student = checkpoints.vgg_from_state(state, path, teacher.classes).eval()
+    assert kind == "network" and student.architecture == student_of(teacher.network.architecture)
     with pytest.raises(BadInput, match="is a student without adapters, not a teacher: its classifier has no BatchNorm"):
         checkpoints.read_teacher(path, teacher.classes)
     images, own = torch.randn(4, 3, 32, 32), training.current.scion
     assert torch.equal(student(images), own(teacher.blocks[:3](images)))
-    (figures,) = compare([whole(state, path, dataset, teacher.device)], dataset)
+    (figures,) = compare([whole(state, path, teacher.networks, dataset, teacher.device)], dataset)
     assert figures.name == "student without adapters"
     curve = training.current.curve
     assert figures.accuracy == curve.accuracies[curve.epoch]

@@ -11,6 +11,7 @@ from torchvision import datasets as torchvision_datasets
 
 from data import datasets, shapes
 from data.datasets import LabelledImages, dataset_name, open_dataset
+from utils import files
 from utils.errors import BadInput
 
 
@@ -39,6 +40,8 @@ def test_the_hash_is_of_the_images_bytes_then_the_labels():
     images[0, 2, 31, 31] = 1
     assert LabelledImages(images, labels).sha256() != known
     images = pictures(2)
+    many = pictures(600)
+    assert LabelledImages(many, labels).sha256() == files.sha256(many.tobytes() + labels.tobytes())
     turned = np.ascontiguousarray(images.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
     assert LabelledImages(turned, labels).sha256() == LabelledImages(images, labels).sha256()
 

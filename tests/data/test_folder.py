@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from small import pictures
 
-from data import fewshot, folder
+from data import decoding, fewshot
 from data.datasets import open_dataset
 from data.pictures import find_files, from_picture
 from utils.errors import BadInput
@@ -42,17 +42,20 @@ def test_training_images_and_subsets_are_stored_with_what_their_views_need(root,
     train, test = dataset.train(), dataset.test()
     assert dataset.classes == 2 and dataset.class_names() == ("cat", "dog") and dataset.image_size == size
     assert dataset.name == f"Folder-{root.name}"
-    assert lines == [f"Folder-{root.name}: 2 classes, 6 training and 4 test images"]
+    enlarged = ["4 of 4 test pictures have a side of less than 55 pixels and are enlarged"] if size > 32 else []
+    assert lines == [f"Folder-{root.name}: 2 classes, 6 training and 4 test images", *enlarged]
     for split, found, side in (("train", train, stored), ("test", test, size)):
         paths = [path for name in ("cat", "dog") for path in find_files(root / split / name)]
         assert found.images.shape[2:] == (side, side)
-        assert np.array_equal(found.images, np.stack([from_picture(path, path, size, side) for path in paths]))
+        assert np.array_equal(found.images[:], np.stack([from_picture(path, path, size, side) for path in paths]))
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and train.labels.dtype == np.int64
     assert test.labels.tolist() == [0, 0, 1, 1]
     assert fewshot.subset(dataset, 2, 6, root).shape == (4, 3, stored, stored)
-    pixels = train.images / 255
-    assert np.allclose(dataset.normalization.mean, pixels.mean((0, 2, 3)))
-    assert np.allclose(dataset.normalization.std, pixels.std((0, 2, 3)))
+    if size == 32:
+        expected = train.images.mean((0, 2, 3)) / 255, train.images.std((0, 2, 3)) / 255
+    else:  # as torchvision's networks expect them
+        expected = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert np.allclose([dataset.normalization.mean, dataset.normalization.std], expected)
 
 
 def test_files_that_are_not_used_are_counted(root):
@@ -87,8 +90,8 @@ def test_all_faults_of_both_splits_are_one_line(root, monkeypatch):
         (root / name).write_bytes(b"damaged")
     damaged = r"cannot be read[^;]*; replace[^;]*"
     refused(root, rf"^\S*train/cat/1\.png: {damaged}; \S*train/dog/0\.png: {damaged}; \S*test/cat/1\.png: {damaged}$")
-    monkeypatch.setattr(folder, "NAMED_FAULTS", 1)
-    refused(root, rf"^\S*train/cat/1\.png: {damaged}; and 2 more$")
+    monkeypatch.setattr(decoding, "NAMED_FAULTS", 1)
+    refused(root, rf"^\S*train/cat/1\.png: {damaged}; and 1 more; \S*test/cat/1\.png: {damaged}$")
 
 
 def test_splits_that_do_not_fit_each_other(root, tmp_path):
@@ -137,3 +140,53 @@ def test_pictures_that_are_all_the_same_are_refused(root, split):
     for path in (root / split).rglob("*.png"):
         Image.fromarray(pictures(1)[0].transpose(1, 2, 0)).save(path)
     refused(root, rf"/{split}: all its . pictures are the same")
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_val_stands_for_a_missing_test(root, size):
+    """As in ImageNet."""
+    expected = opened(root, size)[0].test().sha256()
+    shutil.copytree(root / "train", root / "val")
+    dataset, lines = opened(root, size)
+    assert dataset.test().sha256() == expected and lines[1] == f"{root}: holds test/ and val/; test/ is used"
+    shutil.rmtree(root / "val")
+    (root / "test").rename(root / "val")
+    dataset, lines = opened(root, size)
+    assert dataset.test().sha256() == expected and not any("val/" in line for line in lines)
+    with pytest.raises(BadInput, match="holds train/ and val/, not CIFAR10"):
+        open_dataset("CIFAR10", root).train()
+    (root / "val/dog").rename(root / "val/Dog")
+    refused(root, "/train: has no folder 'Dog', which val/ has; the nearest name there is 'dog'")
+
+
+def test_at_another_size_only_what_is_needed_is_opened(root, monkeypatch):
+    opened_files, upright = [], decoding.upright
+    monkeypatch.setattr(decoding, "upright", lambda path, name: opened_files.append(path) or upright(path, name))
+    dataset, _ = opened(root, 48)
+    assert opened_files == []
+    images = fewshot.subset(dataset, 2, 6, root)
+    assert len(images) == len(opened_files) == 4 and {path.parts[-3] for path in opened_files} == {"train"}
+    for _ in range(2):
+        dataset.test().images[:]
+    assert len(opened_files) == 8, "the test pictures are decoded once"
+    assert dataset.train().decoded().images.shape == (6, 3, 55, 55)
+
+
+def test_few_shot_images_that_are_all_the_same_are_refused(root):
+    dataset, _ = opened(root, 48)
+    for path in (root / "train").rglob("*.png"):
+        Image.new("RGBA", (60, 60)).save(path)
+    with pytest.raises(BadInput, match=r"--nshot 2: of Folder-.*, all its 4 pictures are the same in 55x55 pixels"):
+        fewshot.subset(dataset, 2, 6, root)
+    for path in (root / "test").rglob("*.png"):
+        Image.new("RGB", (60, 60)).save(path)
+    with pytest.raises(BadInput, match="/test: all its 4 pictures are the same in 48x48 pixels"):
+        dataset.test()
+
+
+def test_both_splits_are_checked_before_a_teacher_is_trained(root):
+    dataset, _ = opened(root, 48)
+    for name in ("train/cat/0.png", "test/dog/1.png"):
+        (root / name).write_bytes(b"damaged")
+    with pytest.raises(BadInput, match=r"train/cat/0\.png: cannot .*; \S*test/dog/1\.png: cannot"):
+        dataset.decoded()

@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
-from small import frozen_teacher, pictures, small_teacher
+from small import dataset_not_in_memory, frozen_teacher, pictures, small_teacher
 from torch import nn
 
 from deployment import evaluation
-from deployment.evaluation import TEACHER, Candidate, compare, expected_calibration_error, markdown, multiply_adds
+from deployment.evaluation import TEACHER, Candidate, compare, count, expected_calibration_error, markdown
 from deployment.export import OnRawImages
 from deployment.formats import logits_of
 from deployment.networks import candidates
 from grafting.scions import scions
 from models.logits import LogitsNotFinite
-from models.networks import frozen
+from models.networks import frozen, parameter_count
 
 
 class Constant(nn.Module):
@@ -84,11 +84,17 @@ def test_logits_do_not_depend_on_the_batch(teacher, dataset):
     assert torch.allclose(in_one, in_parts, rtol=1e-5) and len(in_parts) == 7
 
 
+def test_images_that_are_not_in_memory_give_the_same_logits(teacher, dataset):
+    network = OnRawImages(teacher, dataset.normalization)
+    of_both = [logits_of(network, d.test().images, torch.device("cpu"), 7) for d in (dataset, dataset_not_in_memory())]
+    assert torch.equal(*of_both)
+
+
 def test_multiply_adds_by_hand(dataset):
     """Widths 4, 4, 8, 8-8, 8 on 32x32 to 2x2 pixels; 8-8 and 8-3 linear."""
-    network = Candidate("small", OnRawImages(small_teacher(), dataset.normalization))
+    network = OnRawImages(small_teacher(), dataset.normalization)
     by_hand = 1024 * 27 * 4 + 256 * 36 * 4 + 64 * 36 * 8 + 16 * 72 * 8 * 2 + 4 * 72 * 8 + 64 + 24
-    assert multiply_adds(network, 32) == by_hand
+    assert count(network, 32) == (parameter_count(network), by_hand)
 
 
 def test_stage_2_is_measured_with_adapters_and_folded(dataset, tmp_path):

@@ -21,6 +21,7 @@ from deployment import formats, networks
 from deployment.export import Source, export, require_same, require_small_loss, require_target
 from deployment.student import load
 from grafting.scions import scions
+from grafting.students import graft_of
 from models import checkpoints
 from models.networks import frozen
 from utils.errors import BadInput
@@ -45,7 +46,7 @@ def source():
             nn.init.normal_(layer.bias, 0.0, 0.3, generator=random)
         if isinstance(layer, nn.Linear):
             layer.weight.data.mul_(30)
-    return Source(teacher, frozen(student), small_dataset(), pictures(6), "of the student")
+    return Source(teacher, frozen(graft_of(teacher, student)), small_dataset(), pictures(6), "of the student")
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +112,14 @@ def test_what_the_docs_say_of_use_without_the_repository(exported, ending, trans
 
 
 def test_a_file_that_is_another_function_is_not_put_in_place(source, tmp_path, monkeypatch):
-    fold = export_module.fold
+    deployed = export_module.deployed
 
     def faulty(*arguments):
-        network = fold(*arguments)
+        network = deployed(*arguments)
         network.linear.bias.data[0] += 1
         return network
 
-    monkeypatch.setattr(export_module, "fold", faulty)
+    monkeypatch.setattr(export_module, "deployed", faulty)
     with pytest.raises(BadInput, match="not written, since it is not the student's function"):
         export(source, tmp_path / "student.pth")
     assert not list(tmp_path.iterdir())

@@ -23,11 +23,11 @@ def test_a_student_without_adapters_becomes_scions_that_compute_the_same():
     for layer in cut(network)[3:].modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.normal_(layer.bias, 0.0, 0.3, generator=random)
-    student = student_in("teacher", network.state_dict(), FILE, teacher)
+    student = student_in("network", network.state_dict(), FILE, teacher)
     images = torch.randn(4, 3, 32, 32, generator=random)
     with torch.no_grad():
         expected = network(images)
-        found = nn.Sequential(teacher.blocks[:3], *student)(images)
+        found = student(images)
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max() and expected.std() > 0.01
 
 
@@ -37,7 +37,7 @@ def test_a_teacher_and_the_student_of_another_teacher_are_refused():
     of_another["features.2.0.bias"] = of_another["features.2.0.bias"] + 1e-6
     for state in (teacher.network.state_dict(), of_another):
         with pytest.raises(BadInput, match=r"student\.pth: is no student of this teacher"):
-            student_in("teacher", state, FILE, teacher)
+            student_in("network", state, FILE, teacher)
 
 
 def test_stage_1_of_another_number_of_scions_is_refused():

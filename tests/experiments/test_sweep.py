@@ -9,6 +9,7 @@ import pytest
 import torch
 from small import (
     PowerCut,
+    dataset_not_in_memory,
     numbers,
     overflowing,
     pictures,
@@ -144,6 +145,12 @@ def test_memory_and_eval_every_change_no_result(job, tmp_path):
     for cell, (best, _, last, phases) in cached.items():
         assert plain[cell][3]["L3"][0] == pytest.approx(phases["L3"][0], rel=1e-4)
         assert (plain[cell][0], plain[cell][2]) == (best, last)
+
+
+def test_images_that_are_not_in_memory_change_no_result(job, tmp_path):
+    run(job(*ONE, name="in"))
+    run(job(*ONE, name="not", dataset=dataset_not_in_memory()))
+    assert numbers(tmp_path / "not") == numbers(tmp_path / "in")
 
 
 def test_what_needs_no_cache_says_nothing_of_its_size(job):

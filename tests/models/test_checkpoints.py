@@ -30,7 +30,7 @@ def is_legacy(path):
 def test_students_have_the_released_keys_shapes_and_types(tmp_path):
     students = scions(frozen_teacher(BlockwiseVGG(ARCHITECTURES["vgg16"], 10)), torch.Generator())
     checkpoints.write_stage1(students, tmp_path / "block.pth")
-    checkpoints.write_stage2(checkpoints.on_cpu(torch.nn.Sequential(*students)), tmp_path / "net.pth")
+    checkpoints.write_state(checkpoints.on_cpu(torch.nn.Sequential(*students)), tmp_path / "net.pth")
     block, net = (torch.load(tmp_path / name, weights_only=True) for name in ("block.pth", "net.pth"))
     assert [list(block[f"block-{k}"]) for k in range(3)] == [B0, B1, B2]
     assert list(net) == [f"{k}.{key}" for k, keys in enumerate((B0, B1, B2)) for key in keys]
@@ -92,13 +92,13 @@ def contents():
     teacher = frozen_teacher()
     made = scions(teacher, torch.Generator())
     return {
-        "teacher": teacher.network.state_dict(),
+        "network": teacher.network.state_dict(),
         "stage 1": {f"block-{k}": scion.state_dict() for k, scion in enumerate(made)},
         "stage 2": torch.nn.Sequential(*made).state_dict(),
     }
 
 
-@pytest.mark.parametrize("kind", ["teacher", "stage 1", "stage 2"])
+@pytest.mark.parametrize("kind", ["network", "stage 1", "stage 2"])
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "net", "model_state_dict"])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_a_state_is_found_as_other_programs_save_it(tmp_path, kind, key, parallel):
@@ -133,14 +133,14 @@ class RunsCode:
         (lambda s: {**s, "features.1.0.bias": s["features.1.0.bias"] * float("nan")}, "not finite"),
         (lambda s: state_without(s, "classifier.2.weight"), "has no classifier.2.weight"),
         (lambda s: {k: v for k, v in s.items() if "features.4" not in k}, "has convolution blocks [0, 1, 2, 3]"),
-        (lambda s: [1, 2], "neither a block-wise teacher nor a student"),
-        (lambda s: {"weights": s}, "neither a block-wise teacher nor a student"),
+        (lambda s: [1, 2], "neither a network's weights nor a student"),
+        (lambda s: {"weights": s}, "neither a network's weights nor a student"),
         (lambda s: {"model": s, "net": s}, "holds states in the keys model, net; save one of them alone"),
-        (lambda s: {"features.0.0.bias": 0, **of_data_parallel(s)}, "neither a block-wise teacher nor a student"),
+        (lambda s: {"features.0.0.bias": 0, **of_data_parallel(s)}, "neither a network's weights nor a student"),
         (lambda s: RunsCode(), "not a checkpoint, or damaged"),
         (lambda s: small_teacher(), "holds models.vgg.BlockwiseVGG, not only tensors; save model.state_dict()"),
         (lambda s: {"model": s, "args": Namespace()}, "holds argparse.Namespace, not only tensors; save model.state"),
-        (lambda s: {}, "neither a block-wise teacher nor a student"),
+        (lambda s: {}, "neither a network's weights nor a student"),
         (lambda s: {**s, "features.99.0.weight": torch.zeros(4, 4, 3, 3)}, "blocks [0, 1, 2, 3, 4, 99]"),
         (lambda s: {**s, "features.0.99.weight": torch.zeros(4, 4, 3, 3)}, "features.0.2.bias is missing"),
         (lambda s: {**s, "classifier.0.weight": torch.tensor(1.0)}, "not a block-wise VGG, or damaged"),
@@ -169,15 +169,15 @@ UNUSUAL = {
 def test_unusual_tensors_are_refused_in_one_line(dataset, tmp_path, file, kind):
     """As --evaluate reads them."""
     frozen, path = frozen_teacher(), tmp_path / f"{file}.pth"
-    content = contents()[{"block": "stage 1", "net": "stage 2"}.get(file, file)]
+    content = contents()[{"teacher": "network", "block": "stage 1", "net": "stage 2"}[file]]
     state, key = (content["block-1"], "1.0.weight") if file == "block" else (content, "features.3.0.weight")
     key = "1.1.0.weight" if file == "net" else key
     state[key] = UNUSUAL[kind](state[key].detach())
     torch.save(content, path)
     with pytest.raises(BadInput, match=rf"{file}\.pth: {key} ") as refusal:
         found, state = checkpoints.read(path)
-        if found == "teacher":
-            checkpoints.teacher_from_state(state, path, CLASSES)
+        if found == "network":
+            checkpoints.vgg_from_state(state, path, CLASSES)
         candidates(found, state, path, frozen, dataset)
     assert "\n" not in str(refusal.value)
 

@@ -6,21 +6,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, TINY, PowerCut, overflowing, pictures, small_job, weights
+from small import CLASSES, TINY, PowerCut, dataset_not_in_memory, overflowing, pictures, small_job, weights
 
 from data.datasets import LabelledImages
 from experiments import teachers
 from grafting.recipes import CIFAR10, CIFAR100
 from models import checkpoints, records, teacher_training
-from models.networks import initialize
+from models.networks import batch_sizes, initialize, vgg
 from models.teacher_recipe import TeacherRecipe
-from models.teacher_training import TeacherTraining, batch_sizes
+from models.teacher_training import TeacherTraining
 from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
 from models.vgg import BlockwiseVGG, cut
 from utils.errors import BadInput
 
 CPU = torch.device("cpu")
 TEN, HUNDRED = CIFAR10.teachers, CIFAR100.teachers
+
+
+def test_training_images_that_do_not_fit_into_memory_give_the_same_teacher(dataset, tmp_path):
+    found = []
+    for name, images in (("in", dataset), ("not", dataset_not_in_memory())):
+        accuracy = train(images, tmp_path / f"{name}.pth", recipe(epochs=2, batch=5))
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        found.append((accuracy, weights(tmp_path / f"{name}.pth"), record["epochs"], record["train_sha256"]))
+    assert found[0] == found[1]
 
 
 def power_cut(*_):
@@ -31,8 +40,8 @@ def recipe(kind="quick", **changed):
     return replace(TEN[kind], **changed)
 
 
-def training(dataset, path, its_recipe, start=TINY, seed=0):
-    return TeacherTraining(dataset, start, its_recipe, seed, CPU, path)
+def training(dataset, path, its_recipe, start=None, seed=0):
+    return TeacherTraining(dataset, vgg(TINY), start, its_recipe, seed, CPU, path)
 
 
 def train(dataset, path, its_recipe, report=lambda line: None, after_epoch=lambda epochs: None, **options):
@@ -230,7 +239,7 @@ def test_a_training_that_diverges_writes_no_teacher(dataset, path, monkeypatch, 
 
     monkeypatch.setattr(teacher_training, "fold_batchnorm", overflowing)
     with pytest.raises(BadInput, match=f"{fault}.*; try another --seed"):
-        train(dataset, path, recipe("published", epochs=2, lr=lr, batch=4))
+        train(dataset, path, recipe("quick", epochs=2, lr=lr, batch=4))
     assert not list(path.parent.iterdir())
 
 
@@ -239,7 +248,7 @@ def test_a_training_that_diverges_writes_no_teacher(dataset, path, monkeypatch, 
     [(1, [1]), (3, [3]), (5, [5]), (6, [4, 2]), (8, [4, 4]), (9, [4, 5]), (13, [4, 4, 5])],
 )
 def test_no_batch_after_the_first_is_a_single_image(images, sizes):
-    assert batch_sizes(images, 4) == sizes
+    assert batch_sizes(images, 4, joins_last=True) == sizes
 
 
 @pytest.mark.parametrize(
@@ -295,7 +304,7 @@ def test_a_new_network_with_few_steps_is_said(dataset, teacher, tmp_path):
     """Two epochs of a step each; a trained network needs few."""
     checkpoints.write_network(teacher, tmp_path / "teacher.pth")
     lines = []
-    for start in (TINY, tmp_path / "teacher.pth"):
+    for start in (None, tmp_path / "teacher.pth"):
         train(dataset, tmp_path / "new.pth", recipe(epochs=2), start=start, report=lines.append)
     announced = [line.partition("steps")[2] for line in lines if line.startswith("training a teacher")]
     assert announced == ["; few for a new network: --teacher_epochs gives more", ""]

@@ -1,0 +1,101 @@
+"""Networks from a user's own Python file (docs/networks.md), and the check that a pair can be grafted."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.networks import Networks, frozen, output_shapes
+from models.teacher_recipe import ONE_CYCLE
+from utils import files
+from utils.errors import BadInput
+
+FUNCTIONS = ("teacher", "student", "cut")
+
+
+def read(path: Path) -> Networks:
+    """The networks that a file defines: teacher(classes), student(classes), cut(network), and GRAFTED = (first, last).
+
+    IMAGE_SIZE (pixels, default 224) and absorb(block, matrix) (models/resnet.py) are optional. The file is run, as any
+    Python file that is imported. Raises BadInput where it cannot be, or where something is missing.
+    """
+    files.require_there(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    _calling(path, lambda: spec.loader.exec_module(module))
+    if missing := [name for name in FUNCTIONS if not callable(getattr(module, name, None))]:
+        raise BadInput(f"--networks {path}: has no function {', '.join(missing)}; docs/networks.md has an example")
+    first, last = _calling(path, lambda: map(int, module.GRAFTED))
+    content = {"networks": path.stem, "sha256": files.sha256_of_file(path)}
+    networks = Networks(
+        path.stem, module.teacher, module.student, module.cut, first, last, getattr(module, "IMAGE_SIZE", 224),
+        teacher_recipe=ONE_CYCLE, absorb=getattr(module, "absorb", None), content=content,
+    )  # fmt: skip
+    _calling(path, lambda: _require_same_function(networks, classes=10))
+    return networks
+
+
+def _calling(path: Path, call: Callable[[], object]) -> object:
+    """What the user's code gives. It may raise anything, which becomes BadInput."""
+    try:
+        return call()
+    except BadInput:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"--networks {path}: {type(error).__name__}: {reason}") from error
+
+
+@torch.no_grad()
+def _require_same_function(networks: Networks, classes: int) -> None:
+    """Raise BadInput unless cut() gives what each network computes, and no block changes its input."""
+    images = torch.randn(2, 3, networks.image_size, networks.image_size, generator=torch.Generator().manual_seed(0))
+    for make in (networks.teacher, networks.student):
+        network = frozen(make(classes))
+        expected, features = network(images.clone()), images
+        for index, block in enumerate(networks.cut(network)):
+            before = features.clone()
+            outputs = block(features)
+            if not torch.equal(before, features):
+                raise BadInput(
+                    f"--networks {networks.name}.py: block {index} changes its input; let it begin without inplace=True"
+                )
+            features = outputs
+        if not torch.equal(features, expected):
+            raise BadInput(f"--networks {networks.name}.py: the blocks of cut() do not compute what the network does")
+
+
+def require_graftable(networks: Networks, classes: int, image_size: int) -> None:
+    """Raise BadInput, which names blocks and shapes, unless the student's blocks can replace the teacher's.
+
+    Both networks are made and run on one image of this size.
+    """
+    about = f"--networks {networks.name} at --image_size {image_size}"
+    teacher, student = (_blocks(networks, make, classes, about) for make in (networks.teacher, networks.student))
+    if len(teacher) != len(student):
+        raise BadInput(f"{about}: the teacher has {len(teacher)} blocks, the student {len(student)}")
+    if not 0 <= networks.first <= networks.last < len(teacher):
+        raise BadInput(f"{about}: blocks {networks.first}-{networks.last} are grafted, there are 0-{len(teacher) - 1}")
+    try:
+        ours, theirs = output_shapes(student, image_size), output_shapes(teacher, image_size)
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(f"{about}: cannot be computed ({str(error).splitlines()[0][:160]})") from error
+    if theirs[-1] != (classes,):
+        raise BadInput(f"{about}: the teacher gives {theirs[-1]} for an image, not logits of {classes} classes")
+    for start in range(networks.first, networks.last + 2):
+        if ours[start][1:] != theirs[start][1:] or (start == len(teacher) and ours[start] != theirs[start]):
+            raise BadInput(
+                f"{about}: in front of block {start} the teacher has {theirs[start]}, the student {ours[start]};"
+                " only the number of channels may differ"
+            )
+
+
+def _blocks(networks: Networks, make: Callable[[int], nn.Module], classes: int, about: str) -> nn.Sequential:
+    """The blocks of a new network."""
+    network = frozen(make(classes))
+    blocks = networks.cut(network)
+    if not isinstance(blocks, nn.Sequential):
+        raise BadInput(f"{about}: cut() returns a {type(blocks).__name__}, not an nn.Sequential of blocks")
+    return blocks

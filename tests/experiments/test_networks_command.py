@@ -1,0 +1,129 @@
+"""train_fskd.py with other networks than VGGs, from the teacher's training to the exported student."""
+
+import json
+
+import pytest
+import torch
+
+import train_fskd
+from grafting.recipes import PUBLISHED_SHOTS
+from models import networks
+from utils import arguments
+
+NETWORKS = """
+import torch
+from torch import nn
+
+GRAFTED, IMAGE_SIZE = (1, 2), 32
+
+
+class Small(nn.Module):
+    def __init__(self, classes, widths):
+        super().__init__()
+        sizes = zip((4, *widths), widths)
+        self.stem = nn.Conv2d(3, 4, 3, 4, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, w, 3, padding=1), nn.BatchNorm2d(w), nn.ReLU()) for c, w in sizes
+        )
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images):
+        return cut(self)(images)
+
+
+def teacher(classes):
+    return Small(classes, (8, 8))
+
+
+def student(classes):
+    return Small(classes, (6, 8))
+
+
+def cut(network):
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.head)
+    return nn.Sequential(network.stem, *network.stages, head)
+"""
+ABSORB = """
+
+def absorb(block, matrix):
+    layer = block[0]
+    layer.weight = nn.Parameter(torch.einsum("ocuv,ci->oiuv", layer.weight.double(), matrix).float())
+    return True
+"""
+
+
+def run(*words):
+    return train_fskd.main(["--dataset", "Folder", "--networks", "small.py", "--device", "cpu", *words])
+
+
+@pytest.fixture
+def with_teacher(at_home):
+    (at_home / "small.py").write_text(NETWORKS + ABSORB)
+    assert run("--train_teacher", "--teacher_epochs", "2") == 0
+    return at_home
+
+
+def test_from_teacher_to_exported_student(with_teacher, capsys):
+    """The student has no adapters, the keys of its own class, and what it has learned with BatchNorm."""
+    (file,) = with_teacher.glob("ckpt/teacher/*.pth")
+    assert file.name == "small-folder-32px.pth"
+    before = torch.load(file, weights_only=True)
+    assert run("--nshot", "1", "--trials", "1") == 0
+    folder = with_teacher / "runs/Folder-small"
+    result = json.loads((folder / "results/1-shot/trial-0.json").read_text())
+    assert result["setting"]["networks"] == "small" and result["setting"]["batchnorm"] == "training mode"
+    assert result["setting"]["sha256"] and list(result["phases"]) == ["B0", "B1", "L2"]
+    student = with_teacher / result["students"]["last"]
+    state = torch.load(student, weights_only=True)
+    namespace = {}
+    exec(NETWORKS, namespace)
+    namespace["student"](3).load_state_dict(state, strict=True)
+    assert all(torch.equal(state[key], before[key]) for key in ("stem.weight", "head.weight"))
+    assert state["stages.0.1.num_batches_tracked"] > 0
+    after = torch.load(file, weights_only=True)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+    assert run("--evaluate", str(student)) == 0
+    assert "| student without adapters |" in capsys.readouterr().out
+    assert run("--export", str(student), "--to", "s.pt2") == 0
+    assert run("--evaluate", "s.pt2") == 0
+    assert "| student, exported |" in capsys.readouterr().out
+    assert run("--export", str(student), "--to", "s.pth") == 2
+    assert "--to s.pth: small has no such file; take .pt2 or .onnx" in capsys.readouterr().err
+    assert run("--evaluate", str(student), "--grafted", "1-1") == 2
+    assert "is a student of small, not small-blocks1-1; give --networks and --grafted" in capsys.readouterr().err
+
+
+def test_without_absorb_a_student_keeps_its_adapters(with_teacher, capsys):
+    (with_teacher / "small.py").write_text(NETWORKS)
+    assert run("--nshot", "1", "--trials", "1") == 0
+    student = "ckpt/student/small-student-graft-net-Tiny-1perclass-trial0.pth"
+    assert "0.1.bias" in torch.load(student, weights_only=True)  # of s2t behind the first block
+    assert run("--evaluate", student) == 0 and run("--export", student, "--to", "s.onnx") == 0
+    assert run("--evaluate", "s.onnx") == 0
+
+
+def test_grafted_blocks_and_methods(with_teacher, capsys):
+    assert run("--nshot", "1", "--trials", "1", "--grafted", "2-2") == 0
+    assert (with_teacher / "runs/Folder-small-blocks2-2/table.md").exists()
+    for method in ("whole", "kd"):
+        assert run("--nshot", "1", "--trials", "1", "--method", method) == 0
+    for flags, fault in {
+        "--method fskd": "--method fskd: is for VGGs only, not for --networks small.py",
+        "--method fitnets": "--method fitnets: is for VGGs only",
+        "--grafted 1-3": "--grafted 1-3: small has the blocks 1-2 to graft",
+        "--start teacher": "--start teacher: there is no rule for small; leave it out",
+        "--teacher torchvision": "--teacher torchvision: is for ResNets; torchvision has no weights of small",
+        "--train_teacher --fresh --teacher_recipe quick": "--teacher_recipe: is for VGGs; small has a recipe",
+    }.items():
+        capsys.readouterr()
+        assert run(*flags.split()) == 2
+        assert fault in capsys.readouterr().err
+
+
+def test_names_are_those_of_the_command_line():
+    assert list(networks.NETWORKS) == list(train_fskd.NETWORK_NAMES)
+    parser = arguments.parser("x", "x", ["Folder"], PUBLISHED_SHOTS, train_fskd.NETWORK_NAMES)
+    assert parser.parse_args(["--networks", "resnet34-resnet18"]).networks == "resnet34-resnet18"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--networks", "resnet101"])
