@@ -59,6 +59,10 @@ class CachedTeacher(FrozenTeacher):
         self.test_starts = self._affordable_test_starts()
         self.settled: Counter[str] = Counter()
 
+    def caches(self, epochs: int) -> bool:
+        """Whether caching all views takes less time than computing those that so many epochs show."""
+        return self.views.count <= max(epochs, VIEWS_AT_ONCE)
+
     def inputs(self, images: np.ndarray) -> Inputs:
         """The few-shot images, with their features cached as far as they fit into the budget."""
         cache = self._cache_with_room(images)
@@ -224,6 +228,9 @@ class CachedInputs(Inputs):
             return super().features(start, image, view)
         features = self.cached[nearest][self.indices[image] * self.teacher.views.count + view]
         return self.teacher.blocks[nearest:start](features)
+
+    def features_at_both(self, start: int, end: int, image: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        return self.features(start, image, view), self.features(end, image, view)
 
     def fast_network(self, network: nn.Module, start: int) -> nn.Module:
         """The same network; on the CPU, for float32 features, as matrix products where it can be converted."""

@@ -60,15 +60,20 @@ class CellTraining:
     @cached_property
     def inputs(self) -> Inputs:
         """The few-shot images; their features are cached where the teacher caches any."""
+        job, views = self.cell.job, self.teacher.views.count
+        epochs = sum(phase["epochs"] for phase in self.cell.setting["schedule"])
         if not isinstance(self.teacher, CachedTeacher):
             return Inputs(self.teacher, self.images)
-        started, job = perf_counter(), self.cell.job
+        if not self.teacher.caches(epochs):
+            more = f"an image has {views:,} views, and only {epochs} epochs show one"
+            job.report_once(f"the teacher's features are computed at every step: {more}")
+            return Inputs(self.teacher, self.images)
+        started = perf_counter()
         self.process["cached_starts"] = self.teacher.affordable_starts(len(self.images))
         if missing := self.teacher.not_cached(len(self.images)):
             job.report_once(f"N = {self.cell.shots}: {missing}")
         if count := self.teacher.images_to_compute(self.images):
-            views = f"each in {self.teacher.views.count} views"
-            job.report(f"{self.cell.name}: first the teacher's features of {count} images, {views}")
+            job.report(f"{self.cell.name}: first the teacher's features of {count} images, each in {views} views")
         inputs = self.teacher.inputs(self.images)
         self.seconds["features"] += perf_counter() - started
         return inputs

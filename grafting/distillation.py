@@ -160,8 +160,8 @@ class Distillation:
     def _step(self, network: nn.Module, compared_at: int, inputs: Inputs, image: Tensor, view: Tensor) -> Tensor:
         """One optimiser step on view[b] of image[b]; returns the batch's loss."""
         loss_of = self.phase.loss or distance
-        outputs = network(inputs.features(self.phase.span[0], image, view))
-        loss = loss_of(outputs, inputs.features(compared_at, image, view))
+        features, targets = inputs.features_at_both(self.phase.span[0], compared_at, image, view)
+        loss = loss_of(network(features), targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -30,6 +30,12 @@ class Inputs:
         shown = self.teacher.views.crop(self.padded, image, view)
         return self.teacher.blocks[:start](self.teacher.normalization(shown))
 
+    def features_at_both(self, start: int, end: int, image: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs of the blocks `start` and `end`, start <= end."""
+        features = self.features(start, image, view)
+        with torch.no_grad():
+            return features, self.teacher.blocks[start:end](features)
+
     def logits(self, image: Tensor, view: Tensor) -> Tensor:
         """The teacher's logits for view[b] of image[b]: (B, classes)."""
         return self.features(len(self.teacher.blocks), image, view)

@@ -73,7 +73,7 @@ class Recipe:
 
     stage1_epochs, stage1_lr: of B0, B1, ... in stage 1; the last number holds for all further scions. adapter_lr: of
     the adapters in stage 1. stage2_epochs: of L=2, L=3, ..., likewise. stage2_lr: one learning rate for everything, as
-    the released code runs it (docs/method.md, section 9). selects_among: as in Phase, for the last phase; None:
+    the released code runs it (docs/method.md, section 10). selects_among: as in Phase, for the last phase; None:
     all its epochs. blocks: the teacher's blocks that are replaced, as its Networks say.
 
     teachers: recipes to train a teacher, by name. trains_own_teacher: whether a missing teacher is trained at once.
