@@ -1,4 +1,4 @@
-"""torchvision's ResNets, cut at their stages: the networks of the paper's third experiment.
+"""torchvision's ResNets, cut at their stages: the paper's third experiment (docs/method.md, section 9).
 
 Block 0 is the stem, blocks 1 to 4 are layer1 to layer4, block 5 is the average pooling with the linear layer. For
 images (B, 3, S, S) the blocks' outputs have S/4, S/4, S/8, S/16 and S/32 pixels on each side.
