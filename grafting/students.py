@@ -82,7 +82,9 @@ def empty_student(networks: Networks, classes: int, image_size: int) -> nn.Seque
 def load_plain(networks: Networks, blocks: nn.Sequential, state: State, path: Path, classes: int) -> nn.Sequential:
     """Load a plain state into a student's blocks. Raises BadInput where it does not fit. path: for messages."""
     names = plain_keys(networks, classes)
-    checkpoints.require_fitting({names[key]: value for key, value in blocks.state_dict().items()}, state, path)
+    checkpoints.require_fitting(
+        {names[key]: value for key, value in blocks.state_dict().items()}, state, path, checkpoints.PLAIN
+    )
     blocks.load_state_dict({key: state[name] for key, name in names.items()})
     return frozen(blocks)
 

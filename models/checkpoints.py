@@ -27,6 +27,7 @@ from utils.text import say
 
 State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")  # where training checkpoints hold a network's state
+RELEASED, PLAIN = "the released layout", "weights of the network that --networks names"
 PREFIX = "module."  # of DataParallel
 
 
@@ -98,7 +99,7 @@ def network_from_state(make: Callable[[int], nn.Module], state: State, path: Pat
     logits = list(expected)[-1]  # the bias or weight of the last layer
     if logits in state and state[logits].shape[1:] == expected[logits].shape[1:]:
         _require_classes(len(state[logits]), classes, path)
-    load(network, state, path)
+    load(network, state, path, PLAIN)
     return network
 
 
@@ -149,18 +150,18 @@ def _described(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
-def load(network: nn.Module, state: State, path: Path) -> None:
+def load(network: nn.Module, state: State, path: Path, layout: str = RELEASED) -> None:
     """`load_state_dict`. Raises BadInput when keys, shapes or types do not fit or a value is not finite."""
     with files.reading(path, "a checkpoint"):
-        require_fitting(network.state_dict(), state, path)
+        require_fitting(network.state_dict(), state, path, layout)
     network.load_state_dict(state)
 
 
-def require_fitting(expected: State, state: State, path: Path) -> None:
+def require_fitting(expected: State, state: State, path: Path, layout: str = RELEASED) -> None:
     """Raise BadInput when keys, shapes or types differ from the expected ones or a value is not finite."""
     if differing := sorted(set(expected) ^ set(state)):
         fault = "missing" if differing[0] in expected else "not expected"
-        raise BadInput(f"{path}: {differing[0]} is {fault}; not the released layout")
+        raise BadInput(f"{path}: {differing[0]} is {fault}; not {layout}")
     for key, value in state.items():
         if value.shape != expected[key].shape or value.dtype != expected[key].dtype:
             raise BadInput(f"{path}: {key} is {_described(value)}, expected {_described(expected[key])}")

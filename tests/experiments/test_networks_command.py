@@ -108,11 +108,14 @@ def test_grafted_blocks_and_methods(with_teacher, capsys):
     assert (with_teacher / "runs/Folder-small-blocks2-2/table.md").exists()
     for method in ("whole", "kd"):
         assert run("--nshot", "1", "--trials", "1", "--method", method) == 0
+    torch.save({"head.weight": torch.zeros(3, 8)}, "other.pth")
     for flags, fault in {
         "--method fskd": "--method fskd: is for VGGs only, not for --networks small.py",
         "--method fitnets": "--method fitnets: is for VGGs only",
         "--grafted 1-3": "--grafted 1-3: small has the blocks 1-2 to graft",
         "--start teacher": "--start teacher: there is no rule for small; leave it out",
+        "--diagnose": "--diagnose: is for VGGs, on which its limits were measured, not for small",
+        "--evaluate other.pth": "other.pth: head.bias is missing; not weights of the network that --networks names",
         "--teacher torchvision": "--teacher torchvision: is for ResNets; torchvision has no weights of small",
         "--train_teacher --fresh --teacher_recipe quick": "--teacher_recipe: is for VGGs; small has a recipe",
     }.items():
