@@ -13,7 +13,9 @@ import torch
 from small import CLASSES, frozen_teacher, overflowing, pictures
 from torch import nn
 
+from acceleration import feature_cache
 from acceleration.feature_cache import CachedInputs, CachedTeacher, FeatureCache
+from data.views import Views
 from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.scions import scions
@@ -225,3 +227,29 @@ def test_what_is_not_cached_is_said(dataset):
         " block 3 at every step; --memory 21.9 would hold all"
     )
     assert everything is None
+
+
+def test_test_features_without_room_are_computed_for_each_accuracy(cached, plain, monkeypatch):
+    monkeypatch.setattr(feature_cache, "TEST_FEATURES", 4 * 20 * (8 * 4 + 8))  # in front of blocks 4 and 5
+    teacher = cached([], 10**9)
+    for start in STARTS:
+        tail = teacher.blocks[start:]
+        assert teacher.accuracy(tail, start) == plain.accuracy(plain.blocks[start:], start)
+    assert teacher.test_starts == (4, 5) and set(teacher.cached_test) == {4, 5}
+
+
+def test_features_and_logits_of_a_step_agree_with_those_of_the_images(cached, plain):
+    images, (image, view) = pictures(2), draws(2)
+    for inputs in (Inputs(plain, images), cached([images], 10**9).inputs(images)):
+        features, logits = inputs.features_at_both(4, LOGITS, image, view)
+        expected = Inputs(plain, images).features(4, image, view)
+        assert torch.allclose(features, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        expected = Inputs(plain, images).logits(image, view)
+        assert torch.allclose(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_views_are_cached_where_epochs_show_most_of_them(cached):
+    teacher = cached([], 10**9)
+    assert teacher.caches(epochs=1)  # all of a CIFAR image go through the teacher at once
+    teacher.views = Views(224)
+    assert not teacher.caches(epochs=580) and teacher.caches(epochs=2178)

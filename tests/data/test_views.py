@@ -7,7 +7,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pillow
 
 from data.pictures import from_picture
-from data.views import Normalization, Views
+from data.views import Normalization, Views, images_at_once
 from grafting.distillation import draw_views
 from grafting.inputs import Inputs
 
@@ -76,3 +76,7 @@ def test_normalization_is_torchvisions():
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     expected = pillow.normalize(pillow.to_tensor(image[0].numpy().transpose(1, 2, 0)), mean, std)
     assert torch.equal(Normalization(mean, std)(image)[0], expected)
+
+
+def test_images_at_once_have_as_many_pixels():
+    assert [images_at_once(500, size) for size in (32, 64, 224, 1000)] == [500, 125, 10, 1]
