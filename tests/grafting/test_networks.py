@@ -142,3 +142,16 @@ def test_the_cache_gives_the_same_losses_and_predictions_without_matrix_products
     assert inputs.fast_network(network, phase.span[0]) is network
     assert runs[1].curve.losses == pytest.approx(runs[0].curve.losses, rel=1e-4)
     assert runs[1].curve.accuracies == runs[0].curve.accuracies and set(cached.settled) == {"network"}
+
+
+def test_a_last_single_image_joins_the_batch_before(frozen):
+    """BatchNorm cannot train on one; 9 images in batches of 8 are one step."""
+    teacher, (phase, *_) = frozen(), SCHEDULE.phases
+    current = Distillation(replace(phase, epochs=1), scion_of(teacher, phase), shots=2)
+    current.batch, seen = 8, []
+    hook = current.scion[0][0].register_forward_hook(
+        lambda layer, inputs, _: seen.append((len(inputs[0]), layer.training))
+    )
+    current.run(Inputs(teacher, images(9, STORED).images), (0,), None, lambda _: None)
+    hook.remove()
+    assert seen[0] == (9, True) and current.curve.steps == 1 and not any(training for _, training in seen[1:])
