@@ -38,7 +38,7 @@ from experiments.job import Job
 from grafting.distillation import Distillation, draw_views, train
 from grafting.recipes import batch_size
 from utils import files, machine
-from utils.arguments import positive
+from utils.argument_types import positive
 from utils.errors import BadInput
 from utils.precision import arithmetic, cache_dtype
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.networks import Networks, frozen, output_shapes
+from models.networks import NETWORKS, Networks, frozen, output_shapes
 from models.teacher_recipe import ONE_CYCLE
 from utils import files
 from utils.errors import BadInput
@@ -22,6 +22,8 @@ def read(path: Path) -> Networks:
     Python file that is imported. Raises BadInput where it cannot be, or where something is missing.
     """
     files.require_there(path)
+    if path.stem in NETWORKS:
+        raise BadInput(f"--networks {path}: {path.stem} is the name of others; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     _calling(path, lambda: spec.loader.exec_module(module))

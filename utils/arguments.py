@@ -2,10 +2,23 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
+
+from utils.argument_types import (
+    Shard,
+    blocks,
+    from_zero,
+    gigabytes,
+    networks,
+    path,
+    positive,
+    shard,
+    true_or_false,
+    weight,
+    whole_number,
+)  # fmt: skip
 
 # Choices, spelled out here so that the command line is parsed without loading torch; a test compares them.
 METHOD_NAMES = ("grafting", "whole", "kd", "fitnets", "fskd", "fskd-images")  # comparisons/methods.py
@@ -57,37 +70,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-def whole_number(text: str, least: int) -> int:
-    with suppress(ValueError):
-        if (value := int(text)) >= least:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
-
-
-def number(text: str, largest: int, what: str) -> float:
-    with suppress(ValueError):
-        if 0 <= (value := float(text)) <= largest:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not {what} from 0 to {largest}")
-
-
-# argparse types
-positive, from_zero = partial(whole_number, least=1), partial(whole_number, least=0)
-gigabytes = partial(number, largest=10**9, what="a number of gigabytes")  # more than any machine has
-weight = partial(number, largest=1000, what="a weight")  # of a loss
-
-
-def path(text: str) -> Path:
-    """argparse type: a path in UTF-8, as TensorBoard and JSON need it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; choose another name") from None
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty; give one")
-    return Path(text).expanduser()
-
-
 class Help(argparse.RawDescriptionHelpFormatter):
     """Help that shows every default; where it is None, the flag's help says what that means."""
 
@@ -97,58 +79,6 @@ class Help(argparse.RawDescriptionHelpFormatter):
         default = action.default
         shown = "off" if default is False else " ".join(map(str, default)) if isinstance(default, list) else default
         return f"{action.help} (default: {str(shown).replace('%', '%%')})"
-
-
-class Shard(NamedTuple):
-    """The index-th of count shares of the cells, counted from 1."""
-
-    index: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-
-def shard(text: str) -> Shard:
-    """argparse type: I/K."""
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/K with I from 1 to K")
-    return Shard(int(index), int(count))
-
-
-class Blocks(NamedTuple):
-    """The blocks from first to last."""
-
-    first: int
-    last: int
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
-
-
-def blocks(text: str) -> Blocks:
-    """argparse type: I-J."""
-    first, _, last = text.partition("-")
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I-J with I up to J")
-    return Blocks(int(first), int(last))
-
-
-def networks(text: str, names: Sequence[str]) -> str | Path:
-    """argparse type: a name, or the path of a Python file."""
-    if text in names:
-        return text
-    if not text.endswith(".py"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a file *.py nor one of {', '.join(names)}")
-    return path(text)
-
-
-def true_or_false(text: str) -> bool:
-    """argparse type: the released spelling `--build_dataset True`."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return text.lower() == "true"
 
 
 def parser(

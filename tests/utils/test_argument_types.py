@@ -3,7 +3,7 @@ from argparse import ArgumentTypeError
 import pytest
 
 import train_fskd
-from utils.arguments import gigabytes, weight
+from utils.argument_types import gigabytes, weight
 
 
 def test_gigabytes_and_weights():
