@@ -76,7 +76,7 @@ def empty_student(networks: Networks, classes: int, image_size: int) -> nn.Seque
         teacher = networks.cut(frozen(networks.teacher(classes)))
         scions = scions_between(networks, output_shapes(teacher, image_size), image_size)
         blocks = without_adapters(networks, teacher, scions)
-    return blocks and blocks.to_empty(device="cpu") if next(teacher.parameters()).is_meta else blocks
+    return blocks.to_empty(device="cpu") if blocks and next(blocks.parameters()).is_meta else blocks
 
 
 def load_plain(networks: Networks, blocks: nn.Sequential, state: State, path: Path, classes: int) -> nn.Sequential:
