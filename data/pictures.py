@@ -38,16 +38,19 @@ def class_folders(directory: Path) -> list[str]:
     return sorted(next(os.walk(directory, onerror=_refuse))[1])
 
 
+FOREIGN = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__")
+
+
 def is_foreign(folder: str) -> bool:
     """Whether a folder of this name belongs to another program: .ipynb_checkpoints, @eaDir, __MACOSX."""
-    return folder.startswith((".", "@")) or folder == "__MACOSX"
+    return folder.startswith((".", "@")) or folder in FOREIGN
 
 
 def find_files(folder: Path) -> list[Path]:
     """Every file below `folder`, in the order of torchvision's ImageFolder; no hidden ones, nothing in foreign folders.
 
-    Links are followed. Each directory is read only once, and those that contain `folder` are not read at all, so a
-    loop of links adds nothing. Raises BadInput for a directory that cannot be read.
+    Pipes, sockets and devices are no files: to open one may wait for ever. Links are followed. Each directory is read
+    only once, and those that contain `folder` are not read at all, so a loop of links adds nothing. Raises BadInput for a directory that cannot be read.
     """
     entered = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     found = []
@@ -59,7 +62,8 @@ def find_files(folder: Path) -> list[Path]:
         entered.add(real_path)
         inner[:] = sorted(name for name in inner if not is_foreign(name))
         found += [(directory, name) for name in names if not name.startswith(".")]
-    return [Path(directory, name) for directory, name in sorted(found)]
+    paths = [Path(directory, name) for directory, name in sorted(found)]
+    return [path for path in paths if path.is_file() or not path.exists()]  # a broken link is refused when it is read
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -111,7 +115,8 @@ def upright(source: Path | Image.Image, name: object) -> Image.Image:
         limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
         raise BadInput(f"{name}: has more than {limit}, Pillow's limit; make it smaller or remove it") from None
     except FileNotFoundError:
-        raise BadInput(f"{name}: no such file") from None
+        is_broken = isinstance(source, Path) and source.is_symlink()
+        raise BadInput(f"{name}: {'is a broken link; remove it' if is_broken else 'no such file'}") from None
     except IsADirectoryError:
         raise BadInput(f"{name}: is a folder; name the pictures in it") from None
     except UNREADABLE as error:

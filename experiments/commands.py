@@ -114,9 +114,10 @@ def _sweep(job: Job) -> int:
 
 def afterwards(job: Job, found: list[Result]) -> str:
     """Where everything is after a sweep, and the commands to look at it."""
+    figure, picture = (" and figure", ", accuracy.png") if (job.output_dir / "accuracy.png").exists() else ("", "")
     lines = [
         "",
-        f"results: {job.output_dir / 'results'}, table and figure: {job.output_dir / 'table.md'}, accuracy.png",
+        f"results: {job.output_dir / 'results'}, table{figure}: {job.output_dir / 'table.md'}{picture}",
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
     if students := [result["students"]["best"] for result in found if result["status"] == "done"]:

@@ -23,6 +23,7 @@ from experiments.tables import Row, is_papers, markdown, rows
 from grafting.recipes import recipe_of
 from grafting.stages import GRAFTING
 from utils import files
+from utils.argument_types import path
 from utils.errors import BadInput
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import, and most commands draw nothing
@@ -179,8 +180,8 @@ def read_panels(folders: Sequence[Path]) -> list[Panel]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="experiments.figure", description=__doc__.split("\n\n")[0])
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="output directories, a panel for each")
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="picture to write, .png or .svg")
+    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="output directories, a panel for each")
+    parser.add_argument("--to", type=path, required=True, metavar="FILE", help="picture to write, .png or .svg")
     args = parser.parse_args(argv)
     status = 2
 

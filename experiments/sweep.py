@@ -58,7 +58,7 @@ def _require_writable(cells: Sequence[Cell]) -> None:
     """Raise BadInput now rather than after hours if what the cells write could not be written or locked."""
     names: dict[Path, set[str]] = {}
     for cell in cells:
-        for path in (cell.job.output_dir / "table.csv", *cell.written):
+        for path in (cell.job.output_dir / "table.csv", cell.job.output_dir / "table.md", *cell.written):
             names.setdefault(path.parent, set()).add(path.name)
     for directory, of_files in names.items():
         files.require_writable(directory, *of_files)

@@ -9,21 +9,24 @@ A point stands where something was measured. The step is the epoch, over N it is
 file before. No result depends on them: the first error of a run is one line, and that run is written no further.
 """
 
+from __future__ import annotations
+
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from experiments.drawing import Report, decoration
 from experiments.figure import Line
 from grafting.distillation import Curve
 from utils import files
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
@@ -53,6 +56,8 @@ class Run:
         self.is_broken = False
 
     def _begin(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         before = list(self.directory.glob(f"events.*{self.suffix}"))
         self.writer = SummaryWriter(
             str(self.directory), max_queue=EVENTS_WAITING, flush_secs=FLUSH_SECONDS, filename_suffix=self.suffix
@@ -76,7 +81,7 @@ class Run:
 
     def close(self) -> None:
         if self.writer:
-            self.write(SummaryWriter.close)
+            self.write(lambda writer: writer.close())
 
 
 class CellCurves(Run):
@@ -114,6 +119,8 @@ class CellCurves(Run):
         cell["dataset"] = self.setting["dataset"]
 
         def write(writer: SummaryWriter) -> None:
+            from torch.utils.tensorboard.summary import hparams
+
             experiment, start, end = hparams(cell, dict.fromkeys(RESULT.values()))  # add_hparams would make another run
             for what, value in measured.items():
                 writer.add_scalar(RESULT[what], value, self.setting["shots"])

@@ -28,7 +28,7 @@ from utils.text import say
 State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")  # where training checkpoints hold a network's state
 RELEASED, PLAIN = "the released layout", "weights of the network that --networks names"
-PREFIX = "module."  # of DataParallel
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 
 def read(path: Path, report: Callable[[str], None] = say) -> tuple[str, Any]:
@@ -59,9 +59,10 @@ def _unwrapped(content: Any, path: Path) -> tuple[str | None, list[State], list[
     is_stage1 = set(content) == {f"block-{k}" for k in range(len(content))}
     states = [content[f"block-{k}"] for k in range(len(content))] if is_stage1 else [content]
     names = [name for state in states for name in state]
-    if names and all(name.startswith(PREFIX) for name in names):
-        states = [{name.removeprefix(PREFIX): value for name, value in state.items()} for state in states]
-        around.append(f"names without {PREFIX!r}")
+    while prefix := next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None):
+        states = [{name.removeprefix(prefix): value for name, value in state.items()} for state in states]
+        names = [name.removeprefix(prefix) for name in names]
+        around.append(f"names without {prefix!r}")
     if not all(isinstance(value, Tensor) for state in states for value in state.values()):
         return None, [], []
     kind = "stage 2" if all(name[0].isdecimal() for name in states[0]) else "network"

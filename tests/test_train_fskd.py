@@ -287,6 +287,7 @@ REFUSED = {f"--train_teacher {arguments}": line for arguments, line in OF_TEACHE
     "--output_dir caf\udce9": "argument --output_dir: 'caf\\udce9' is not UTF-8",
     "--unknown": "unrecognized arguments: --unknown",
     "--json ''": "argument --json: the name is empty; give one",
+    "--data_path ~nosuchuser/pics": "argument --data_path: '~nosuchuser/pics'",
     "--table --diagnose": "not allowed with argument",
     "--device abacus": "--device abacus: ",
     "--device cuda:99": "--device cuda:99: ",

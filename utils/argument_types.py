@@ -35,7 +35,10 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8; choose another name") from None
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; give one")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user, or no home
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 class Shard(NamedTuple):

@@ -148,8 +148,11 @@ def require_there(path: Path) -> None:
 def require_writable(directory: Path, *names: str) -> None:
     """Make the directory, and raise BadInput now rather than after hours if it cannot be written.
 
-    names: of the files that will be written into it. One of them may be too long for the file system.
+    names: of the files that will be written into it. One of them may be too long for the file system, or a folder.
     """
+    for name in names:
+        if (directory / name).is_dir():
+            raise BadInput(f"{directory / name}: is a folder, where a file is to be written; remove it")
     longest = directory / max(names, key=lambda name: len(os.fsencode(name)), default="probe")
     probe = _temporary(longest)
     try:

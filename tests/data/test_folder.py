@@ -1,3 +1,4 @@
+import os
 import shutil
 from unicodedata import normalize
 
@@ -70,7 +71,7 @@ def test_files_that_are_not_used_are_counted(root):
     )
 
 
-@pytest.mark.parametrize("foreign", [".ipynb_checkpoints", "@eaDir", "__MACOSX"])
+@pytest.mark.parametrize("foreign", [".ipynb_checkpoints", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
 def test_what_other_programs_leave_is_no_data(root, foreign):
     """Whole folders, as a class and below one, and macOS's companions of files."""
     expected = opened(root)[0]
@@ -83,6 +84,14 @@ def test_what_other_programs_leave_is_no_data(root, foreign):
     assert dataset.class_names() == ("cat", "dog")
     assert dataset.test().sha256() == expected.test().sha256() and dataset.train().sha256() == expected.train().sha256()
     assert lines[1].endswith(f" of their class: 2 folder {foreign}")
+
+
+def test_a_pipe_is_no_picture_and_a_broken_link_is_named(root):
+    os.mkfifo(root / "train/cat/pipe.png")
+    assert "pipe" not in str(opened(root))
+    (root / "train/cat/broken.png").symlink_to("nowhere")
+    with pytest.raises(BadInput, match=r"train/cat/broken.png: is a broken link; remove it"):
+        opened(root)
 
 
 def test_all_faults_of_both_splits_are_one_line(root, monkeypatch):

@@ -98,6 +98,13 @@ def contents():
     }
 
 
+def test_prefixes_of_both_wrappers_are_removed(tmp_path):
+    path, content, lines = tmp_path / "x.pth", contents()["network"], []
+    torch.save({f"module._orig_mod.{name}": value for name, value in content.items()}, path)
+    _, state = checkpoints.read(path, lines.append)
+    assert list(state) == list(content) and lines == [f"{path}: names without 'module.', names without '_orig_mod.'"]
+
+
 @pytest.mark.parametrize("kind", ["network", "stage 1", "stage 2"])
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "net", "model_state_dict"])
 @pytest.mark.parametrize("parallel", [False, True])

@@ -57,6 +57,12 @@ def test_a_name_is_too_long_if_that_of_its_temporary_file_is(tmp_path, name):
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_folder_in_the_place_of_a_file_is_found_before(tmp_path):
+    (tmp_path / "table.md").mkdir()
+    with pytest.raises(BadInput, match=r"table.md: is a folder, where a file is to be written; remove it"):
+        files.require_writable(tmp_path, "other", "table.md")
+
+
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, number, raised):
     files.write_text(tmp_path / "file", "old")
