@@ -50,7 +50,8 @@ def find_files(folder: Path) -> list[Path]:
     """Every file below `folder`, in the order of torchvision's ImageFolder; no hidden ones, nothing in foreign folders.
 
     Pipes, sockets and devices are no files: to open one may wait for ever. Links are followed. Each directory is read
-    only once, and those that contain `folder` are not read at all, so a loop of links adds nothing. Raises BadInput for a directory that cannot be read.
+    only once, and those that contain `folder` are not read at all, so a loop of links adds nothing. Raises BadInput
+    for a directory that cannot be read.
     """
     entered = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     found = []

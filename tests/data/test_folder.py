@@ -88,7 +88,7 @@ def test_what_other_programs_leave_is_no_data(root, foreign):
 
 def test_a_pipe_is_no_picture_and_a_broken_link_is_named(root):
     os.mkfifo(root / "train/cat/pipe.png")
-    assert "pipe" not in str(opened(root))
+    assert len(opened(root)[0].train().labels) == len(find_files(root / "train"))
     (root / "train/cat/broken.png").symlink_to("nowhere")
     with pytest.raises(BadInput, match=r"train/cat/broken.png: is a broken link; remove it"):
         opened(root)
