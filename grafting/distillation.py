@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafting.inputs import Inputs, Step
-from grafting.recipes import Phase, batch_size
+from grafting.recipes import Phase, batch_size, batchnorm_mode
 from grafting.scions import parameters_by_role
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
 from models.logits import LogitsNotFinite
-from models.networks import batch_sizes, has_batchnorm
+from models.networks import batch_sizes, batchnorms_in
 from utils.seeds import generator
 
 
@@ -90,7 +90,7 @@ class Distillation:
         lr_student, lr_adapter = phase.learning_rates(shots)
         self.phase = phase
         self.scion = scion
-        self.batch = batch_size(shots)
+        self.shots, self.batch = shots, batch_size(shots)
         self.optimizer = torch.optim.Adam(
             [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}], fused=True
         )
@@ -106,16 +106,21 @@ class Distillation:
     ) -> None:
         """Train up to the phase's last epoch, after the epochs that are done already.
 
-        The scion is in training mode while it is trained, and in evaluation mode while it is measured. seed_key: what
-        the random draws depend on beside phase and epoch (utils/seeds.py). eval_every: epochs between test accuracies
-        (Phase.measures). after_epoch: called after every epoch. Raises NotFinite.
+        The scion is in training mode while it is trained, but for its BatchNorm where batches are small
+        (grafting/recipes.py), and in evaluation mode while it is measured. seed_key: what the random draws depend on
+        beside phase and epoch (utils/seeds.py). eval_every: epochs between test accuracies (Phase.measures).
+        after_epoch: called after every epoch. Raises NotFinite.
         """
         device, step = inputs.teacher.device, self.step_on(inputs)
-        batches = batch_sizes(len(inputs), self.batch, has_batchnorm(self.scion))
+        norms = batchnorms_in(self.scion)
+        batches = batch_sizes(len(inputs), self.batch, joins_last=bool(norms))
+        trains_norms = batchnorm_mode(self.shots, len(inputs)) == "training mode"
         while self.curve.epoch < self.phase.epochs:
             started = perf_counter()
             order, view = draw_views(inputs, *seed_key, self.phase.name, self.curve.epoch + 1)
             self.scion.train()
+            for norm in norms:
+                norm.train(trains_norms)
             loss = train(step, order.to(device), view.to(device), batches)
             self.scion.eval()
             self.curve.steps += len(batches)

@@ -175,9 +175,9 @@ def output_shapes(blocks: nn.Sequential, image_size: int) -> list[tuple[int, ...
     return [tuple(output.shape[1:]) for output in outputs]
 
 
-def has_batchnorm(network: nn.Module) -> bool:
-    """Whether it has statistics of batches to train, as a ResNet; the student of a VGG has none."""
-    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+def batchnorms_in(network: nn.Module) -> list[nn.Module]:
+    """Its layers with statistics of batches, as a ResNet has them; the student of a VGG has none."""
+    return [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 def batch_sizes(images: int, batch: int, joins_last: bool) -> list[int]:

@@ -11,12 +11,13 @@ from torch import nn
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
+from grafting import recipes
 from grafting.distillation import Distillation
 from grafting.inputs import Inputs
 from grafting.recipes import CIFAR10
 from grafting.scions import Adapter, adapters_of, graft, scions
 from grafting.teacher import FrozenTeacher
-from models.networks import Networks, initialize
+from models.networks import Networks, batchnorms_in, initialize
 
 CLASSES, SIZE, STORED = 3, 48, 55
 SCHEDULE = replace(CIFAR10, blocks=range(1, 3), stage1_epochs=(2,), stage2_epochs=(2,))
@@ -107,7 +108,8 @@ def test_phases_for_any_number_of_blocks(blocks, expected):
 
 
 @pytest.mark.parametrize("phase", SCHEDULE.phases, ids=[phase.name for phase in SCHEDULE.phases])
-def test_only_the_scion_changes_and_it_is_measured_in_evaluation_mode(frozen, phase):
+def test_only_the_scion_changes_and_it_is_measured_in_evaluation_mode(frozen, phase, monkeypatch):
+    monkeypatch.setattr(recipes, "BATCHNORM_FROM", 1)
     teacher = frozen()
     inputs, run = Inputs(teacher, FEW), Distillation(phase, scion_of(teacher, phase), shots=1)
     before, fresh = ({k: v.clone() for k, v in m.state_dict().items()} for m in (teacher.network, run.scion))
@@ -144,14 +146,15 @@ def test_the_cache_gives_the_same_losses_and_predictions_without_matrix_products
     assert runs[1].curve.accuracies == runs[0].curve.accuracies and set(cached.settled) == {"network"}
 
 
-def test_a_last_single_image_joins_the_batch_before(frozen):
-    """BatchNorm cannot train on one; 9 images in batches of 8 are one step."""
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_last_single_image_joins_the_batch_before(frozen, monkeypatch, trains):
+    """BatchNorm cannot train on one; 9 images in batches of 8 are one step. In small batches it does not train."""
+    monkeypatch.setattr(recipes, "BATCHNORM_FROM", 9 if trains else 10)
     teacher, (phase, *_) = frozen(), SCHEDULE.phases
     current = Distillation(replace(phase, epochs=1), scion_of(teacher, phase), shots=2)
     current.batch, seen = 8, []
-    hook = current.scion[0][0].register_forward_hook(
-        lambda layer, inputs, _: seen.append((len(inputs[0]), layer.training))
-    )
+    norm, *_ = batchnorms_in(current.scion)
+    hook = norm.register_forward_hook(lambda layer, inputs, _: seen.append((len(inputs[0]), layer.training)))
     current.run(Inputs(teacher, images(9, STORED).images), (0,), None, lambda _: None)
     hook.remove()
-    assert seen[0] == (9, True) and current.curve.steps == 1 and not any(training for _, training in seen[1:])
+    assert seen[0] == (9, trains) and current.curve.steps == 1 and not any(training for _, training in seen[1:])
