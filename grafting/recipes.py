@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # not loaded here: the command line is parsed without it
 
 BATCH_AT_TEN_SHOTS = 64
-BATCHNORM_FROM = 64  # images in a batch whose statistics are good enough to train on (docs/networks.md)
+BATCHNORM_FROM = 32  # images in a batch whose statistics are good enough to train on (docs/networks.md)
 CURVE_POINTS = 5  # test accuracies in a phase where they decide nothing, however long the phase is
 
 
