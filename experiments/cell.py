@@ -52,7 +52,7 @@ class Cell:
             "test_sha256": job.test_sha256,
             "normalization": dataset.normalization.content,
             "method": method,
-            **job.networks_setting(shots, len(self.images)),
+            **job.networks_setting,
             "schedule": [phase_content(phase, shots) for phase in job.method.phases(job.recipe)],
         }
         self.result = results.path_of(job.output_dir, shots, trial)

@@ -16,7 +16,7 @@ from data import fewshot
 from data.datasets import ImageDataset, dataset_name, open_dataset
 from experiments import teachers
 from experiments.cell import Cell
-from grafting.recipes import RECIPES, Recipe, batchnorm_mode
+from grafting.recipes import RECIPES, Recipe
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
 from models.networks import NETWORKS, Networks, frozen
@@ -110,15 +110,13 @@ class Job:
             raise BadInput(f"--networks {self.args.networks}: {self.teacher_file} has other widths; leave the flag out")
         return self.require_graftable(self._as_asked(networks) if networks.is_vgg else networks)
 
-    def networks_setting(self, shots: int, images: int) -> dict[str, Any]:
+    @property
+    def networks_setting(self) -> dict[str, Any]:
         """What a cell's setting says of the networks; nothing of VGGs, which the teacher's sha256 and N decide."""
         if self.networks.is_vgg:
             return {}
-        return {
-            **self.networks.content,
-            "start": self.networks.start,
-            "batchnorm": batchnorm_mode(shots, images),
-        }
+        mode = "training mode" if self.networks.trains_batchnorm else "evaluation mode"
+        return {**self.networks.content, "start": self.networks.start, "batchnorm": mode}
 
     def require_graftable(self, networks: Networks) -> Networks:
         """The networks, if they fit together at this size. Raises BadInput."""

@@ -13,7 +13,7 @@ from utils.errors import BadInput
 
 Setting = dict[str, Any]
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
-SHOTS_FIELDS = ("subset_sha256", "schedule", "batchnorm")  # these depend on N
+SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
 SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among", "loss")  # of the schedule
 
 

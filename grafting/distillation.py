@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafting.inputs import Inputs, Step
-from grafting.recipes import Phase, batch_size, batchnorm_mode
+from grafting.recipes import Phase, batch_size
 from grafting.scions import parameters_by_role
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
@@ -90,7 +90,7 @@ class Distillation:
         lr_student, lr_adapter = phase.learning_rates(shots)
         self.phase = phase
         self.scion = scion
-        self.shots, self.batch = shots, batch_size(shots)
+        self.batch = batch_size(shots)
         self.optimizer = torch.optim.Adam(
             [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}], fused=True
         )
@@ -106,15 +106,15 @@ class Distillation:
     ) -> None:
         """Train up to the phase's last epoch, after the epochs that are done already.
 
-        The scion is in training mode while it is trained, but for its BatchNorm where batches are small
-        (grafting/recipes.py), and in evaluation mode while it is measured. seed_key: what the random draws depend on
+        The scion is in training mode while it is trained, but for BatchNorm that began with the teacher's statistics,
+        and in evaluation mode while it is measured. seed_key: what the random draws depend on
         beside phase and epoch (utils/seeds.py). eval_every: epochs between test accuracies (Phase.measures).
         after_epoch: called after every epoch. Raises NotFinite.
         """
         device, step = inputs.teacher.device, self.step_on(inputs)
         norms = batchnorms_in(self.scion)
         batches = batch_sizes(len(inputs), self.batch, joins_last=bool(norms))
-        trains_norms = batchnorm_mode(self.shots, len(inputs)) == "training mode"
+        trains_norms = inputs.teacher.networks.trains_batchnorm
         while self.curve.epoch < self.phase.epochs:
             started = perf_counter()
             order, view = draw_views(inputs, *seed_key, self.phase.name, self.curve.epoch + 1)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor  # not loaded here: the command line is parsed without it
 
 BATCH_AT_TEN_SHOTS = 64
-BATCHNORM_FROM = 32  # images in a batch whose statistics are good enough to train on (docs/networks.md)
 CURVE_POINTS = 5  # test accuracies in a phase where they decide nothing, however long the phase is
 
 
@@ -132,11 +131,6 @@ def _entry(numbers: tuple, index: int) -> Any:
 def batch_size(shots: int) -> int:
     """64 images at 10 shots, in proportion elsewhere: 6, 12, 19, ... 64, 128, 320."""
     return int(BATCH_AT_TEN_SHOTS * shots / 10)
-
-
-def batchnorm_mode(shots: int, images: int) -> str:
-    """In which mode the BatchNorm of scions is while they train on so many images."""
-    return "training mode" if min(batch_size(shots), images) >= BATCHNORM_FROM else "evaluation mode"
 
 
 _HALVED_NINE_TIMES = tuple((k / 10, 0.5) for k in range(1, 10))  # every 30 of 300 epochs

@@ -88,6 +88,11 @@ class Networks:
         return replace(self, name=f"{self.name}{FROM_TEACHER}", start=start)
 
     @property
+    def trains_batchnorm(self) -> bool:
+        """Whether BatchNorm of student blocks trains on batches; that of the teacher's blocks has statistics already."""
+        return self.start == "fresh"
+
+    @property
     def base_name(self) -> str:
         """The name without the start, which a student's file does not show."""
         return self.name.removesuffix(FROM_TEACHER)

@@ -71,7 +71,7 @@ def test_from_teacher_to_exported_student(with_teacher, capsys):
     assert run("--nshot", "1", "--trials", "1") == 0
     folder = with_teacher / "runs/Folder-small"
     result = json.loads((folder / "results/1-shot/trial-0.json").read_text())
-    assert result["setting"]["networks"] == "small" and result["setting"]["batchnorm"] == "evaluation mode"
+    assert result["setting"]["networks"] == "small" and result["setting"]["batchnorm"] == "training mode"
     assert result["setting"]["sha256"] and list(result["phases"]) == ["B0", "B1", "L2"]
     student = with_teacher / result["students"]["last"]
     state = torch.load(student, weights_only=True)

@@ -11,7 +11,6 @@ from torch import nn
 from acceleration.feature_cache import CachedTeacher
 from data.datasets import ImageDataset, LabelledImages
 from data.views import Normalization
-from grafting import recipes
 from grafting.distillation import Distillation
 from grafting.inputs import Inputs
 from grafting.recipes import CIFAR10
@@ -108,8 +107,7 @@ def test_phases_for_any_number_of_blocks(blocks, expected):
 
 
 @pytest.mark.parametrize("phase", SCHEDULE.phases, ids=[phase.name for phase in SCHEDULE.phases])
-def test_only_the_scion_changes_and_it_is_measured_in_evaluation_mode(frozen, phase, monkeypatch):
-    monkeypatch.setattr(recipes, "BATCHNORM_FROM", 1)
+def test_only_the_scion_changes_and_it_is_measured_in_evaluation_mode(frozen, phase):
     teacher = frozen()
     inputs, run = Inputs(teacher, FEW), Distillation(phase, scion_of(teacher, phase), shots=1)
     before, fresh = ({k: v.clone() for k, v in m.state_dict().items()} for m in (teacher.network, run.scion))
@@ -147,10 +145,10 @@ def test_the_cache_gives_the_same_losses_and_predictions_without_matrix_products
 
 
 @pytest.mark.parametrize("trains", [True, False])
-def test_a_last_single_image_joins_the_batch_before(frozen, monkeypatch, trains):
-    """BatchNorm cannot train on one; 9 images in batches of 8 are one step. In small batches it does not train."""
-    monkeypatch.setattr(recipes, "BATCHNORM_FROM", 9 if trains else 10)
+def test_a_last_single_image_joins_the_batch_before(frozen, trains):
+    """BatchNorm cannot train on one; 9 images in batches of 8 are one step. The teacher's does not train."""
     teacher, (phase, *_) = frozen(), SCHEDULE.phases
+    teacher.networks = replace(teacher.networks, start="fresh" if trains else "teacher", copy_block=lambda *_: None)
     current = Distillation(replace(phase, epochs=1), scion_of(teacher, phase), shots=2)
     current.batch, seen = 8, []
     norm, *_ = batchnorms_in(current.scion)

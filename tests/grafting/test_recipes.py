@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from comparisons.methods import METHODS
-from grafting.recipes import CIFAR10, CIFAR100, RECIPES, batch_size, batchnorm_mode
+from grafting.recipes import CIFAR10, CIFAR100, RECIPES, batch_size
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,3 @@ def test_weights_of_the_prototypes():
 def test_a_single_grafted_block_has_nothing_to_join(method):
     (phase,) = method.phases(replace(CIFAR10, blocks=range(3, 4)))
     assert (phase.name, phase.span, phase.selects_among) == ("B0", (3, 4), 100)
-
-
-def test_batchnorm_trains_in_batches_of_32_or_more():
-    modes = {
-        (shots, images): batchnorm_mode(shots, images) for shots, images in ((4, 40), (5, 50), (10, 30), (10, 100))
-    }
-    small, large = "evaluation mode", "training mode"
-    assert modes == {(4, 40): small, (5, 50): large, (10, 30): small, (10, 100): large}
