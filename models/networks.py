@@ -89,7 +89,7 @@ class Networks:
 
     @property
     def trains_batchnorm(self) -> bool:
-        """Whether BatchNorm of student blocks trains on batches; that of the teacher's blocks has statistics already."""
+        """Whether BatchNorm of student blocks trains on batches; a copy of the teacher's has statistics already."""
         return self.start == "fresh"
 
     @property
