@@ -22,7 +22,7 @@ from grafting.recipes import Phase, Recipe
 from grafting.scions import Adapter, begun
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import State
-from models.networks import frozen, initialize, output_shapes
+from models.networks import frozen, initialize, output_shapes, seeded
 from utils.errors import BadInput
 
 
@@ -47,7 +47,8 @@ class PlainStudent(Method):
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
         """Raises BadInput where the student's blocks do not fit between the teacher's without adapters."""
         networks = teacher.networks
-        student = networks.student(teacher.classes)
+        with seeded(generator):
+            student = networks.student(teacher.classes)
         shapes = output_shapes(frozen(networks.cut(student)), teacher.image_size)
         for block in (networks.first, networks.last + 1):
             if shapes[block] != teacher.shapes[block]:

@@ -22,7 +22,7 @@ from data.pictures import quiet, square, upright
 from data.views import Views
 from utils import files, locks
 from utils.errors import BadInput
-from utils.machine import cores
+from utils.machine import cores, free_host_memory
 from utils.text import bar, say
 
 BATCH = 256  # pictures that are decoded together
@@ -78,6 +78,11 @@ class Pictures:
         """
         if self.root and self.nbytes > IN_MEMORY:
             self._use_file()
+            return self
+        if self.nbytes > free_host_memory() // 2:
+            self.report(
+                f"{self.name}: {self.nbytes / 1e9:.1f} GB do not fit into memory; resized each time they are used"
+            )
             return self
         images, faults = np.empty(self.shape, self.dtype), []
         for start, batch in self._batches(faults):
@@ -142,7 +147,9 @@ class Pictures:
         except (BadInput, OSError) as error:
             refuse(faults)
             reason = str(error) if isinstance(error, BadInput) else f"{folder}: cannot be written ({error})"
-            self.report(f"{reason}; until then, {self.name} are decoded each time they are used")
+            self.report(
+                f"{reason}; {self.name} are decoded each time they are used, unless XDG_CACHE_HOME names another folder"
+            )
 
     def _state(self) -> str:
         """A hash of what the file depends on: all pictures' names, sizes and times, and how they are decoded."""

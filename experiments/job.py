@@ -107,7 +107,9 @@ class Job:
         """The teacher's own, whose blocks are checked to fit together."""
         networks = self.pair.of(self.network)
         if self.args.networks and networks.content != self.pair.content:
-            raise BadInput(f"--networks {self.args.networks}: {self.teacher_file} has other widths; leave the flag out")
+            raise BadInput(
+                f"--networks {self.args.networks}: {self.teacher_file} has other widths; name another teacher"
+            )
         return self.require_graftable(self._as_asked(networks) if networks.is_vgg else networks)
 
     @property

@@ -63,12 +63,12 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
     kind, state = _read(path, job)
     if kind != "network":
         return candidates(kind, state, path, _recorded_teacher(kind, state, path, job), job.dataset)
-    if not job.pair.is_vgg:
-        _require_networks(path, job.pair)
     found = whole(state, path, job.pair, job.dataset, job.device)
     if not_checked := records.check(path, records.deciding(job.dataset)):
         job.report(not_checked)
     if found.name != TEACHER:
+        if not job.pair.is_vgg:
+            _require_networks(path, job.pair)
         return [
             *_teacher_of(path, lambda: is_plain_student_of(found.network.network, job.frozen_teacher()), job),
             found,
@@ -124,7 +124,8 @@ def _require_networks(path: Path, networks: Networks) -> None:
 
 def _recorded_teacher(kind: str, state: Any, path: Path, job: Job) -> FrozenTeacher:
     """The command's teacher. Raises BadInput if the student has other classes, or its record names another teacher."""
-    checkpoints.require_classes(kind, state, path, job.dataset.classes)
+    if job.pair.is_vgg:
+        checkpoints.require_classes(kind, state, path, job.dataset.classes)
     teacher = job.frozen_teacher()
     _require_networks(path, teacher.networks)
     if not_checked := records.check(path, records.deciding(job.dataset, job.teacher_sha256)):
@@ -137,6 +138,8 @@ def export(job: Job) -> int:
     path = job.args.export
     target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
     files.require_there(path)
+    if target.suffix == ".pth" and not has_pth(job.pair):
+        raise BadInput(f"--to {target}: a .pth file of {job.pair.name} could not be loaded again; take .pt2 or .onnx")
     exporting.require_target(target, job.args.fresh)
     if formats.is_exported(path):
         raise BadInput(f"--export {path}: is exported already; name a student (...-net-...)")
@@ -145,8 +148,6 @@ def export(job: Job) -> int:
         raise BadInput(f"--export {path}: holds the scions of stage 1; name a student (...-net-...)")
     teacher = _recorded_teacher(kind, state, path, job)
     student = student_in(kind, state, path, teacher)
-    if target.suffix == ".pth" and not has_pth(teacher.networks):
-        raise BadInput(f"--to {target}: {teacher.networks.name} has no such file; take .pt2 or .onnx")
     source = exporting.Source(teacher, student, job.dataset, _few_shot_images(path, job), files.sha256_of_file(path))
     job.report(f"{path}: calibrating, and comparing the written file with it on all test images")
     with logits_from(path, job.teacher_file):

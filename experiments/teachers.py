@@ -68,7 +68,7 @@ def _lock(job: Job, timeout: float) -> AbstractContextManager:
 
 def _get(job: Job) -> None:
     """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
-    path, inputs = job.teacher_file, job.flags(*INPUTS)
+    path, inputs = job.teacher_file, job.flags(*(name for name in INPUTS if name != "grafted"))
     if _is_default(job) and job.data_recipe.trains_own_teacher:
         job.report(f"{path}: not finished; it is trained now, or awaited if another process is training it")
         train(job, "quick", only_if_missing=True)
@@ -78,7 +78,8 @@ def _get(job: Job) -> None:
             if not path.exists():
                 fetch_teacher(path, job.dataset, inputs)
     else:
-        existing = sorted(map(str, FOLDER.glob(f"*-blockwise-{glob.escape(job.name.lower())}.pth")))
+        pattern = f"*-blockwise-{glob.escape(job.name.lower())}.pth"
+        existing = sorted(map(str, FOLDER.glob(pattern))) if job.pair.is_vgg else []
         quick = ["--teacher_recipe", "quick"] if job.pair.is_vgg else []
         train_one = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", *quick])
         choose = f"name one with --teacher: {', '.join(existing)}" if existing else f"train one: {train_one}"
@@ -120,6 +121,8 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> N
 def _recipe(job: Job, name: str | None) -> TeacherRecipe:
     """The recipe of that name with what the flags change. Raises BadInput for flags that do not go together."""
     args, path = job.args, job.teacher_file
+    if args.teacher == TORCHVISION:
+        raise BadInput("--teacher torchvision: is downloaded, not trained; name a file for the new teacher")
     if path.suffix != ".pth" or path.is_dir():
         raise BadInput(f"--teacher {path}: the name of a teacher's file ends in .pth; choose such a name")
     if args.teacher_from and args.teacher_from.resolve() == path.resolve():

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from grafting.teacher import FrozenTeacher
-from models.networks import Networks, frozen, initialize, output_shapes
+from models.networks import Networks, frozen, initialize, output_shapes, seeded
 
 
 class Adapter(nn.Conv2d):
@@ -34,7 +34,8 @@ class Adapter(nn.Conv2d):
 
 def scions(teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
     """Freshly initialised B0, B1, ..., on the CPU: one for each block that the teacher's networks replace."""
-    made = scions_between(teacher.networks, teacher.shapes, teacher.image_size)
+    with seeded(generator):
+        made = scions_between(teacher.networks, teacher.shapes, teacher.image_size)
     return begun([initialize(scion, generator) for scion in made], teacher)
 
 

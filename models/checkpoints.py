@@ -3,6 +3,7 @@
 teacher   `features.<block>.<position>.*`, `classifier.<position>.*`
 stage 1   `{"block-0": {...}, "block-1": {...}, ...}`, the states of B0, B1, ...
 stage 2   the state of the sequence (B0, B1, ...): `0.0.0.weight` .. `2.1.1.1.bias`
+plain     the state of a network of other classes than VGGs, such as torchvision's, or of a student without adapters
 
 All are written in the serialisation from before PyTorch 1.6, and read in any, saved from any device, also as other
 programs write them: the state under a key of a training checkpoint, or with DataParallel's `module.` before each name.
@@ -97,10 +98,11 @@ def network_from_state(make: Callable[[int], nn.Module], state: State, path: Pat
     """The network with this state. make: makes it for a number of classes. Raises BadInput where it does not fit."""
     network = make(classes)
     expected = network.state_dict()
-    logits = list(expected)[-1]  # the bias or weight of the last layer
-    if logits in state and state[logits].shape[1:] == expected[logits].shape[1:]:
-        _require_classes(len(state[logits]), classes, path)
-    load(network, state, path, PLAIN)
+    *_, (name, logits) = expected.items()  # the bias or weight of the last layer
+    if logits.ndim and len(logits) == classes and name in state and state[name].ndim == logits.ndim:
+        _require_classes(len(state[name]), classes, path)
+    counters = {key: value for key, value in expected.items() if key.endswith(".num_batches_tracked")}
+    load(network, {**counters, **state}, path, PLAIN)  # files of old versions of PyTorch have no such counters
     return network
 
 

@@ -4,8 +4,8 @@ To add a pair, write a function that cuts both networks into blocks, and an entr
 reads a pair from a user's own file.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -74,7 +74,7 @@ class Networks:
 
     def outlined(self) -> AbstractContextManager:
         """Within it, networks are made without values, which takes no time; those of a user's own file as usual."""
-        return nullcontext() if "sha256" in self.content else torch.device("meta")
+        return nullcontext() if "networks_sha256" in self.content else torch.device("meta")
 
     def started_from(self, start: str) -> "Networks":
         """The same networks with "fresh" student blocks, or with those that begin from the "teacher"'s weights.
@@ -166,6 +166,14 @@ def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return network
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Here, what a network draws when it is made follows from the generator's seed. The generator draws nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        yield
 
 
 @torch.no_grad()

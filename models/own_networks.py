@@ -1,8 +1,10 @@
 """Networks from a user's own Python file (docs/networks.md), and the check that a pair can be grafted."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -24,19 +26,24 @@ def read(path: Path) -> Networks:
     files.require_there(path)
     if path.stem in NETWORKS:
         raise BadInput(f"--networks {path}: {path.stem} is the name of others; rename the file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(f"networks_of_{path.stem}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
     _calling(path, lambda: spec.loader.exec_module(module))
     if missing := [name for name in FUNCTIONS if not callable(getattr(module, name, None))]:
         raise BadInput(f"--networks {path}: has no function {', '.join(missing)}; docs/networks.md has an example")
-    first, last = _calling(path, lambda: map(int, module.GRAFTED))
-    content = {"networks": path.stem, "sha256": files.sha256_of_file(path)}
+    first, last = _calling(path, lambda: _first_and_last(module))
+    content = {"networks": path.stem, "networks_sha256": files.sha256_of_file(path)}
     networks = Networks(
         path.stem, module.teacher, module.student, module.cut, first, last, getattr(module, "IMAGE_SIZE", 224),
         teacher_recipe=ONE_CYCLE, absorb=getattr(module, "absorb", None), content=content,
     )  # fmt: skip
     _calling(path, lambda: _require_same_function(networks, classes=10))
     return networks
+
+
+def _first_and_last(module: ModuleType) -> tuple[int, int]:
+    first, last = module.GRAFTED
+    return int(first), int(last)
 
 
 def _calling(path: Path, call: Callable[[], object]) -> object:
@@ -56,6 +63,8 @@ def _require_same_function(networks: Networks, classes: int) -> None:
     images = torch.randn(2, 3, networks.image_size, networks.image_size, generator=torch.Generator().manual_seed(0))
     for make in (networks.teacher, networks.student):
         network = frozen(make(classes))
+        if not _tensors(networks.cut(network)) <= _tensors(network):
+            raise BadInput(f"--networks {networks.name}.py: the blocks of cut() do not share the network's parameters")
         expected, features = network(images.clone()), images
         for index, block in enumerate(networks.cut(network)):
             before = features.clone()
@@ -67,6 +76,10 @@ def _require_same_function(networks: Networks, classes: int) -> None:
             features = outputs
         if not torch.equal(features, expected):
             raise BadInput(f"--networks {networks.name}.py: the blocks of cut() do not compute what the network does")
+
+
+def _tensors(network: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
 
 
 def require_graftable(networks: Networks, classes: int, image_size: int) -> None:
@@ -83,14 +96,16 @@ def require_graftable(networks: Networks, classes: int, image_size: int) -> None
     try:
         ours, theirs = output_shapes(student, image_size), output_shapes(teacher, image_size)
     except (RuntimeError, ValueError) as error:
-        raise BadInput(f"{about}: cannot be computed ({str(error).splitlines()[0][:160]})") from error
+        reason = str(error).splitlines()[0][:160]
+        raise BadInput(f"{about}: cannot be computed ({reason}); choose another size, or leave it out") from error
     if theirs[-1] != (classes,):
         raise BadInput(f"{about}: the teacher gives {theirs[-1]} for an image, not logits of {classes} classes")
     for start in range(networks.first, networks.last + 2):
-        if ours[start][1:] != theirs[start][1:] or (start == len(teacher) and ours[start] != theirs[start]):
+        only_channels_differ = len(ours[start]) == 3 and ours[start][1:] == theirs[start][1:]
+        if ours[start] != theirs[start] and not only_channels_differ:
             raise BadInput(
                 f"{about}: in front of block {start} the teacher has {theirs[start]}, the student {ours[start]};"
-                " only the number of channels may differ"
+                " only the number of channels of a feature map may differ"
             )
 
 

@@ -1,5 +1,6 @@
 """torchvision's own weights of a teacher, for the 1,000 classes of ImageNet."""
 
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -30,5 +31,5 @@ def fetch(networks: Networks, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         load_state_dict_from_url(url, model_dir=str(path.parent), map_location="cpu", check_hash=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: its hash differs
+    except (OSError, HTTPException, RuntimeError) as error:  # the last: its hash differs
         raise BadInput(f"{path}: missing, and {url} cannot be downloaded ({error}); put that file there") from error

@@ -23,7 +23,7 @@ from data.decoding import Pictures
 from data.views import Views, images_at_once
 from models import checkpoints, records
 from models.balancing import balance
-from models.networks import Networks, batch_sizes, initialize
+from models.networks import Networks, batch_sizes, initialize, seeded
 from models.teacher_recipe import TeacherRecipe
 from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm, parameter_groups
 from utils import files, machine
@@ -81,7 +81,9 @@ class TeacherTraining:
         if start:
             network = checkpoints.read_teacher(start, dataset.classes, networks)
         else:
-            network = initialize(networks.teacher(dataset.classes), random)
+            with seeded(random):
+                network = networks.teacher(dataset.classes)
+            initialize(network, random)
         setting = {
             "dataset": dataset.name,
             "seed": seed,

@@ -7,7 +7,7 @@ import torch
 
 import train_fskd
 from grafting.recipes import PUBLISHED_SHOTS
-from models import networks
+from models import networks, records
 from utils import arguments
 
 NETWORKS = """
@@ -67,12 +67,13 @@ def test_from_teacher_to_exported_student(with_teacher, capsys):
     """The student has no adapters, the keys of its own class, and what it has learned with BatchNorm."""
     (file,) = with_teacher.glob("ckpt/teacher/*.pth")
     assert file.name == "small-folder-32px.pth"
+    assert records.of(file)["networks"] == "small"
     before = torch.load(file, weights_only=True)
     assert run("--nshot", "1", "--trials", "1") == 0
     folder = with_teacher / "runs/Folder-small"
     result = json.loads((folder / "results/1-shot/trial-0.json").read_text())
     assert result["setting"]["networks"] == "small" and result["setting"]["batchnorm"] == "training mode"
-    assert result["setting"]["sha256"] and list(result["phases"]) == ["B0", "B1", "L2"]
+    assert result["setting"]["networks_sha256"] and list(result["phases"]) == ["B0", "B1", "L2"]
     student = with_teacher / result["students"]["last"]
     state = torch.load(student, weights_only=True)
     namespace = {}
@@ -88,7 +89,7 @@ def test_from_teacher_to_exported_student(with_teacher, capsys):
     assert run("--evaluate", "s.pt2") == 0
     assert "| student, exported |" in capsys.readouterr().out
     assert run("--export", str(student), "--to", "s.pth") == 2
-    assert "--to s.pth: small has no such file; take .pt2 or .onnx" in capsys.readouterr().err
+    assert "--to s.pth: a .pth file of small could not be loaded again; take .pt2 or .onnx" in capsys.readouterr().err
     assert run("--evaluate", str(student), "--grafted", "1-1") == 2
     assert "is a student of small, not small-blocks1-1; give --networks and --grafted" in capsys.readouterr().err
 
@@ -113,6 +114,7 @@ def test_grafted_blocks_and_methods(with_teacher, capsys):
         "--method fitnets": "--method fitnets: is for VGGs only",
         "--grafted 1-3": "--grafted 1-3: small has the blocks 1-2 to graft",
         "--start teacher": "--start teacher: there is no rule for small; leave it out",
+        "--train_teacher --teacher torchvision": "--teacher torchvision: is for ResNets",
         "--diagnose": "--diagnose: is for VGGs, on which its limits were measured, not for small",
         "--evaluate other.pth": "other.pth: head.bias is missing; not weights of the network that --networks names",
         "--teacher torchvision": "--teacher torchvision: is for ResNets; torchvision has no weights of small",

@@ -14,6 +14,7 @@ from grafting.scions import adapters_of, scions
 from grafting.teacher import FrozenTeacher
 from models.networks import NETWORKS, Networks, frozen, initialize
 from utils.errors import BadInput
+from utils.precision import arithmetic
 
 
 def resnet_teacher(name: str, *grafted: int) -> FrozenTeacher:
@@ -72,6 +73,12 @@ def test_where_a_map_cannot_be_absorbed_the_file_keeps_the_adapters(tmp_path):
         assert plain(teacher, made) is None
         students.write(teacher, made, tmp_path / "student.pth")
         nn.Sequential(*scions(teacher, torch.Generator())).load_state_dict(torch.load(tmp_path / "student.pth"))
+
+
+def test_a_student_is_compared_in_float32_whatever_the_runs_precision(tmp_path):
+    teacher = resnet_teacher("resnet50-resnet18")
+    with arithmetic("bfloat16", teacher.device):
+        students.write(teacher, trained_scions(teacher), tmp_path / "student.pth")
 
 
 def test_a_plain_student_that_is_another_function_is_not_written(tmp_path):

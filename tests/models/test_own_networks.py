@@ -32,7 +32,9 @@ def test_the_documented_example_is_read_and_has_adapters_on_both_sides(tmp_path)
 
 FAULTS = {
     "def cut(network)": ("def slice_up(network)", "has no function cut"),
-    "GRAFTED = 1, 4": ("", "AttributeError"),
+    "GRAFTED = 1, 4  #": ("GIVEN = 1, 4  #", "AttributeError"),
+    "GRAFTED = 1, 4 ": ("GRAFTED = (1,) ", "ValueError"),
+    "f = network.features": ("f = __import__('copy').deepcopy(network.features)", "do not share the network"),
     "import torch\n": ("import torches\n", "ModuleNotFoundError: No module named 'torches'"),
     "f[:2], f[2:4]": ("f[:1], f[2:4]", "RuntimeError"),
     "head)\n": ("head, nn.Identity(), nn.ReLU(inplace=True))\n", "block 7 changes its input"),
