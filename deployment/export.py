@@ -22,6 +22,7 @@ from deployment import formats
 from deployment.evaluation import TEACHER, count
 from deployment.formats import INT8, Header, Images, logits_of
 from deployment.plain import deployed, is_folded
+from grafting.students import TOLERANCE
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
 from models.logits import finite
@@ -32,7 +33,6 @@ from utils.precision import arithmetic
 from utils.seeds import generator
 
 CALIBRATION_VIEWS = 2000
-TOLERANCE = 1e-4  # of the largest logit
 ROUNDING = 2e-6  # of the largest logit; two logits that are each off by the measured 7e-7 can change places
 INT8_LOSS = 0.3  # points of test accuracy that 8 bits may cost
 

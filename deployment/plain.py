@@ -9,7 +9,7 @@ from data.views import Normalization
 from deployment.folding import fold
 from grafting.teacher import FrozenTeacher
 from models.architectures import FIRST_GRAFTED, LAST_GRAFTED
-from models.networks import NETWORKS, Networks, frozen
+from models.networks import Networks, frozen
 
 
 class RawStudent(nn.Module):
@@ -39,7 +39,7 @@ def is_folded(networks: Networks) -> bool:
 
 def has_pth(networks: Networks) -> bool:
     """Whether a .pth file can be loaded without the user's file and without adapters."""
-    return is_folded(networks) or networks.content.get("networks") in NETWORKS
+    return is_folded(networks) or not (networks.is_vgg or networks.is_own)
 
 
 def deployed(teacher: FrozenTeacher, student: nn.Sequential, temperature: float = 1.0) -> nn.Module:

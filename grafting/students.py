@@ -37,20 +37,23 @@ def without_adapters(
 
     teacher: its blocks. scions: one for each grafted block, with or without adapters.
     """
+    layers = [
+        *teacher[: networks.first],
+        *(layer for scion in scions for layer in scion),
+        *teacher[networks.last + 1 :],
+    ]
     blocks, behind = [], None  # behind: the map of channels behind the last block, where there is one
-    for index, block in enumerate(teacher):
-        for layer in scions[index - networks.first] if index in networks.grafted else [block]:
-            if isinstance(layer, Adapter):
-                if layer.bias is not None:
-                    return None
-                matrix = layer.weight.flatten(1).double()
-                behind = matrix if behind is None else matrix @ behind
-                continue
-            own = frozen(copy.deepcopy(layer))
-            if behind is not None and not (networks.absorb and networks.absorb(own, behind)):
+    for layer in layers:
+        if isinstance(layer, Adapter):
+            if layer.bias is not None:
                 return None
-            behind = None
-            blocks.append(own)
+            matrix = layer.weight.flatten(1).double()
+            behind = matrix if behind is None else matrix @ behind
+            continue
+        blocks.append(frozen(copy.deepcopy(layer)))
+        if behind is not None and not (networks.absorb and networks.absorb(blocks[-1], behind)):
+            return None
+        behind = None
     return nn.Sequential(*blocks)
 
 
@@ -84,7 +87,7 @@ def load_plain(networks: Networks, blocks: nn.Sequential, state: State, path: Pa
     """Load a plain state into a student's blocks. Raises BadInput where it does not fit. path: for messages."""
     names = plain_keys(networks, classes)
     checkpoints.require_fitting(
-        {names[key]: value for key, value in blocks.state_dict().items()}, state, path, checkpoints.PLAIN
+        {names[key]: value for key, value in blocks.state_dict().items()}, state, path, checkpoints.OF_NETWORKS
     )
     blocks.load_state_dict({key: state[name] for key, name in names.items()})
     return frozen(blocks)

@@ -28,7 +28,7 @@ from utils.text import say
 
 State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")  # where training checkpoints hold a network's state
-RELEASED, PLAIN = "the released layout", "weights of the network that --networks names"
+RELEASED, OF_NETWORKS = "the released layout", "weights of the network that --networks names"
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 
@@ -102,7 +102,7 @@ def network_from_state(make: Callable[[int], nn.Module], state: State, path: Pat
     if logits.ndim and len(logits) == classes and name in state and state[name].ndim == logits.ndim:
         _require_classes(len(state[name]), classes, path)
     counters = {key: value for key, value in expected.items() if key.endswith(".num_batches_tracked")}
-    load(network, {**counters, **state}, path, PLAIN)  # files of old versions of PyTorch have no such counters
+    load(network, {**counters, **state}, path, OF_NETWORKS)  # files of old versions of PyTorch have no such counters
     return network
 
 
@@ -193,8 +193,8 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def write_network(network: nn.Module, path: Path) -> None:
-    """The state of a whole network: a teacher, or a student without adapters."""
-    files.write_tensors(path, on_cpu(network), legacy=True)
+    """The state of a whole network, such as a teacher."""
+    write_state(on_cpu(network), path)
 
 
 def write_stage1(scions: list[nn.Sequential], path: Path) -> None:

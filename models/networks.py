@@ -45,6 +45,7 @@ class Networks:
     pretrained: the teacher's name in torchvision, which has weights for ImageNet. absorb: puts a linear map of channels
     in front of a block into the block (models/resnet.py). copy_block: puts the teacher's weights into a student block.
     None: there is no rule for it. start: "fresh", or "teacher" where student blocks begin with the teacher's weights.
+    is_vgg: the teacher is a block-wise VGG, whose files have the released layout. is_own: of a user's own file.
     content: what identifies the networks in records and settings.
     """
 
@@ -60,6 +61,8 @@ class Networks:
     absorb: Callable[[nn.Module, Tensor], bool] | None = None
     copy_block: Callable[[nn.Module, nn.Module], None] | None = None
     start: str = "fresh"
+    is_vgg: bool = False
+    is_own: bool = False
     content: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,14 +70,9 @@ class Networks:
         """The blocks that are replaced."""
         return range(self.first, self.last + 1)
 
-    @property
-    def is_vgg(self) -> bool:
-        """Whether the teacher is a block-wise VGG, whose files have the released layout."""
-        return "widths" in self.content
-
     def outlined(self) -> AbstractContextManager:
         """Within it, networks are made without values, which takes no time; those of a user's own file as usual."""
-        return nullcontext() if "networks_sha256" in self.content else torch.device("meta")
+        return nullcontext() if self.is_own else torch.device("meta")
 
     def started_from(self, start: str) -> "Networks":
         """The same networks with "fresh" student blocks, or with those that begin from the "teacher"'s weights.
@@ -114,7 +112,8 @@ def vgg(teacher: Architecture) -> Networks:
     """A block-wise VGG and its student of half the width in blocks 3 and 4."""
     make, student = partial(BlockwiseVGG, teacher), partial(BlockwiseVGG, student_of(teacher))
     name = next((name for name, known in ARCHITECTURES.items() if known == teacher), "vgg")
-    return Networks(name, make, student, cut, FIRST_GRAFTED, LAST_GRAFTED, content={"widths": teacher.widths})
+    about = {"is_vgg": True, "content": {"widths": teacher.widths}}
+    return Networks(name, make, student, cut, FIRST_GRAFTED, LAST_GRAFTED, **about)
 
 
 def resnet_of(name: str, classes: int) -> nn.Module:
@@ -142,11 +141,6 @@ NETWORKS: Mapping[str, Networks] = {
     **{name: vgg(ARCHITECTURES[name]) for name in TRAINABLE},
     **{name: resnets(name) for name in RESNETS},
 }
-
-
-def networks_of(teacher: BlockwiseVGG) -> Networks:
-    """The networks of a VGG, whose depth and widths are its own."""
-    return vgg(teacher.architecture)
 
 
 def frozen(network: nn.Module) -> nn.Module:

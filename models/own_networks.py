@@ -35,7 +35,7 @@ def read(path: Path) -> Networks:
     content = {"networks": path.stem, "networks_sha256": files.sha256_of_file(path)}
     networks = Networks(
         path.stem, module.teacher, module.student, module.cut, first, last, getattr(module, "IMAGE_SIZE", 224),
-        teacher_recipe=ONE_CYCLE, absorb=getattr(module, "absorb", None), content=content,
+        teacher_recipe=ONE_CYCLE, absorb=getattr(module, "absorb", None), is_own=True, content=content,
     )  # fmt: skip
     _calling(path, lambda: _require_same_function(networks, classes=10))
     return networks
@@ -85,7 +85,7 @@ def _tensors(network: nn.Module) -> set[int]:
 def require_graftable(networks: Networks, classes: int, image_size: int) -> None:
     """Raise BadInput, which names blocks and shapes, unless the student's blocks can replace the teacher's.
 
-    Both networks are made and run on one image of this size.
+    Both networks are made and their shapes computed for one image of this size.
     """
     about = f"--networks {networks.name} at --image_size {image_size}"
     teacher, student = (_blocks(networks, make, classes, about) for make in (networks.teacher, networks.student))
@@ -111,8 +111,8 @@ def require_graftable(networks: Networks, classes: int, image_size: int) -> None
 
 def _blocks(networks: Networks, make: Callable[[int], nn.Module], classes: int, about: str) -> nn.Sequential:
     """The blocks of a new network."""
-    network = frozen(make(classes))
-    blocks = networks.cut(network)
+    with networks.outlined():
+        blocks = networks.cut(frozen(make(classes)))
     if not isinstance(blocks, nn.Sequential):
         raise BadInput(f"{about}: cut() returns a {type(blocks).__name__}, not an nn.Sequential of blocks")
     return blocks

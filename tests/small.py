@@ -24,7 +24,7 @@ from experiments.training import CellTraining
 from grafting.recipes import CIFAR10, Recipe
 from grafting.teacher import FrozenTeacher
 from models.architectures import Architecture
-from models.networks import frozen, initialize, networks_of
+from models.networks import frozen, initialize, vgg
 from models.vgg import BlockwiseVGG
 
 TINY = Architecture(((4,), (4,), (8,), (8, 8), (8,)), hidden=8)
@@ -111,7 +111,7 @@ def dataset_not_in_memory() -> ImageDataset:
 def frozen_teacher(network: BlockwiseVGG | None = None, dataset: ImageDataset | None = None) -> FrozenTeacher:
     """The small teacher with the small data set, or others."""
     network = network or small_teacher()
-    return FrozenTeacher(network, networks_of(network), dataset or small_dataset())
+    return FrozenTeacher(network, vgg(network.architecture), dataset or small_dataset())
 
 
 def short_recipe(stage1: tuple[int, ...] = (3, 2), stage2: tuple[int, ...] = (2, 4)) -> Recipe:

@@ -14,7 +14,7 @@ from acceleration.cuda_graphs import WARM_UP, GraphedStep
 from acceleration.feature_cache import CachedTeacher
 from grafting.distillation import Distillation
 from grafting.scions import scions
-from models.networks import networks_of
+from models.networks import vgg
 from utils.arguments import PRECISIONS
 from utils.precision import arithmetic, cache_dtype
 
@@ -24,7 +24,7 @@ CUDA = torch.device("cuda") if torch.cuda.is_available() else CPU  # without a G
 
 
 def cached(teacher, dataset, images, precision):
-    return CachedTeacher(teacher, networks_of(teacher), dataset, [images], 10**9, cache_dtype(precision))
+    return CachedTeacher(teacher, vgg(teacher.architecture), dataset, [images], 10**9, cache_dtype(precision))
 
 
 @pytest.fixture

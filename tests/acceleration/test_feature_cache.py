@@ -20,7 +20,7 @@ from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.scions import scions
 from models.logits import LogitsNotFinite
-from models.networks import NETWORKS, networks_of
+from models.networks import NETWORKS, vgg
 from utils import machine
 from utils.errors import BadInput
 
@@ -32,7 +32,7 @@ BYTES = {STARTS: 4 * VIEWS * (8 * 16 + 8 * 4 + 8 + 3), STARTS[:1]: 4 * VIEWS * (
 def cached(teacher, dataset):
     """A function that makes a cached teacher: of these subsets, with this budget in bytes."""
     return lambda subsets, budget, *dtype: CachedTeacher(
-        teacher, networks_of(teacher), dataset, subsets, budget, *dtype
+        teacher, vgg(teacher.architecture), dataset, subsets, budget, *dtype
     )
 
 
@@ -61,7 +61,7 @@ def test_the_same_operation_gives_the_same_bits_whatever_the_other_images(cached
 
 
 def test_the_first_block_may_be_grafted_too(teacher, dataset, plain):
-    networks = replace(networks_of(teacher), first=0)
+    networks = replace(vgg(teacher.architecture), first=0)
     inputs = CachedTeacher(teacher, networks, dataset, [], 10**9).inputs(pictures(2))
     assert torch.equal(inputs.features(0, *draws(2)), Inputs(plain, pictures(2)).features(0, *draws(2)))
 

@@ -14,7 +14,7 @@ from data.views import Views
 from grafting.distillation import NotFinite
 from grafting.inputs import Inputs
 from models.architectures import FIRST_GRAFTED
-from models.networks import networks_of
+from models.networks import vgg
 from utils.precision import arithmetic
 
 COUNT, MIDDLE = Views(32).count, Views(32).middle
@@ -94,7 +94,7 @@ def test_the_views_that_a_method_uses(teacher, frozen, tmp_path, monkeypatch, me
 def test_the_student_is_the_same_from_cached_features(dataset, frozen):
     """Their networks are matrix products."""
     images = pictures(6, seed=9)
-    cached = CachedTeacher(frozen.network, networks_of(frozen.network), dataset, [images], 10**9)
+    cached = CachedTeacher(frozen.network, vgg(frozen.network.architecture), dataset, [images], 10**9)
     plain, fast = Inputs(frozen, images), cached.inputs(images)
     students, accelerated, fast_network = [], [], fast.fast_network
     fast.fast_network = lambda network, start: accelerated.append(start) or fast_network(network, start)

@@ -24,7 +24,7 @@ from grafting.recipes import CIFAR10, RECIPES
 from grafting.stages import GRAFTING
 from models import checkpoints
 from models.architectures import student_of
-from models.networks import networks_of
+from models.networks import vgg
 from utils.errors import BadInput
 
 IMAGES = pictures(6, seed=9)
@@ -34,7 +34,7 @@ PLAIN = ("kd", "fitnets", "fskd", "fskd-images")  # their students have no adapt
 @pytest.fixture
 def make(teacher, dataset, tmp_path):
     """A function that makes a cell's training by a method; its files are in tmp_path / name."""
-    frozen = CachedTeacher(teacher, networks_of(teacher), dataset, [IMAGES], 10**9)
+    frozen = CachedTeacher(teacher, vgg(teacher.architecture), dataset, [IMAGES], 10**9)
 
     def make(name, method, **options):
         flags = ["--method", method.partition("-")[0] if method.startswith("grafting") else method]

@@ -18,7 +18,7 @@ from grafting.recipes import CIFAR10
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
-from models.networks import networks_of
+from models.networks import vgg
 
 TESTS = 2000
 
@@ -35,7 +35,7 @@ def test_a_few_epochs_with_the_cache_and_without(real_data, real_teachers, tmp_p
     test = LabelledImages(every.images[:TESTS], every.labels[:TESTS])
     dataset = replace(dataset, test=lambda: test)
     network = checkpoints.read_teacher(real_teachers / "vgg16-blockwise-cifar10.pth", 10)
-    networks = networks_of(network)
+    networks = vgg(network.architecture)
     plain, exact = (FrozenTeacher(copy.deepcopy(network), networks, dataset) for _ in range(2))
     exact.network.double()
     exact.normalization = lambda images: dataset.normalization(images).double()
