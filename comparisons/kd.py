@@ -19,7 +19,7 @@ from torch.nn import functional
 from grafting import students
 from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
-from grafting.scions import Adapter, begun
+from grafting.scions import Adapter
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import State
 from models.networks import frozen, initialize, output_shapes, seeded
@@ -31,24 +31,19 @@ def own_blocks(student: nn.Module, teacher: FrozenTeacher) -> list[nn.Sequential
     return [nn.Sequential(teacher.networks.cut(student)[block]) for block in teacher.networks.grafted]
 
 
-def with_teachers_blocks(teacher: FrozenTeacher) -> nn.Module:
-    """A student, on the CPU: blocks that are not grafted are copies of the teacher's, the others are random."""
-    networks = teacher.networks
-    student = networks.student(teacher.classes)
-    for block, (ours, theirs) in enumerate(zip(networks.cut(student), teacher.blocks, strict=True)):
-        if block not in networks.grafted:
-            ours.load_state_dict(theirs.state_dict())
-    return student
-
-
 class PlainStudent(Method):
     """A method whose student has no adapters."""
 
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
         """Raises BadInput where the student's blocks do not fit between the teacher's without adapters."""
-        networks = teacher.networks
         with seeded(generator):
-            student = networks.student(teacher.classes)
+            student = teacher.networks.student(teacher.classes)
+        self.require_plain(student, teacher)
+        return own_blocks(initialize(student.requires_grad_(True), generator), teacher)
+
+    def require_plain(self, student: nn.Module, teacher: FrozenTeacher) -> None:
+        """Raise BadInput where the student's blocks do not fit between the teacher's without adapters."""
+        networks = teacher.networks
         shapes = output_shapes(frozen(networks.cut(student)), teacher.image_size)
         for block in (networks.first, networks.last + 1):
             if shapes[block] != teacher.shapes[block]:
@@ -56,7 +51,6 @@ class PlainStudent(Method):
                     f"--method {self.name}: in front of block {block} the teacher has {teacher.shapes[block]}, the"
                     f" student {shapes[block]}; without adapters they must be equal"
                 )
-        return begun(own_blocks(initialize(student.requires_grad_(True), generator), teacher), teacher)
 
     def write(self, teacher: FrozenTeacher, state: State, path: Path) -> None:
         """Write the whole student. state: of the sequence of its own blocks."""

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from comparisons.fskd import FSKD
+from comparisons.fskd import LEAST_SQUARES
 from comparisons.kd import KD, FitNets
+from comparisons.nearest_class_mean import NearestClassMean
 from grafting.method import Method
 from grafting.recipes import Phase, Recipe
 from grafting.scions import scions
@@ -51,6 +52,6 @@ METHODS: Mapping[str, Method] = {
     "whole": Whole(2.5e-4, 2.5e-3),
     "kd": KD(3e-4, 4.0),
     "fitnets": FitNets(1e-4, 3e-4, 4.0),
-    "fskd": FSKD(),
-    "fskd-images": FSKD(all_views=False),
+    **{method.name: method for method in LEAST_SQUARES},
+    "nearest-class-mean": NearestClassMean(),
 }

@@ -20,8 +20,9 @@ from data.datasets import ImageDataset
 from data.views import Normalization, Views
 from deployment import formats
 from deployment.evaluation import TEACHER, count
+from deployment.folding import USUALLY_FOLDED
 from deployment.formats import INT8, Header, Images, logits_of
-from deployment.plain import deployed, is_folded
+from deployment.plain import deployed
 from grafting.students import TOLERANCE
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
@@ -95,8 +96,9 @@ class Source:
 
 def header_of(network: nn.Module, networks: Networks, image_size: int) -> Header:
     """What an exported file must say of its network, so that it can be loaded again and its size be told."""
-    if is_folded(networks):
-        return {"widths": network.widths}
+    if networks.is_vgg:
+        folded = {} if network.folded == USUALLY_FOLDED else {"folded": network.folded}
+        return {"widths": network.widths, **folded}
     name = networks.content.get("networks", networks.name)
     return {"networks": name, "grafted": [networks.first, networks.last], "counts": count(network, image_size)}
 

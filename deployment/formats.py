@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from data.decoding import Pictures
 from data.views import images_at_once
-from deployment.folding import FoldedStudent
+from deployment.folding import USUALLY_FOLDED, FoldedStudent
 from deployment.plain import RawStudent
 from grafting.students import empty_student
 from models import checkpoints
@@ -131,7 +131,8 @@ def read(path: Path) -> tuple[Network, Header]:
 def empty_network(header: Header) -> nn.Module | None:
     """The network that the header describes, without its values; None where only the file itself holds it."""
     if "widths" in header:
-        return frozen(FoldedStudent(header["widths"], len(header["class_names"])))
+        folded = header.get("folded", USUALLY_FOLDED)
+        return frozen(FoldedStudent(header["widths"], len(header["class_names"]), folded))
     if header["networks"] not in NETWORKS:
         return None
     networks = NETWORKS[header["networks"]].grafted_at(*header["grafted"])

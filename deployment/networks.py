@@ -10,7 +10,7 @@ from data.datasets import ImageDataset
 from deployment.evaluation import TEACHER, Candidate
 from deployment.export import OnRawImages
 from deployment.formats import Header, Network, empty_network
-from deployment.plain import deployed, is_folded
+from deployment.plain import deployed
 from grafting.scions import Adapter, adapters_of, scions
 from grafting.students import empty_student, graft_of, load_plain
 from grafting.teacher import FrozenTeacher
@@ -41,8 +41,9 @@ def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> n
     network = checkpoints.vgg_from_state(state, path, teacher.classes)
     if not is_plain_student_of(network, teacher):
         raise BadInput(
-            f"{path}: is no student of this teacher: a student has the teacher's blocks 0 to 2, and blocks 3 and 4 of"
-            " half the width; name a student (...-net-...), and the teacher that it was made with by --teacher"
+            f"{path}: is no student of this teacher, with {networks.student_width:g} of its channels in the blocks"
+            f" {networks.first}-{networks.last}; name a student (...-net-...), its --student_width and --grafted, and"
+            " the teacher that it was made with by --teacher"
         )
     for adapter in adapters_of(student):
         nn.init.dirac_(adapter.weight)
@@ -64,10 +65,11 @@ def plain_student_in(state: State, path: Path, networks: Networks, classes: int,
 def is_plain_student_of(network: nn.Module, teacher: FrozenTeacher) -> bool:
     """Whether a student without adapters, a VGG or other blocks in sequence, was made with this teacher.
 
-    It has the teacher's blocks in front of the first grafted one; that of a VGG has half the width behind them.
+    It has the teacher's blocks in front of the first grafted one; that of a VGG has the student's widths.
     """
     if isinstance(network, BlockwiseVGG):
-        if network.architecture != student_of(teacher.network.architecture):
+        networks = teacher.networks
+        if network.architecture != student_of(networks.vgg, networks.student_width, networks.grafted):
             return False
         network = cut(network)
     ours, theirs = (checkpoints.on_cpu(blocks[: teacher.networks.first]) for blocks in (network, teacher.blocks))
@@ -103,7 +105,7 @@ def candidates(kind: str, state: Any, path: Path, teacher: FrozenTeacher, datase
         student = student_in(kind, state, path, teacher)
         name = f"student (L={len(networks.grafted)})"
         found.append(Candidate(name, OnRawImages(student, dataset.normalization), path))
-        if is_folded(networks):
+        if networks.is_vgg:
             found.append(Candidate("student, folded", deployed(teacher, student).to(teacher.device)))
         return found
     if len(state) != len(networks.grafted):

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from data.views import Normalization
 from deployment.folding import fold
 from grafting.teacher import FrozenTeacher
-from models.architectures import FIRST_GRAFTED, LAST_GRAFTED
-from models.networks import Networks, frozen
+from models.networks import frozen
 
 
 class RawStudent(nn.Module):
@@ -32,20 +31,14 @@ class RawStudent(nn.Module):
         self.temperature.fill_(temperature)
 
 
-def is_folded(networks: Networks) -> bool:
-    """Whether a student is folded (deployment/folding.py): a VGG's whose blocks 3 to 5 are grafted."""
-    return networks.is_vgg and networks.grafted == range(FIRST_GRAFTED, LAST_GRAFTED + 1)
-
-
-def has_pth(networks: Networks) -> bool:
-    """Whether a .pth file can be loaded without the user's file and without adapters."""
-    return is_folded(networks) or not (networks.is_vgg or networks.is_own)
-
-
 def deployed(teacher: FrozenTeacher, student: nn.Sequential, temperature: float = 1.0) -> nn.Module:
-    """The whole student on raw images, a frozen copy on the CPU. student: of normalised images."""
-    if is_folded(teacher.networks):
-        return fold(teacher, student[FIRST_GRAFTED:], temperature)
+    """The whole student on raw images, a frozen copy on the CPU. student: of normalised images.
+
+    A VGG's is folded (deployment/folding.py).
+    """
+    networks = teacher.networks
+    if networks.is_vgg:
+        return fold(teacher, student[networks.first : networks.last + 1], temperature)
     network = RawStudent(copy.deepcopy(student).cpu())
     network.set(teacher.normalization, temperature)
     return frozen(network).to(memory_format=torch.channels_last)

@@ -179,7 +179,7 @@ def result_of(training: CellTraining, failure: NotFinite | None, teacher_record:
         "teacher": teacher_record,
         "stage1_joined": training.stage1_joined,
         "phases": {name: content_of(curve) for name, curve in training.curves.items()},
-        "seconds": {"features": training.seconds["features"], **spent, "saving": training.seconds["saving"]},
+        "seconds": {**training.seconds, **spent},
         "students": training.written,
         **training.process,
         "earlier_processes": training.earlier_processes,
@@ -202,5 +202,5 @@ def progress(phase: str, curve: Curve) -> str:
 
 def in_short(result: Result) -> str:
     """A result that is done: "best 91.18% (epoch 94), last 91.03%, 120 s"."""
-    seconds = sum(result["seconds"][what] for what in ("features", "training", "evaluation"))
+    seconds = sum(result["seconds"][what] for what in ("features", "start", "training", "evaluation"))
     return f"best {result['best']:.2f}% (epoch {result['best_epoch']}), last {result['last']:.2f}%, {seconds:.0f} s"

@@ -120,7 +120,7 @@ def afterwards(job: Job, found: list[Result]) -> str:
         f"results: {job.output_dir / 'results'}, table{figure}: {job.output_dir / 'table.md'}{picture}",
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
-    if students := [result["students"]["best"] for result in found if result["status"] == "done"]:
+    if students := [result["students"]["best"] for result in found if result["students"].get("best")]:
         command, student = ["python", "train_fskd.py"], students[-1]
         inputs = job.flags(*teachers.INPUTS)
         lines += [

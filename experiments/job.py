@@ -52,6 +52,8 @@ class Job:
         self.is_trained = any(phase.lr_student for phase in self.method.phases(self.data_recipe))
         if not self.is_trained and (args.best_of or args.eval_every):
             raise BadInput(f"--best_of and --eval_every: not with --method {method}, which has no epochs to measure")
+        if not self.is_trained and args.start != "fresh":
+            raise BadInput(f"--start {args.start}: not with --method {method}, which trains nothing; leave it out")
         self.pair = self._pair()
         self.image_size = args.image_size or self.pair.image_size
         own_name = not self.pair.is_vgg or self.pair.name not in NETWORKS
@@ -70,9 +72,9 @@ class Job:
         return self._as_asked(pair)
 
     def _as_asked(self, networks: Networks) -> Networks:
-        """With the blocks of --grafted, and the start of --start."""
+        """With the blocks of --grafted, their width, and their start."""
         networks = networks.grafted_at(*self.args.grafted) if self.args.grafted else networks
-        return networks.started_from(self.args.start)
+        return networks.at_width(self.args.student_width).started_from(self.args.start)
 
     def announce(self, line: str) -> None:
         """Say once, for all processes, what comes next and takes a while."""
@@ -110,13 +112,13 @@ class Job:
             raise BadInput(
                 f"--networks {self.args.networks}: {self.teacher_file} has other widths; name another teacher"
             )
-        return self.require_graftable(self._as_asked(networks) if networks.is_vgg else networks)
+        return self.require_graftable(networks)
 
     @property
     def networks_setting(self) -> dict[str, Any]:
-        """What a cell's setting says of the networks; nothing of VGGs, which the teacher's sha256 and N decide."""
+        """What a cell's setting says of the networks, besides the teacher's sha256."""
         if self.networks.is_vgg:
-            return {}
+            return {"start": self.networks.start, "student_width": self.networks.student_width}
         mode = "training mode" if self.networks.trains_batchnorm else "evaluation mode"
         return {**self.networks.content, "start": self.networks.start, "batchnorm": mode}
 

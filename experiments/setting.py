@@ -8,6 +8,7 @@ from typing import Any
 
 from grafting.recipes import Phase, batch_size
 from grafting.stages import GRAFTING
+from models.architectures import STUDENT_WIDTH
 from utils import files
 from utils.errors import BadInput
 
@@ -36,8 +37,11 @@ def phase_content(phase: Phase, shots: int) -> dict[str, Any]:
 
 
 def complete(setting: Any) -> Any:
-    """A setting from a file: fill in `method`, which older files lack."""
-    return {"method": GRAFTING.name, **setting} if isinstance(setting, dict) else setting
+    """A setting from a file: fill in what older files lack."""
+    if not isinstance(setting, dict):
+        return setting
+    of_vggs = {} if "networks" in setting else {"student_width": STUDENT_WIDTH}
+    return {"method": GRAFTING.name, "start": "fresh", **of_vggs, **setting}
 
 
 def require_same(ours: Setting, other: Setting, path: Path) -> None:

@@ -15,7 +15,6 @@ from deployment import export as exporting
 from deployment import formats
 from deployment.evaluation import TEACHER, Candidate, compare, markdown
 from deployment.networks import candidates, exported, is_plain_student_of, student_in, whole
-from deployment.plain import has_pth
 from deployment.student import load
 from experiments.job import Job
 from grafting.teacher import FrozenTeacher
@@ -119,7 +118,10 @@ def _require_networks(path: Path, networks: Networks) -> None:
     """Raise BadInput if the student's record names other networks than the command's flags."""
     theirs, ours = (records.of(path) or {}).get("networks"), networks.base_name
     if theirs not in (None, ours):
-        raise BadInput(f"{path}: is a student of {theirs}, not {ours}; give --networks and --grafted as it was made")
+        raise BadInput(
+            f"{path}: is a student of {theirs}, not {ours}; give --networks, --grafted and"
+            " --student_width as it was made"
+        )
 
 
 def _recorded_teacher(kind: str, state: Any, path: Path, job: Job) -> FrozenTeacher:
@@ -138,7 +140,7 @@ def export(job: Job) -> int:
     path = job.args.export
     target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
     files.require_there(path)
-    if target.suffix == ".pth" and not has_pth(job.pair):
+    if target.suffix == ".pth" and job.pair.is_own:
         raise BadInput(f"--to {target}: a .pth file of {job.pair.name} could not be loaded again; take .pt2 or .onnx")
     exporting.require_target(target, job.args.fresh)
     if formats.is_exported(path):

@@ -17,6 +17,7 @@ from experiments.setting import require_same
 from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
 from grafting.recipes import Phase
+from grafting.start import begin_from_teacher
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.checkpoints import on_cpu
@@ -53,7 +54,7 @@ class CellTraining:
         self.earlier_processes: list[dict[str, Any]] = []
         self.current: Distillation | None = None
         self.stage1_joined: dict[str, float] | None = None  # test accuracy (%) of stage 1's scions, and its seconds
-        self.seconds = {"features": 0.0, "saving": 0.0}
+        self.seconds = {"features": 0.0, "start": 0.0, "saving": 0.0}
         self._restored: dict[str, Any] | None = None
         self._saved_at = monotonic()
 
@@ -81,8 +82,13 @@ class CellTraining:
     def run(self) -> None:
         """Train and write the students' files. Raises NotFinite."""
         self.resume()
+        if self.teacher.networks.start == "teacher" and not self._restored:
+            inputs, started = self.inputs, perf_counter()
+            begin_from_teacher(self.networks, inputs)
+            self.seconds["start"] += perf_counter() - started
         self.method.train(self.cell.job.recipe, self)
-        for kind, state in (("best", self.current.best), ("last", on_cpu(self.current.scion))):
+        kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
+        for kind, state in kinds:
             self._write(kind, lambda path, state=state: self.method.write(self.teacher, state, path))
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:

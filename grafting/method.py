@@ -39,10 +39,14 @@ class Training(Protocol):
 
 
 class Method(ABC):
-    """Its fields hold what the recipe does not say. name: in result files and tables. for_vggs: only for VGGs."""
+    """Its fields hold what the recipe does not say.
+
+    name: in result files and tables. for_vggs: only for VGGs. has_student: whether there is a student to be written.
+    """
 
     name: ClassVar[str]
     for_vggs: ClassVar[bool] = False
+    has_student: ClassVar[bool] = True
 
     @abstractmethod
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:

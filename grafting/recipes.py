@@ -138,6 +138,8 @@ _QUICK = TeacherRecipe(  # its prototype_head is compared with others in docs/te
     "quick", epochs=22, lr=0.06, nesterov=True, one_cycle=True, batchnorm=True, decays_biases=False,
     linear_head=0.4, prototype_head=4.0, balanced=True,
 )  # fmt: skip
+# As a teacher is usually trained: nothing that makes it graftable.
+_PLAIN = replace(_QUICK, name="plain", linear_head=0.0, prototype_head=0.0, balanced=False)
 # From a finished teacher.
 _FURTHER = replace(_QUICK, name="further", epochs=3, lr=0.01, batchnorm=False, prototype_head=1.0)
 CIFAR10 = Recipe(
@@ -146,6 +148,7 @@ CIFAR10 = Recipe(
     teachers={
         "published": TeacherRecipe("published", epochs=300, lr=0.05, falls=_HALVED_NINE_TIMES),
         "quick": replace(_QUICK, prototype_head=2.0),
+        "plain": _PLAIN,
         "further": _FURTHER,
     },
     published={
@@ -164,6 +167,7 @@ CIFAR100 = Recipe(
             falls=((0.3, 0.2), (0.6, 0.2), (0.9, 0.2)),
         ),
         "quick": _QUICK,
+        "plain": _PLAIN,
         "further": _FURTHER,
     },
     published={
@@ -178,6 +182,7 @@ SHAPES10 = Recipe(  # a narrow teacher: its scions need larger steps than the pa
     teachers={
         "published": CIFAR10.teachers["published"],
         "quick": replace(_QUICK, epochs=14, lr=0.03, batch=64, linear_head=1.0),
+        "plain": replace(_PLAIN, epochs=14, lr=0.03, batch=64),
         "further": replace(_FURTHER, batch=64, linear_head=1.0),
     },
     networks="vgg11-small",

@@ -36,16 +36,7 @@ def scions(teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequen
     """Freshly initialised B0, B1, ..., on the CPU: one for each block that the teacher's networks replace."""
     with seeded(generator):
         made = scions_between(teacher.networks, teacher.shapes, teacher.image_size)
-    return begun([initialize(scion, generator) for scion in made], teacher)
-
-
-def begun(scions: list[nn.Sequential], teacher: FrozenTeacher) -> list[nn.Sequential]:
-    """The scions as training begins: with the teacher's weights in the student blocks, if the networks ask for it."""
-    networks = teacher.networks
-    for scion, block in zip(scions, networks.grafted, strict=True) if networks.start == "teacher" else ():
-        (own,) = (layer for layer in scion if not isinstance(layer, Adapter))
-        networks.copy_block(own, teacher.blocks[block])
-    return scions
+    return [initialize(scion, generator) for scion in made]
 
 
 def scions_between(networks: Networks, shapes: Sequence[tuple[int, ...]], image_size: int) -> list[nn.Sequential]:

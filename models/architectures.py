@@ -5,7 +5,8 @@ models/vgg.py and torchvision build them; models/networks.py says how they are c
 
 from dataclasses import dataclass, replace
 
-FIRST_GRAFTED, LAST_GRAFTED = 3, 5  # the student uses the teacher's blocks 0 to 2
+FIRST_GRAFTED, LAST_GRAFTED = 3, 5  # the student uses the teacher's blocks 0 to 2; block 5 is the classifier
+STUDENT_WIDTH = 0.5  # the paper's: the share of the teacher's channels in the student's convolution blocks
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,18 @@ ARCHITECTURES = {
 }
 
 
-def student_of(teacher: Architecture) -> Architecture:
-    """The student of a teacher: blocks 3 and 4 at half the width, no BatchNorm in the classifier."""
-    shared, grafted = teacher.widths[:FIRST_GRAFTED], teacher.widths[FIRST_GRAFTED:]
-    halved = tuple(tuple(width // 2 for width in block) for block in grafted)
-    return replace(teacher, widths=shared + halved, batchnorm=False)
+def student_of(
+    teacher: Architecture, share: float = STUDENT_WIDTH, grafted: range = range(FIRST_GRAFTED, LAST_GRAFTED + 1)
+) -> Architecture:
+    """The student of a teacher: grafted blocks at a share of the width, no BatchNorm in the classifier.
+
+    A share may leave no channel; the caller refuses that.
+    """
+    widths = (
+        tuple(int(width * share) for width in block) if number in grafted else block
+        for number, block in enumerate(teacher.widths)
+    )
+    return replace(teacher, widths=tuple(widths), batchnorm=teacher.batchnorm and LAST_GRAFTED not in grafted)
 
 
 TRAINABLE = tuple(ARCHITECTURES)  # teachers; the student below is only grafted

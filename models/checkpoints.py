@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.architectures import FIRST_GRAFTED, Architecture
+from models.architectures import Architecture
 from models.networks import NETWORKS, Networks
 from models.vgg import BlockwiseVGG
 from utils import files
@@ -81,7 +81,7 @@ def read_teacher(
     """The teacher in a file. The depth and widths of a VGG follow from the file, whichever is named. report: as `read`.
 
     Raises BadInput for a file that is not a teacher of these networks, has another number of classes, holds a value
-    that is not finite, or whose blocks are too narrow for a student of half their width.
+    that is not finite.
     """
     kind, state = read(path, report)
     if kind == "stage 1" or (kind == "stage 2" and networks.is_vgg):  # other networks may have numbers for names
@@ -141,8 +141,6 @@ def _architecture_of(state: State, path: Path) -> Architecture:
     for key, value in state.items():
         if match := re.fullmatch(r"features\.(\d{1,3})\.\d{1,3}\.weight", key):
             blocks.setdefault(int(match[1]), []).append(len(value))
-            if int(match[1]) >= FIRST_GRAFTED and len(value) < 2:
-                raise BadInput(f"{path}: {key} has width {len(value)}; the student is half as wide, so 2 is the least")
     if sorted(blocks) != [0, 1, 2, 3, 4]:
         raise BadInput(f"{path}: has convolution blocks {sorted(blocks)}, a block-wise VGG has 0 to 4")
     widths = tuple(tuple(blocks[block]) for block in range(5))

@@ -22,6 +22,7 @@ from models.architectures import (
     FIRST_GRAFTED,
     LAST_GRAFTED,
     RESNETS,
+    STUDENT_WIDTH,
     TRAINABLE,
     Architecture,
     student_of,
@@ -44,9 +45,10 @@ class Networks:
     teacher_recipe: how a teacher is trained; None: as the recipes of the data sets say, which are for VGGs.
     pretrained: the teacher's name in torchvision, which has weights for ImageNet. absorb: puts a linear map of channels
     in front of a block into the block (models/resnet.py). copy_block: puts the teacher's weights into a student block.
-    None: there is no rule for it. start: "fresh", or "teacher" where student blocks begin with the teacher's weights.
-    is_vgg: the teacher is a block-wise VGG, whose files have the released layout. is_own: of a user's own file.
-    content: what identifies the networks in records and settings.
+    None: there is no rule for it. start: "fresh", or "teacher" where student blocks begin with the teacher's weights
+    (grafting/start.py). vgg: what a block-wise VGG's teacher is, whose files have the released layout; None for others.
+    student_width: the share of a VGG's channels in grafted blocks. is_own: of a user's own file. content: what
+    identifies the networks in records and settings.
     """
 
     name: str
@@ -61,9 +63,14 @@ class Networks:
     absorb: Callable[[nn.Module, Tensor], bool] | None = None
     copy_block: Callable[[nn.Module, nn.Module], None] | None = None
     start: str = "fresh"
-    is_vgg: bool = False
+    vgg: Architecture | None = None
+    student_width: float = STUDENT_WIDTH
     is_own: bool = False
     content: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_vgg(self) -> bool:
+        return self.vgg is not None
 
     @property
     def grafted(self) -> range:
@@ -81,7 +88,7 @@ class Networks:
         """
         if start == self.start:
             return self
-        if self.copy_block is None:
+        if self.copy_block is None and not self.is_vgg:
             raise BadInput(f"--start {start}: there is no rule for {self.name}; leave it out")
         return replace(self, name=f"{self.name}{FROM_TEACHER}", start=start)
 
@@ -97,23 +104,57 @@ class Networks:
 
     def of(self, teacher: nn.Module) -> "Networks":
         """The networks of a teacher from a file; the depth and widths of a VGG follow from the file."""
-        return vgg(teacher.architecture) if self.is_vgg else self
+        return (
+            vgg(teacher.architecture, self.grafted, self.student_width).started_from(self.start)
+            if self.is_vgg
+            else self
+        )
 
     def grafted_at(self, first: int, last: int) -> "Networks":
         """The same networks with only these blocks replaced. Raises BadInput for blocks that the student cannot."""
-        if not self.first <= first <= last <= self.last:
-            raise BadInput(f"--grafted {first}-{last}: {self.name} has the blocks {self.first}-{self.last} to graft")
+        if not self.graftable[0] <= first <= last <= self.graftable[-1]:
+            there = f"{self.graftable[0]}-{self.graftable[-1]}"
+            raise BadInput(f"--grafted {first}-{last}: {self.name} has the blocks {there} to graft")
         if range(first, last + 1) == self.grafted:
             return self
+        if self.is_vgg:
+            return vgg(self.vgg, range(first, last + 1), self.student_width)
         return replace(self, name=f"{self.name}-blocks{first}-{last}", first=first, last=last)
 
+    @property
+    def graftable(self) -> range:
+        """The blocks that may be replaced: all of a VGG."""
+        return range(LAST_GRAFTED + 1) if self.is_vgg else self.grafted
 
-def vgg(teacher: Architecture) -> Networks:
-    """A block-wise VGG and its student of half the width in blocks 3 and 4."""
-    make, student = partial(BlockwiseVGG, teacher), partial(BlockwiseVGG, student_of(teacher))
+    def at_width(self, share: float) -> "Networks":
+        """The same networks with another share of the teacher's channels in grafted blocks. BadInput but for VGGs."""
+        if share == self.student_width:
+            return self
+        if not self.is_vgg:
+            raise BadInput(f"--student_width: is for VGGs; the student of {self.name} has its own widths; leave it out")
+        return vgg(self.vgg, self.grafted, share)
+
+
+def vgg(
+    teacher: Architecture,
+    grafted: range = range(FIRST_GRAFTED, LAST_GRAFTED + 1),
+    share: float = STUDENT_WIDTH,
+) -> Networks:
+    """A block-wise VGG and its student, whose grafted blocks have a share of the width.
+
+    Raises BadInput where no channel is left.
+    """
+    narrow = student_of(teacher, share, grafted)
+    if not all(width for block in narrow.widths for width in block):
+        raise BadInput(f"--student_width {share:g}: leaves a block without channels; give more")
     name = next((name for name, known in ARCHITECTURES.items() if known == teacher), "vgg")
-    about = {"is_vgg": True, "content": {"widths": teacher.widths}}
-    return Networks(name, make, student, cut, FIRST_GRAFTED, LAST_GRAFTED, **about)
+    if grafted != range(FIRST_GRAFTED, LAST_GRAFTED + 1):
+        name += f"-blocks{grafted[0]}-{grafted[-1]}"
+    if share != STUDENT_WIDTH:
+        name += f"-width{share:g}"
+    make, student = partial(BlockwiseVGG, teacher), partial(BlockwiseVGG, narrow)
+    about = {"vgg": teacher, "student_width": share, "content": {"widths": teacher.widths}}
+    return Networks(name, make, student, cut, grafted[0], grafted[-1], **about)
 
 
 def resnet_of(name: str, classes: int) -> nn.Module:

@@ -24,7 +24,7 @@ from experiments.training import CellTraining
 from grafting.recipes import CIFAR10, Recipe
 from grafting.teacher import FrozenTeacher
 from models.architectures import Architecture
-from models.networks import frozen, initialize, vgg
+from models.networks import NETWORKS, frozen, initialize, vgg
 from models.vgg import BlockwiseVGG
 
 TINY = Architecture(((4,), (4,), (8,), (8, 8), (8,)), hidden=8)
@@ -112,6 +112,18 @@ def frozen_teacher(network: BlockwiseVGG | None = None, dataset: ImageDataset | 
     """The small teacher with the small data set, or others."""
     network = network or small_teacher()
     return FrozenTeacher(network, vgg(network.architecture), dataset or small_dataset())
+
+
+def resnet_teacher(name: str, *grafted: int) -> FrozenTeacher:
+    networks = NETWORKS[name].grafted_at(*grafted) if grafted else NETWORKS[name]
+    return FrozenTeacher(with_statistics(networks.teacher(CLASSES)), networks, small_dataset())
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """With random weights, and BatchNorm's statistics of some images."""
+    random = torch.Generator().manual_seed(1)
+    initialize(network, random).train()(torch.randn(16, 3, 32, 32, generator=random))
+    return network
 
 
 def short_recipe(stage1: tuple[int, ...] = (3, 2), stage2: tuple[int, ...] = (2, 4)) -> Recipe:

@@ -41,6 +41,14 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
+def share(text: str) -> float:
+    """argparse type: above 0 and at most 1."""
+    with suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, up to 1")
+
+
 class Shard(NamedTuple):
     """The index-th of count shares of the cells, counted from 1."""
 

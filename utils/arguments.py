@@ -15,15 +15,19 @@ from utils.argument_types import (
     path,
     positive,
     shard,
+    share,
     true_or_false,
     weight,
     whole_number,
 )  # fmt: skip
 
 # Choices, spelled out here so that the command line is parsed without loading torch; a test compares them.
-METHOD_NAMES = ("grafting", "whole", "kd", "fitnets", "fskd", "fskd-images")  # comparisons/methods.py
+METHOD_NAMES = (  # comparisons/methods.py
+    "grafting", "whole", "kd", "fitnets", "fskd", "least-squares", "least-squares-images", "nearest-class-mean",
+)  # fmt: skip
 JOINS = ("front", "straight", "back")  # grafting/stages.py
 STARTS = ("fresh", "teacher")  # models/networks.py
+STUDENT_WIDTH = 0.5  # models/architectures.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
@@ -31,8 +35,8 @@ DATA_PATH = Path("data/raw")
 READS = {
     "": (
         "method", "optimize_span", "nshot", "trials", "seed", "subset_seed", "eval_every", "best_of", "device",
-        "precision", "memory", "shard", "fresh", "teacher", "networks", "image_size", "grafted", "start",
-        "output_dir", "student_dir", "dataset", "data_path",
+        "precision", "memory", "shard", "fresh", "teacher", "networks", "image_size", "grafted", "student_width",
+        "start", "output_dir", "student_dir", "dataset", "data_path",
     ),
     "build_dataset": ("dataset", "data_path", "subset_seed"),
     "train_teacher": (
@@ -43,13 +47,18 @@ READS = {
         "dataset", "data_path", "nshot", "subset_seed", "device", "precision", "teacher", "networks",
     ),
     "evaluate": (
-        "dataset", "data_path", "device", "precision", "teacher", "networks", "image_size", "grafted", "json",
+        "dataset", "data_path", "device", "precision", "teacher", "networks", "image_size", "grafted", "student_width",
+        "json",
     ),
     "export": (
-        "dataset", "data_path", "subset_seed", "device", "fresh", "teacher", "networks", "image_size", "grafted", "to",
+        "dataset", "data_path", "subset_seed", "device", "fresh", "teacher", "networks", "image_size", "grafted",
+        "student_width", "to",
     ),
     "predict": (),
-    "table": ("dataset", "data_path", "method", "optimize_span", "networks", "grafted", "start", "output_dir"),
+    "table": (
+        "dataset", "data_path", "method", "optimize_span", "networks", "grafted", "student_width", "start",
+        "output_dir",
+    ),
 }  # fmt: skip
 
 
@@ -113,9 +122,12 @@ def add_networks(add: Callable[..., Any], names: Sequence[str]) -> None:
     add("--grafted", type=blocks, metavar="I-J",
         help="graft the blocks I to J only; the others stay the teacher's (default: all that the networks name: 3-5 of"
              " VGGs, 1-4 of ResNets)")
+    add("--student_width", type=share, metavar="W", default=STUDENT_WIDTH,
+        help="for VGGs: the share of the teacher's channels that grafted blocks have")
     add("--start", choices=STARTS, default=STARTS[0],
-        help="how student blocks begin: fresh, with random weights, as in the paper; teacher, with the teacher's"
-             " residual blocks, for ResNets")
+        help="how student blocks begin: fresh, with random weights, as in the paper; teacher, with the teacher's: a"
+             " VGG's filters, pruned and fitted by least squares, or a ResNet's residual blocks. From few images it is"
+             " the better start (docs/start.md)")
 
 
 def add_methods(add: Callable[..., Any]) -> None:
@@ -193,9 +205,10 @@ def add_commands(add: Callable[..., Any]) -> None:
 
 
 def add_training(add: Callable[..., Any]) -> None:
-    add("--teacher_recipe", choices=("published", "quick"),
+    add("--teacher_recipe", choices=("published", "quick", "plain"),
         help="published: no BatchNorm in the blocks, 300 epochs (CIFAR100: 200); quick: BatchNorm folded at the end,"
-             " one cycle, heads that make the teacher graftable, balanced (default: published)")
+             " one cycle, heads that make the teacher graftable, balanced; plain: as quick, but nothing that makes the"
+             " teacher graftable (default: published)")
     add("--teacher_from", type=path, metavar="FILE",
         help="make a finished teacher more graftable: continue with it for a few epochs with the two heads of quick,"
              " and balance it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new"

@@ -11,7 +11,7 @@ from benchmarks import methods
 from comparisons.methods import GRID, METHODS, Whole
 from experiments import results
 from experiments.cell import Cell
-from grafting.recipes import CURVE_POINTS, RECIPES
+from grafting.recipes import CIFAR10, CURVE_POINTS, RECIPES
 from utils import files
 
 COMMAND = ["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2", "--best_of", "1", "--output_dir", "all"]
@@ -32,7 +32,7 @@ def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch
         for name in METHODS
         for shots in (1, 2)
         for trial in (0, 1)
-        if trial == 0 or name not in ("fskd", "fskd-images")
+        if trial == 0 or METHODS[name].phases(CIFAR10)[0].lr_student
     }
     assert len(filled) == 6, "views of an image were computed more than once"
     printed = capsys.readouterr().out
@@ -50,9 +50,9 @@ def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch
 def test_some_methods(with_teacher, monkeypatch):
     """The image alone needs no cache: computing all its views would take longer than the method."""
     monkeypatch.setattr(FeatureCache, "_fill", lambda *_: pytest.fail("all views were computed"))
-    assert methods.main([*COMMAND, "--methods", "fskd-images"]) == 0
-    found = results.read_all(with_teacher / "all/fskd-images")
-    assert [(r["cached_starts"], r["setting"]["method"]) for r in found] == [(None, "fskd-images")] * 2
+    assert methods.main([*COMMAND, "--methods", "least-squares-images"]) == 0
+    found = results.read_all(with_teacher / "all/least-squares-images")
+    assert [(r["cached_starts"], r["setting"]["method"]) for r in found] == [(None, "least-squares-images")] * 2
 
 
 def test_a_method_that_cannot_be_run_is_found_before_any_cell(with_teacher, monkeypatch, capsys):

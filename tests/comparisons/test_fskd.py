@@ -1,21 +1,15 @@
-"""FSKD: what is kept, what is solved, and that absorbing changes nothing."""
-
-import copy
+"""Methods that train nothing: which images they use, and what FSKD's student keeps of the teacher's classifier."""
 
 import pytest
 import torch
 from small import frozen_teacher, pictures, small_job, small_training
-from torch import nn
 
-from acceleration.feature_cache import CachedTeacher
-from comparisons import fskd
-from comparisons.kd import own_blocks
+from comparisons.nearest_class_mean import class_means
 from data.views import Views
 from grafting.distillation import NotFinite
 from grafting.inputs import Inputs
+from grafting.least_squares import convolutions, pruned
 from models.architectures import FIRST_GRAFTED
-from models.networks import vgg
-from utils.precision import arithmetic
 
 COUNT, MIDDLE = Views(32).count, Views(32).middle
 
@@ -25,56 +19,9 @@ def frozen(teacher):
     return frozen_teacher(teacher)
 
 
-def own_pruned(frozen):
-    return nn.Sequential(*own_blocks(fskd.pruned(frozen), frozen))
-
-
-def test_the_filters_with_the_largest_norms_are_kept_in_their_order():
-    layer = nn.Conv2d(1, 4, 3)
-    for index, size in enumerate((2.0, 3.0, -5.0, 1.0)):
-        layer.weight.data[index] = size
-    assert fskd.strongest(layer, 2).tolist() == [1, 2]
-
-
-def test_pruning_what_the_teacher_does_not_use_changes_nothing(teacher):
-    """With half the filters zero, and nothing of them used behind, the pruned student is the teacher."""
-    frozen = frozen_teacher(teacher)
-    wide = fskd.convolutions(frozen.blocks[FIRST_GRAFTED:-1])
-    for layer, follower in zip(wide, [*wide[1:], teacher.classifier[0]], strict=True):
-        weak = torch.arange(1, layer.out_channels, 2)
-        layer.weight.data[weak], layer.bias.data[weak] = 0.0, 0.0
-        follower.weight.data[:, weak] = 0.0
-    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(fskd.pruned(frozen)(images), teacher(images), atol=1e-5)
-
-
-def test_absorbing_a_1x1_convolution_is_exact_also_at_the_border():
-    random = torch.Generator().manual_seed(0)
-    layer, behind = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
-    for parameter in (*layer.parameters(), *behind.parameters()):
-        parameter.data = torch.randn(parameter.shape, generator=random)
-    maps = torch.randn(2, 3, 4, 4, generator=random)
-    expected = behind(layer(maps))
-    with torch.no_grad():
-        fskd.absorb(layer, behind.weight[:, :, 0, 0].double(), behind.bias.double())
-    assert torch.allclose(layer(maps), expected, atol=1e-5)
-
-
-def test_least_squares_finds_an_affine_map_from_batches():
-    random = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(*size, generator=random) for size in ((40, 3), (2, 3), (2,)))
-    found = fskd.affine_map(zip(x.split(7), (x @ weight.T + bias).split(7), strict=True))
-    assert torch.allclose(found[0].float(), weight, atol=1e-5) and torch.allclose(found[1].float(), bias, atol=1e-5)
-
-
-def test_of_several_solutions_the_smallest_is_taken():
-    """Two equal inputs share the weight."""
-    x = torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
-    weight, bias = fskd.affine_map([(x, 6 * x[:, :1])])
-    assert weight.tolist()[0] == pytest.approx([3.0, 3.0], abs=1e-4) and bias.item() == pytest.approx(0, abs=1e-4)
-
-
-@pytest.mark.parametrize(("method", "views"), [("fskd", range(COUNT)), ("fskd-images", [MIDDLE])])
+@pytest.mark.parametrize(
+    ("method", "views"), [("least-squares", range(COUNT)), ("least-squares-images", [MIDDLE]), ("fskd", [MIDDLE])]
+)
 def test_the_views_that_a_method_uses(teacher, frozen, tmp_path, monkeypatch, method, views):
     """All, or the image alone; each once for the loss."""
     used, features = {start: [] for start in range(7)}, Inputs.features
@@ -88,57 +35,40 @@ def test_the_views_that_a_method_uses(teacher, frozen, tmp_path, monkeypatch, me
     training = small_training(job, frozen, pictures(3), 1)
     training.method.train(job.recipe, training)
     expected = [(image, view) for image in range(3) for view in views]
-    assert sorted(used[6]) == expected and set(used[3]) == set(used[5]) == set(expected)
+    assert sorted(used[6]) == expected and set(used[3]) == set(used[4]) == set(expected)
+    assert set(used[5]) == (set() if method == "fskd" else set(expected))
 
 
-def test_the_student_is_the_same_from_cached_features(dataset, frozen):
-    """Their networks are matrix products."""
-    images = pictures(6, seed=9)
-    cached = CachedTeacher(frozen.network, vgg(frozen.network.architecture), dataset, [images], 10**9)
-    plain, fast = Inputs(frozen, images), cached.inputs(images)
-    students, accelerated, fast_network = [], [], fast.fast_network
-    fast.fast_network = lambda network, start: accelerated.append(start) or fast_network(network, start)
-    for inputs in (plain, fast):
-        student = own_pruned(frozen)
-        fskd.recover(student, inputs, fskd.batches_of(inputs, range(COUNT)))
-        students.append(student(plain.features(FIRST_GRAFTED, torch.arange(6), torch.full((6,), MIDDLE))))
-    assert accelerated == [3, 3, 3, 3, 3, 4, 3, 5]
-    assert torch.allclose(*students, rtol=0, atol=1e-3 * students[0].abs().max().item())
-
-
-def test_each_layer_is_solved_against_the_teachers_outputs(frozen):
-    """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
-    student, inputs = own_pruned(frozen), Inputs(frozen, pictures(2))
-    batches = fskd.batches_of(inputs, range(COUNT))
-    before = fskd.mean_distance(student, inputs, batches)
-    fskd.recover(student, inputs, batches)
-    assert fskd.mean_distance(student, inputs, batches) < before / 2
-    block, position = FIRST_GRAFTED, 2  # the second convolution: its inputs are no longer the teacher's
-    narrow, wide = student[0][0], frozen.blocks[block]
-    kept = fskd.strongest(wide[position], narrow[position].out_channels)
-    pairs = fskd.outputs(inputs, batches, narrow[: position + 1], block, wide[: position + 1])
-    weight, bias = fskd.affine_map((x, y[:, kept]) for x, y in pairs)
-    assert torch.allclose(weight.float(), torch.eye(len(weight)), atol=1e-3)
-    assert torch.allclose(bias.float(), torch.zeros(len(bias)), atol=1e-3)
-
-
-def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():
-    """Autocast would round them to bfloat16."""
-    random = torch.Generator().manual_seed(0)
-    layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(50, 4, generator=random)
-    expected, target = copy.deepcopy(layer), torch.randn(50, 4, generator=random)
-    with torch.no_grad():
-        fskd.absorb(expected, *fskd.affine_map([(x, target)]))
-        with arithmetic("bfloat16", torch.device("cpu")):
-            fskd.absorb(layer, *fskd.affine_map([(x, target)]))
-    assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.bias, expected.bias)
+def test_fskd_keeps_the_columns_of_the_classifier_and_least_squares_solves_them(teacher, frozen, tmp_path):
+    first_linear = {}
+    for method in ("fskd", "least-squares-images"):
+        training = small_training(small_job(tmp_path, "--method", method, network=teacher), frozen, pictures(3), 1)
+        training.method.train(training.cell.job.recipe, training)
+        first_linear[method] = training.networks[-1][0][1][0].weight
+    kept = pruned(frozen)[-1][1][0].weight
+    assert torch.equal(first_linear["fskd"], kept)
+    assert not torch.allclose(first_linear["least-squares-images"], kept, atol=1e-3)
 
 
 def test_outputs_that_overflow_are_no_result(teacher, frozen, tmp_path):
     """PyTorch's least squares would end the sweep."""
-    for layer in fskd.convolutions(teacher)[-2:]:
+    for layer in convolutions(teacher)[-2:]:
         layer.weight.mul_(1e25)
-    training = small_training(small_job(tmp_path, "--method", "fskd-images", network=teacher), frozen, pictures(1), 1)
+    training = small_training(
+        small_job(tmp_path, "--method", "least-squares-images", network=teacher), frozen, pictures(1), 1
+    )
     with pytest.raises(NotFinite):
         training.run()
     assert not training.written
+
+
+def test_the_nearest_class_mean_has_no_student_and_classifies_its_own_images(teacher, frozen, tmp_path):
+    """One picture of each class: each has the largest cosine to itself."""
+    images = pictures(3)
+    training = small_training(small_job(tmp_path, "--method", "nearest-class-mean", network=teacher), frozen, images, 1)
+    training.run()
+    inputs = Inputs(frozen, images)
+    features = inputs.features(FIRST_GRAFTED, torch.arange(3), torch.full((3,), MIDDLE))
+    assert training.networks[0](features).argmax(1).tolist() == [0, 1, 2]
+    assert not training.written and not list(tmp_path.glob("**/*.pth"))
+    assert torch.allclose(class_means(inputs).norm(dim=1), torch.ones(3))

@@ -7,11 +7,12 @@ from small import frozen_teacher, pictures
 from torch import nn
 
 from data.datasets import open_dataset
-from deployment.folding import FOLDED_BLOCK, SIDE, fold
+from deployment.folding import USUALLY_FOLDED, fold
 from grafting.scions import scions
+from grafting.students import graft_of
 from models import checkpoints
 from models.architectures import ARCHITECTURES
-from models.networks import frozen, initialize, parameter_count
+from models.networks import frozen, initialize, parameter_count, vgg
 from models.vgg import BlockwiseVGG
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -60,6 +61,16 @@ def test_the_folded_student_is_the_same_function_and_a_frozen_copy(teacher, stud
     assert torch.allclose(fold(teacher, student, temperature=0.25)(torch.from_numpy(images)), 4 * logits, rtol=1e-5)
 
 
+@pytest.mark.parametrize("width", [0.25, 1.0])
+@pytest.mark.parametrize("grafted", [(3, 4), (3, 3), (1, 5), (0, 5), (5, 5)])
+def test_any_range_and_width_is_folded(teacher, grafted, width):
+    teacher.networks = vgg(teacher.networks.vgg).grafted_at(*grafted).at_width(width)
+    student = nn.Sequential(*with_biases(scions(teacher, torch.Generator().manual_seed(0))))
+    images = pictures(50)
+    reference = graft_of(teacher, student)(teacher.normalization(torch.from_numpy(images)))
+    assert distance(fold(teacher, student)(torch.from_numpy(images)), reference) < 1e-5
+
+
 def test_merging_without_regard_to_the_borders_is_another_function(teacher, student):
     """One bias for all pixels, as if the whole kernel lay on the image."""
     images = pictures(50)
@@ -67,7 +78,7 @@ def test_merging_without_regard_to_the_borders_is_another_function(teacher, stud
     (_, s2t0), (t2s0, block4, _), _ = student
     constant = t2s0(s2t0(torch.zeros(1, s2t0.in_channels, 1, 1)))[0, :, 0, 0]
     naive = block4[0].bias + block4[0].weight.sum((2, 3)) @ constant
-    network.blocks[FOLDED_BLOCK][0].bias_map.copy_(naive[:, None, None].expand(-1, SIDE, SIDE))
+    network.blocks[USUALLY_FOLDED[0]][0].bias_map.copy_(naive[:, None, None].expand(-1, 2, 2))
     assert distance(network(torch.from_numpy(images)), with_adapters(teacher, student, images)) > 10 * TOLERANCE
 
 

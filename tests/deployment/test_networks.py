@@ -7,18 +7,27 @@ import torch
 from small import frozen_teacher, small_dataset
 from torch import nn
 
-from comparisons import fskd
 from deployment.networks import candidates, student_in
+from grafting.least_squares import pruned
 from grafting.scions import scions
+from models.networks import frozen
 from models.vgg import cut
 from utils.errors import BadInput
 
 FILE = Path("student.pth")
 
 
+def plain_student(teacher):
+    """A student without adapters: the teacher's blocks 0 to 2, and its pruned blocks."""
+    network = teacher.networks.student(teacher.classes)
+    for ours, theirs in zip(cut(network), (*teacher.blocks[:3], *pruned(teacher)), strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    return frozen(network)
+
+
 def test_a_student_without_adapters_becomes_scions_that_compute_the_same():
     teacher = frozen_teacher()
-    network = fskd.pruned(teacher).eval()
+    network = plain_student(teacher)
     random = torch.Generator().manual_seed(0)
     for layer in cut(network)[3:].modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -33,7 +42,7 @@ def test_a_student_without_adapters_becomes_scions_that_compute_the_same():
 
 def test_a_teacher_and_the_student_of_another_teacher_are_refused():
     teacher = frozen_teacher()
-    of_another = fskd.pruned(teacher).state_dict()
+    of_another = plain_student(teacher).state_dict()
     of_another["features.2.0.bias"] = of_another["features.2.0.bias"] + 1e-6
     for state in (teacher.network.state_dict(), of_another):
         with pytest.raises(BadInput, match=r"student\.pth: is no student of this teacher"):

@@ -91,7 +91,7 @@ def test_from_teacher_to_exported_student(with_teacher, capsys):
     assert run("--export", str(student), "--to", "s.pth") == 2
     assert "--to s.pth: a .pth file of small could not be loaded again; take .pt2 or .onnx" in capsys.readouterr().err
     assert run("--evaluate", str(student), "--grafted", "1-1") == 2
-    assert "is a student of small, not small-blocks1-1; give --networks and --grafted" in capsys.readouterr().err
+    assert "is a student of small, not small-blocks1-1; give --networks, --grafted" in capsys.readouterr().err
 
 
 def test_without_absorb_a_student_keeps_its_adapters(with_teacher, capsys):

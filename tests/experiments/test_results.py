@@ -26,8 +26,8 @@ def test_only_results_are_read(tmp_path):
     for name in ("trial-0.json.tmp", "trial-x.json", ".trial-0.json.ab.tmp", "trial-0.checkpoint.pt"):
         (tmp_path / "results/1-shot" / name).write_text("not a result")
     (tmp_path / "results/fresh-0123abcd.json").write_text("not a result")
-    of_grafting = {**SOUND, "setting": {**SETTING, "method": "grafting"}}  # which the first versions did not name
-    assert results.read_all(tmp_path) == [of_grafting]
+    not_named_by_older_versions = {"method": "grafting", "start": "fresh", "student_width": 0.5}
+    assert results.read_all(tmp_path) == [{**SOUND, "setting": {**SETTING, **not_named_by_older_versions}}]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "done"}', json.dumps(SOUND)[:-20]])

@@ -154,7 +154,7 @@ def test_images_that_are_not_in_memory_change_no_result(job, tmp_path):
 
 
 def test_what_needs_no_cache_says_nothing_of_its_size(job):
-    jobs = [job(*ONE, "--memory", "0", "--method", name, name=name) for name in ("fskd-images", "fskd")]
+    jobs = [job(*ONE, "--memory", "0", "--method", name, name=name) for name in ("fskd", "least-squares")]
     sweep.run(jobs)
     (line,) = (line for line in job.lines if "do not fit into --memory" in line)
     assert job.lines.index(line) > job.lines.index(next(text for text in job.lines if "1-shot trial 0" in text))

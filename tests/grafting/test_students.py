@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from small import CLASSES, frozen_teacher, small_dataset
+from small import CLASSES, frozen_teacher, resnet_teacher
 from torch import nn
 from torchvision import models
 
@@ -12,21 +12,9 @@ from comparisons.methods import METHODS
 from grafting import students
 from grafting.scions import adapters_of, scions
 from grafting.teacher import FrozenTeacher
-from models.networks import NETWORKS, Networks, frozen, initialize
+from models.networks import NETWORKS, Networks, frozen
 from utils.errors import BadInput
 from utils.precision import arithmetic
-
-
-def resnet_teacher(name: str, *grafted: int) -> FrozenTeacher:
-    networks = NETWORKS[name].grafted_at(*grafted) if grafted else NETWORKS[name]
-    return FrozenTeacher(with_statistics(networks.teacher(CLASSES)), networks, small_dataset())
-
-
-def with_statistics(network: nn.Module) -> nn.Module:
-    """With random weights, and BatchNorm's statistics of some images."""
-    random = torch.Generator().manual_seed(1)
-    initialize(network, random).train()(torch.randn(16, 3, 32, 32, generator=random))
-    return network
 
 
 def trained_scions(teacher: FrozenTeacher) -> nn.Sequential:
@@ -104,24 +92,6 @@ def test_the_teacher_never_changes_while_scions_with_batchnorm_train():
     trained_scions(teacher)
     assert all(torch.equal(value, before[key]) for key, value in teacher.network.state_dict().items())
     assert not any(module.training for module in teacher.network.modules())
-
-
-@pytest.mark.parametrize("method", ["grafting", "kd"])
-def test_student_blocks_begin_with_the_teachers_residual_blocks(method):
-    teacher = resnet_teacher("resnet18-resnet10")
-    teacher.networks = teacher.networks.started_from("teacher")
-    made = METHODS[method].fresh(teacher, torch.Generator())
-    for scion, stage in zip(made, teacher.blocks[1:5], strict=True):
-        ours, theirs = scion[0].state_dict(), stage[:1].state_dict()
-        assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert teacher.networks.name == "resnet18-resnet10-from-teacher"
-
-
-def test_blocks_of_other_shapes_have_no_such_start():
-    teacher = resnet_teacher("resnet50-resnet18")
-    teacher.networks = teacher.networks.started_from("teacher")
-    with pytest.raises(BadInput, match="--start teacher: the residual blocks of teacher and student differ in shape"):
-        scions(teacher, torch.Generator())
 
 
 def test_a_student_without_adapters_must_fit_between_the_teachers_blocks():

@@ -75,14 +75,6 @@ def state_without(state, key):
 LAST_TWO = ("features.3.2.weight", "features.4.0.weight")  # a network of these widths has 10^13 weights
 
 
-def narrowed(state, block, width):
-    """Its last convolution and the layer behind it at another width."""
-    last, behind = LAST_TWO if block == 3 else (LAST_TWO[1], "classifier.0.weight")
-    bias = last.replace("weight", "bias")
-    return {last: state[last][:width].clone(), bias: state[bias][:width].clone(),
-            behind: state[behind][:, :width].clone()}  # fmt: skip
-
-
 def of_data_parallel(state):
     return {f"module.{name}": value for name, value in state.items()}
 
@@ -151,8 +143,6 @@ class RunsCode:
         (lambda s: {**s, "features.99.0.weight": torch.zeros(4, 4, 3, 3)}, "blocks [0, 1, 2, 3, 4, 99]"),
         (lambda s: {**s, "features.0.99.weight": torch.zeros(4, 4, 3, 3)}, "features.0.2.bias is missing"),
         (lambda s: {**s, "classifier.0.weight": torch.tensor(1.0)}, "not a block-wise VGG, or damaged"),
-        (lambda s: {**s, **narrowed(s, 3, 1)}, "features.3.2.weight has width 1"),
-        (lambda s: {**s, **narrowed(s, 4, 1)}, "features.4.0.weight has width 1"),
         (lambda s: {**s, **dict.fromkeys(LAST_TWO, torch.zeros(10**6, 1, 1, 1))}, "expected torch.float32 (1000000, "),
     ],
 )

@@ -78,5 +78,5 @@ def test_blocks_that_do_not_fit_are_named_with_their_shapes():
         own_networks.require_graftable(networks(1, last=3), 3, 32)
     with pytest.raises(BadInput, match="--networks vgg16 at --image_size 64: cannot be computed"):
         own_networks.require_graftable(NETWORKS["vgg16"], 3, 64)
-    with torch.device("meta"), pytest.raises(BadInput, match="--grafted 0-2: vgg16 has the blocks 3-5"):
-        NETWORKS["vgg16"].grafted_at(0, 2)
+    with torch.device("meta"), pytest.raises(BadInput, match="--grafted 3-6: vgg16 has the blocks 0-5"):
+        NETWORKS["vgg16"].grafted_at(3, 6)

@@ -1,0 +1,62 @@
+"""How student blocks begin with the teacher's weights (`--start teacher`); the paper's begin with random ones.
+
+A ResNet's stage takes the teacher's residual blocks of the same index. A VGG's blocks and its classifier begin as the
+least-squares student (grafting/least_squares.py), and each pair of adapters as one identity: s2t gives the channels
+that are kept unchanged and the others by least squares, t2s picks the kept ones. So each scion is close to the
+teacher's block, and joined they are the least-squares student.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from grafting.inputs import Inputs
+from grafting.least_squares import (
+    batches_of,
+    convolutions,
+    pruned,
+    solve,
+    solve_adapter,
+    solve_classifier,
+    strongest,
+)  # fmt: skip
+from grafting.scions import Adapter
+from models.architectures import LAST_GRAFTED as CLASSIFIER
+
+
+def begin_from_teacher(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
+    """Put the teacher's weights into fresh student blocks, with or without adapters, one for each grafted block."""
+    teacher = inputs.teacher
+    blocks = solved(inputs) if teacher.networks.is_vgg else [None] * len(networks)
+    for index, (network, block) in enumerate(zip(networks, teacher.networks.grafted, strict=False)):
+        (own,) = (layer for layer in network if not isinstance(layer, Adapter))
+        if not teacher.networks.is_vgg:
+            teacher.networks.copy_block(own, teacher.blocks[block])
+            continue
+        own.load_state_dict(blocks[index].state_dict())
+        if isinstance(network[0], Adapter):
+            pick(network[0], convolutions(teacher.blocks[block - 1])[-1])
+        if isinstance(network[-1], Adapter):
+            solve_adapter(network[-1], blocks[: index + 1], inputs, all_views(inputs))
+
+
+def solved(inputs: Inputs) -> nn.Sequential:
+    """The grafted blocks of the least-squares student, from all views of the images."""
+    student, batches = pruned(inputs.teacher), all_views(inputs)
+    solve(student, inputs, batches)
+    if CLASSIFIER in inputs.teacher.networks.grafted:
+        solve_classifier(student, inputs, batches)
+    return student
+
+
+def all_views(inputs: Inputs):
+    return batches_of(inputs, range(inputs.teacher.views.count))
+
+
+@torch.no_grad()
+def pick(t2s: nn.Conv2d, wide: nn.Conv2d) -> None:
+    """Let the adapter give the teacher's channels that are kept. wide: the convolution that they come from."""
+    t2s.weight.zero_()
+    t2s.weight[range(t2s.out_channels), strongest(wide, t2s.out_channels)] = 1.0
+    t2s.bias.zero_()

@@ -1,0 +1,120 @@
+"""Student blocks that begin with the teacher's weights."""
+
+import pytest
+import torch
+from small import frozen_teacher, pictures, resnet_teacher, run_in_pieces, short_recipe, small_job, small_training
+from torch import nn
+
+from comparisons.methods import METHODS
+from grafting.inputs import Inputs
+from grafting.least_squares import convolutions, strongest
+from grafting.scions import adapters_of, graft, scions
+from grafting.start import begin_from_teacher, solved
+from grafting.students import graft_of
+from models.networks import vgg
+from utils.errors import BadInput
+
+
+def started(network, grafted=(3, 5), width=0.5, images=4):
+    """A teacher, scions that begin from it, and the inputs."""
+    teacher = frozen_teacher(network)
+    teacher.networks = vgg(network.architecture).grafted_at(*grafted).at_width(width).started_from("teacher")
+    inputs, made = Inputs(teacher, pictures(images)), scions(teacher, torch.Generator().manual_seed(0))
+    begin_from_teacher(made, inputs)
+    return teacher, nn.Sequential(*made).eval(), inputs
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("grafted", [(3, 5), (1, 5), (0, 5), (2, 4)])
+@torch.no_grad()
+def test_joined_scions_are_the_least_squares_student(teacher, grafted, width):
+    frozen, made, inputs = started(teacher, grafted, width)
+    images = torch.randn(20, 3, 32, 32)
+    student = nn.Sequential(*frozen.blocks[: grafted[0]], *solved(inputs))
+    if grafted[1] < 5:
+        student = nn.Sequential(*student, *made[-1][2:], *frozen.blocks[grafted[1] + 1 :])
+    expected = student(images)
+    assert torch.allclose(graft_of(frozen, made)(images), expected, atol=1e-5 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_adapters_give_and_pick_the_channels_that_are_kept(teacher):
+    frozen, made, _ = started(teacher)
+    (block3, s2t), (t2s, *_), _ = made
+    kept = strongest(convolutions(frozen.blocks[3])[-1], 4)
+    features = torch.rand(2, 8, 4, 4)
+    ours = block3(features)
+    assert torch.allclose(s2t(ours)[:, kept], ours, atol=1e-6) and torch.allclose(t2s(s2t(ours)), ours, atol=1e-6)
+
+
+@torch.no_grad()
+def test_as_wide_as_the_teacher_each_scion_is_its_block(teacher):
+    """Nothing is pruned, so nothing is lost; on the images that were solved for."""
+    frozen, made, inputs = started(teacher, width=1.0)
+    images = frozen.normalization(frozen.views.crop(inputs.padded, torch.arange(4), torch.arange(4)))
+    expected = frozen.network(images)
+    for index, scion in enumerate(made):
+        logits = graft(frozen.blocks, scion, (3 + index, 4 + index), images)
+        assert torch.allclose(logits, expected, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("method", ["grafting", "whole", "kd", "fitnets"])
+def test_every_method_that_trains_can_begin_from_the_teacher(teacher, tmp_path, method):
+    flags = ("--method", method, "--start", "teacher", "--student_width", "0.25", "--nshot", "1")
+    job = small_job(tmp_path, *flags, network=teacher)
+    frozen = frozen_teacher(teacher)
+    frozen.networks = job.networks
+    training = small_training(job, frozen, pictures(3), 1)
+    training.run()
+    assert training.current.curve.epoch
+    assert all("width0.25" in path for path in training.written.values())
+
+
+def test_a_cell_that_began_from_the_teacher_goes_on_exactly(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.training.CHECKPOINT_SECONDS", -1.0)
+    recipe, images = short_recipe(), pictures(3)
+
+    def make(folder, after_epoch=lambda *_: None):
+        job = small_job(folder, "--start", "teacher", network=teacher, recipe=recipe)
+        frozen = frozen_teacher(teacher)
+        frozen.networks = job.networks
+        return small_training(job, frozen, images, 1, after_epoch=after_epoch)
+
+    at_once = make(tmp_path / "one")
+    at_once.run()
+    (tmp_path / "two" / "results" / "1-shot").mkdir(parents=True)
+    pieces = run_in_pieces(lambda after_epoch: make(tmp_path / "two", after_epoch), recipe.epochs)
+    assert [c.losses for c in pieces.curves.values()] == [c.losses for c in at_once.curves.values()]
+
+
+@pytest.mark.parametrize("method", ["grafting", "kd"])
+def test_student_blocks_begin_with_the_teachers_residual_blocks(method):
+    teacher = resnet_teacher("resnet18-resnet10")
+    teacher.networks = teacher.networks.started_from("teacher")
+    made = METHODS[method].fresh(teacher, torch.Generator())
+    begin_from_teacher(made, Inputs(teacher, pictures(1)))
+    for scion, stage in zip(made, teacher.blocks[1:5], strict=True):
+        ours, theirs = scion[0].state_dict(), stage[:1].state_dict()
+        assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert teacher.networks.name == "resnet18-resnet10-from-teacher"
+
+
+def test_blocks_of_other_shapes_have_no_such_start():
+    teacher = resnet_teacher("resnet50-resnet18")
+    teacher.networks = teacher.networks.started_from("teacher")
+    with pytest.raises(BadInput, match="--start teacher: the residual blocks of teacher and student differ in shape"):
+        begin_from_teacher(scions(teacher, torch.Generator()), Inputs(teacher, pictures(1)))
+
+
+def test_widths_and_starts_that_cannot_be(tmp_path):
+    with pytest.raises(BadInput, match=r"--student_width 0\.1: leaves a block without channels; give more"):
+        small_job(tmp_path, "--student_width", "0.1").networks  # noqa: B018
+    with pytest.raises(BadInput, match="--start teacher: not with --method fskd, which trains nothing"):
+        small_job(tmp_path, "--start", "teacher", "--method", "fskd")
+    with pytest.raises(BadInput, match="--student_width: is for VGGs; the student of resnet34-resnet18 has its own"):
+        small_job(tmp_path, "--networks", "resnet34-resnet18", "--student_width", "0.25")
+
+
+def test_adapters_stay_where_the_widths_differ(teacher):
+    _, made, _ = started(teacher, (1, 5), 0.25)
+    assert [len(adapters_of(scion)) for scion in made] == [1, 2, 2, 2, 1]
