@@ -15,7 +15,7 @@ import copy
 import io
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from comparisons.methods import GRID, METHODS
+from comparisons.methods import GRID, METHODS, ONE_SHOT
 from experiments import results, sweep
 from experiments.commands import require_sweep
 from experiments.job import Job
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         base = Job(args)
         grid = {label_of(entry): entry for entry in GRID.get(args.grid, ())}
         methods = grid or {name: METHODS[name] for name in args.methods or METHODS}
-        jobs = [job_of(base, folder, method) for folder, method in methods.items()]
+        jobs = [job_of(base, folder, method, {} if grid else ONE_SHOT) for folder, method in methods.items()]
         sweep.run(jobs)
         write_grid(base.output_dir, args.grid, args.nshot[0]) if args.grid else write_table(base.output_dir)
         return int(sweep.any_failed(jobs))
@@ -90,10 +90,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def job_of(base: Job, folder: str, method: Method) -> Job:
-    """The job for one method, in a folder of its own. Images and teacher are the base's."""
+def job_of(base: Job, folder: str, method: Method, one_shot: Mapping[str, Method]) -> Job:
+    """The job for one method, in a folder of its own. Images and teacher are the base's.
+
+    one_shot: methods that have other numbers at N = 1, by name.
+    """
     job = copy.copy(base)
     job.method, job.output_dir, job.student_dir = method, base.output_dir / folder, base.student_dir / folder
+    job.one_shot_method = one_shot.get(method.name)
     job.is_trained = any(phase.lr_student for phase in method.phases(base.data_recipe))
     vars(job).update({name: getattr(base, name) for name in SHARED})
     return job

@@ -55,3 +55,10 @@ METHODS: Mapping[str, Method] = {
     **{method.name: method for method in LEAST_SQUARES},
     "nearest-class-mean": NearestClassMean(),
 }
+
+# the same at N = 1, where the learning rates of N = 10 are too high
+ONE_SHOT: Mapping[str, Method] = {
+    "whole": Whole(1e-4, 1e-4),
+    "kd": KD(1e-4, 1.0),
+    "fitnets": FitNets(1e-4, 1e-4, 4.0),
+}

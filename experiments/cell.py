@@ -53,7 +53,7 @@ class Cell:
             "normalization": dataset.normalization.content,
             "method": method,
             **job.networks_setting,
-            "schedule": [phase_content(phase, shots) for phase in job.method.phases(job.recipe)],
+            "schedule": [phase_content(phase, shots) for phase in job.method_at(shots).phases(job.recipe)],
         }
         self.result = results.path_of(job.output_dir, shots, trial)
         self.checkpoint = self.result.with_suffix(".checkpoint.pt")

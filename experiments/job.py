@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from comparisons.methods import METHODS
+from comparisons.methods import METHODS, ONE_SHOT
 from data import fewshot
 from data.datasets import ImageDataset, dataset_name, open_dataset
 from experiments import teachers
 from experiments.cell import Cell
+from grafting.method import Method
 from grafting.recipes import RECIPES, Recipe
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
@@ -48,7 +49,7 @@ class Job:
         if args.optimize_span != "front" and args.method != "grafting":
             raise BadInput(f"--optimize_span {args.optimize_span}: only with --method grafting")
         method = args.method if args.optimize_span == "front" else f"grafting-{args.optimize_span}"
-        self.method = METHODS[method]
+        self.method, self.one_shot_method = METHODS[method], ONE_SHOT.get(method)
         self.is_trained = any(phase.lr_student for phase in self.method.phases(self.data_recipe))
         if not self.is_trained and (args.best_of or args.eval_every):
             raise BadInput(f"--best_of and --eval_every: not with --method {method}, which has no epochs to measure")
@@ -140,6 +141,10 @@ class Job:
     @cached_property
     def recipe(self) -> Recipe:
         return replace(self.data_recipe, blocks=self.networks.grafted, selects_among=self.args.best_of)
+
+    def method_at(self, shots: int) -> Method:
+        """The method with its numbers for N shots."""
+        return self.one_shot_method if shots == 1 and self.one_shot_method else self.method
 
     def subset(self, shots: int) -> np.ndarray:
         """The few-shot images (shots * classes, 3, stored, stored) uint8."""

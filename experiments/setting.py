@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from utils.errors import BadInput
 Setting = dict[str, Any]
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
 SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
-SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among", "loss")  # of the schedule
+SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among")  # of the schedule
 
 
 def phase_content(phase: Phase, shots: int) -> dict[str, Any]:
@@ -58,8 +57,8 @@ def require_same(ours: Setting, other: Setting, path: Path) -> None:
 def require_comparable(settings: Mapping[str, Setting]) -> None:
     """Raise BadInput if these cells do not belong in one table. settings: by the name of the cell.
 
-    Cells of one N may differ in the trial only. Cells of different N may also differ in what depends on N: the
-    subset, the batch size, and learning rates in proportion to N.
+    Cells of one N may differ in the trial only. Cells of different N may also differ in what depends on N: the subset,
+    the batch size, learning rates, and the temperature of a loss.
     """
     first_of_shots: dict[int, tuple[str, Setting]] = {}
     first: tuple[str, Setting] | None = None
@@ -69,8 +68,7 @@ def require_comparable(settings: Mapping[str, Setting]) -> None:
         same_shots = first_of_shots.setdefault(setting["shots"], (name, setting))
         for (other_name, other), compared in ((same_shots, dict), (first, _across_shots)):
             field = _first_difference(compared(setting), compared(other))
-            if field or not _same_rates(setting, other):
-                field = field or "learning rates"
+            if field:
                 raise BadInput(
                     f"{name} differs from {other_name} in its {field.replace('_', ' ')};"
                     " keep them in different --output_dir"
@@ -81,15 +79,6 @@ def _first_difference(one: Setting, two: Setting) -> str | None:
     """The name of a field that differs, besides those that say which cell it is."""
     fields_of_both = (name for name in {**one, **two} if name not in CELL_FIELDS)
     return next((name for name in fields_of_both if one.get(name) != two.get(name)), None)
-
-
-def _same_rates(one: Setting, two: Setting) -> bool:
-    """Whether the learning rates of each phase are equal, or in proportion to N."""
-    return all(
-        isclose(a[rate], b[rate]) or isclose(a[rate] * two["shots"], b[rate] * one["shots"])
-        for a, b in zip(one["schedule"], two["schedule"], strict=True)
-        for rate in ("lr_student", "lr_adapter")
-    )
 
 
 def _across_shots(setting: Setting) -> Setting:

@@ -30,7 +30,7 @@ LITTLE = 0.2  # of the way from chance to 100%; a network of other data with as 
 def run(jobs: Sequence[Job]) -> bool:
     """Run the cells of the jobs that are neither done nor running; whether there were any that are not done.
 
-    The jobs share teacher, subsets and precision.
+    The jobs share teacher, grafted blocks, subsets and precision.
 
     Raises BadInput before any cell is run, if there is something wrong with one of them. Several processes may run the
     same job, intentionally or by mistake: each takes the next cell that is neither done nor running. A running cell
@@ -129,6 +129,7 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
 
 
 def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: dict[str, Any]) -> None:
+    teacher.networks = job.networks  # jobs may differ in the student, not in the blocks that are grafted
     all_shots = sorted({cell.shots for cell in cells})
     for shots in all_shots:
         draw = partial(pictures.few_shot_images, job.subset(shots), shots, job.dataset.class_names())

@@ -41,7 +41,7 @@ class CellTraining:
 
     def __init__(self, cell: Cell, teacher: FrozenTeacher, process: dict[str, Any], after_epoch: AfterEpoch):
         self.cell = cell
-        self.method = cell.job.method
+        self.method = cell.job.method_at(cell.shots)
         self.teacher = teacher
         self.images = cell.images
         self.process = process

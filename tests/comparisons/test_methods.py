@@ -12,7 +12,7 @@ from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from comparisons.kd import Hint, Softened
-from comparisons.methods import GRID, METHODS
+from comparisons.methods import GRID, METHODS, ONE_SHOT
 from data.views import Views
 from deployment.evaluation import compare
 from deployment.networks import whole
@@ -210,3 +210,10 @@ def test_softened_probabilities_do_not_see_a_shift_of_the_logits():
 def test_a_hint_by_hand():
     student, teacher = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0)
     assert Hint()(student, teacher).item() == 0.5 * 2 * 4 * 9
+
+
+@pytest.mark.parametrize("method", ONE_SHOT)
+def test_at_one_shot_a_method_has_the_numbers_that_were_chosen_there(tmp_path, method):
+    job = small_job(tmp_path, "--method", method)
+    assert job.method_at(1) == ONE_SHOT[method] and job.method_at(2) == METHODS[method]
+    assert ONE_SHOT[method] in GRID[method]

@@ -1,0 +1,201 @@
+"""Test accuracy over the student's size: several widths and numbers of blocks, by several methods (docs/start.md).
+
+    python -m benchmarks.sizes --dataset CIFAR10 --nshot 1 10 --trials 3 --best_of 1 --output_dir runs/sizes/CIFAR10
+
+Takes the flags of train_fskd.py, for a VGG. Each student and method has an output directory of its own in --output_dir.
+At the end it measures the sizes and the speed of each student on this machine and writes sizes.md and sizes.svg; with
+--table, these are made again from the files that are there, and nothing is run. An interrupted run goes on.
+"""
+
+import argparse
+import copy
+import io
+import statistics
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from deployment.evaluation import Candidate, seconds_in_turn
+from deployment.export import OnRawImages
+from deployment.folding import fold
+from experiments import results, sweep
+from experiments.commands import require_sweep
+from experiments.job import Job
+from grafting.scions import scions
+from train_fskd import command_line
+from utils import files, machine
+from utils.argument_types import Blocks
+from utils.errors import BadInput
+from utils.text import markdown_table, say
+
+
+class Way(NamedTuple):
+    """A way to a student: a method, and how its blocks start."""
+
+    method: str
+    start: str
+
+    @property
+    def name(self) -> str:
+        return self.method if self.start == "fresh" else f"{self.method}, start from the teacher"
+
+
+STUDENTS = (  # grafted blocks, and the share of the teacher's channels in them; those of the same blocks stand together
+    (Blocks(3, 5), 0.5), (Blocks(3, 5), 0.25), (Blocks(3, 5), 0.125), (Blocks(1, 5), 0.5), (Blocks(1, 5), 0.25),
+)  # fmt: skip
+WAYS = (Way("grafting", "fresh"), Way("kd", "fresh"), Way("least-squares", "fresh"), Way("grafting", "teacher"))
+SHARED = ("dataset", "network", "test_sha256", "teacher_sha256", "_subsets")  # by all jobs
+COLUMNS = {"parameters": "parameters, million", "multiply_adds": "multiply-adds, million", "speed": "images/s, of 256"}
+SCALE = {"parameters": 1e6, "multiply_adds": 1e6, "speed": 1.0}
+MEASURED = "sizes.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 1 a cell failed, 2 bad input."""
+    parser = command_line("benchmarks.sizes", __doc__)
+    parser.add_argument("--ways", type=int, nargs="+", choices=range(len(WAYS)), default=list(range(len(WAYS))),
+                        help=f"which of {', '.join(f'{k} {way.name}' for k, way in enumerate(WAYS))}")  # fmt: skip
+    args = parser.parse_args(argv)
+    try:
+        if not args.table:
+            require_sweep(args)
+        base = Job(args)
+        jobs = [job_of(base, *student, WAYS[way]) for student in STUDENTS for way in args.ways]
+        if not args.table:
+            for _, of_same_blocks in groupby(jobs, key=lambda job: job.pair.grafted):
+                sweep.run(list(of_same_blocks))  # with one cache of teacher features
+            files.write_json(base.output_dir / MEASURED, measured(jobs))
+        write_table(base.output_dir, jobs)
+        return 0 if args.table else int(sweep.any_failed(jobs))
+    except BadInput as error:
+        sys.stderr.write(f"benchmarks.sizes: {error}\n")
+        return 2
+
+
+def job_of(base: Job, grafted: Blocks, width: float, way: Way) -> Job:
+    """The job of one student and one way, in a folder of its own. Images and teacher are the base's."""
+    args = argparse.Namespace(**{**vars(base.args), "method": way.method, "start": way.start})
+    args.grafted, args.student_width, args.output_dir = grafted, width, None
+    job = Job(args, report=base.report)
+    folder = base.output_dir / f"{job.pair.name}-{way.method}"
+    job.output_dir, job.student_dir = folder, folder / "student"
+    vars(job).update({name: getattr(base, name) for name in SHARED if not base.args.table})
+    return job
+
+
+def measured(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Sizes and speed of the teacher and of each student, folded, on this machine; random weights do for that."""
+    by_name = {job.pair.base_name: job for job in jobs}
+    first = next(iter(by_name.values()))
+    teacher = OnRawImages(copy.deepcopy(first.network).cpu(), first.dataset.normalization)
+    networks: dict[str, nn.Module] = {"teacher": teacher}
+    for name, job in by_name.items():
+        teacher = job.frozen_teacher()
+        networks[name] = fold(teacher, scions(teacher, torch.Generator()))
+    candidates = [Candidate(name, network) for name, network in networks.items()]
+    seconds = seconds_in_turn(candidates, first.image_size, 256)
+    sizes = {}
+    for candidate, of_256 in zip(candidates, seconds, strict=True):
+        parameters, multiply_adds = candidate.counts(first.image_size)
+        sizes[candidate.name] = {"parameters": parameters, "multiply_adds": multiply_adds, "speed": 256 / of_256}
+    return {"machine": machine.description(torch.device("cpu")), "threads": torch.get_num_threads(), "sizes": sizes}
+
+
+def write_table(folder: Path, jobs: Sequence[Job]) -> None:
+    """Write sizes.md and sizes.svg from what there is in the folder."""
+    content = files.read_json(folder / MEASURED, "the sizes; run the command without --table")
+    rows = [row_of(job, content["sizes"][job.pair.base_name]) for job in jobs]
+    teacher = next((row["teacher"] for row in rows if row["teacher"]), None)
+    if teacher is None:
+        raise BadInput(f"{folder}: holds no results of these students")
+    text = markdown(rows, teacher, content)
+    files.write_text(folder / "sizes.md", text)
+    files.write_text(folder / "sizes.svg", figure(rows, teacher, content["sizes"]["teacher"]))
+    say(text)
+
+
+def row_of(job: Job, size: dict[str, float]) -> dict[str, Any]:
+    """A student made in one way: what it is, and the last test accuracies of its trials by N."""
+    found = [result for result in results.read_all(job.output_dir) if result["status"] == "done"]
+    accuracies: dict[int, list[float]] = {}
+    for result in found:
+        accuracies.setdefault(result["setting"]["shots"], []).append(result["last"])
+    way = Way(job.args.method, job.args.start)
+    blocks = f"{job.args.grafted.first}-{job.args.grafted.last}"
+    teacher = found[0]["teacher"]["accuracy"] if found else None
+    return {"blocks": blocks, "width": job.args.student_width, "way": way.name, "accuracies": accuracies,
+            "teacher": teacher, **size}  # fmt: skip
+
+
+def markdown(rows: Sequence[dict[str, Any]], teacher: float, content: dict[str, Any]) -> str:
+    """A line for each student and way: size, speed, and last test accuracy over N."""
+    shots = sorted({n for row in rows for n in row["accuracies"]})
+    head = ["blocks", "width", "method", *COLUMNS.values(), *(f"N = {n}" for n in shots)]
+    whole = content["sizes"]["teacher"]
+    lines = [
+        head,
+        [":-"] * 3 + ["-:"] * (len(head) - 3),
+        ["teacher", "1", "", *sizes_of(whole), *[f"{teacher:.2f}"] * len(shots)],
+    ]
+    for row in rows:
+        accuracies = [mean_and_deviation(row["accuracies"].get(n, [])) for n in shots]
+        lines.append([row["blocks"], f"{row['width']:g}", row["way"], *sizes_of(row), *accuracies])
+    threads = f"{content['threads']} {'thread' if content['threads'] == 1 else 'threads'}"
+    return (
+        f"Test accuracy of the last epoch, %. Students are folded; speed on this machine, {threads}.\n\n"
+        f"{markdown_table(lines)}\n"
+    )
+
+
+def sizes_of(size: dict[str, float]) -> list[str]:
+    return [f"{size[column] / SCALE[column]:,.{0 if column == 'speed' else 2}f}" for column in COLUMNS]
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, float]) -> str:
+    """Accuracy over each size as SVG: a row for each N, a line for each way and grafted blocks."""
+    shots = sorted({n for row in rows for n in row["accuracies"]})
+    canvas = Figure(figsize=(12, 3.6 * len(shots)), layout="constrained")
+    panels = canvas.subplots(len(shots), len(COLUMNS), squeeze=False, sharey="row")
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    blocks = list(dict.fromkeys(row["blocks"] for row in rows))
+    for n, of_shots in zip(shots, panels, strict=True):
+        for axes, (column, label) in zip(of_shots, COLUMNS.items(), strict=True):
+            for way in ways:
+                for of_blocks in blocks:
+                    points = [
+                        row
+                        for row in rows
+                        if (row["way"], row["blocks"]) == (way, of_blocks) and n in row["accuracies"]
+                    ]
+                    x = [row[column] / SCALE[column] for row in points]
+                    y = [statistics.fmean(row["accuracies"][n]) for row in points]
+                    style = {"color": f"C{ways.index(way)}", "marker": "os^"[blocks.index(of_blocks)]}
+                    dashes = "-" if of_blocks == blocks[0] else "--"
+                    axes.plot(x, y, linestyle=dashes, label=f"{way}, blocks {of_blocks}", **style)
+            axes.axhline(teacher, color="black", linestyle=":")
+            axes.plot([whole[column] / SCALE[column]], [teacher], "k*", markersize=10, label="teacher")
+            axes.set(xscale="log", xlabel=label)
+        of_shots[0].set_ylabel(f"N = {n}: last test accuracy, %")
+    panels[0, 0].legend(fontsize="x-small")
+    drawing = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "sizes"}):  # the same results give the same file
+        canvas.savefig(drawing, format="svg", metadata={"Date": None})
+    return drawing.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
