@@ -83,6 +83,8 @@ def job_of(base: Job, grafted: Blocks, width: float, way: Way) -> Job:
     """The job of one student and one way, in a folder of its own. Images and teacher are the base's."""
     args = argparse.Namespace(**{**vars(base.args), "method": way.method, "start": way.start})
     args.grafted, args.student_width, args.output_dir = grafted, width, None
+    if way.method == "least-squares":
+        args.best_of = args.eval_every = None  # there are no epochs to measure
     job = Job(args, report=base.report)
     folder = base.output_dir / f"{job.pair.name}-{way.method}"
     job.output_dir, job.student_dir = folder, folder / "student"

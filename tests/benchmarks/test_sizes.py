@@ -1,0 +1,40 @@
+"""Students of several sizes in one command: which cells, one table and one figure, made again from the files."""
+
+import json
+
+from small import short_recipe
+
+from benchmarks import sizes
+from benchmarks.sizes import Way
+from experiments.cell import Cell
+from grafting.recipes import RECIPES
+from utils.argument_types import Blocks
+
+COMMAND = ["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2", "--best_of", "1", "--output_dir", "all"]
+
+
+def test_every_student_is_made_in_every_way_and_measured(with_teacher, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "Folder", short_recipe((1,), (1,)))
+    monkeypatch.setattr(sizes, "STUDENTS", ((Blocks(3, 5), 0.5), (Blocks(3, 5), 0.25), (Blocks(1, 5), 0.5)))
+    monkeypatch.setattr(
+        sizes, "WAYS", (Way("grafting", "fresh"), Way("least-squares", "fresh"), Way("grafting", "teacher"))
+    )
+    monkeypatch.setattr("deployment.evaluation.ROUNDS", {1: 1, 256: 1})
+    assert sizes.main([*COMMAND, "--ways", "0", "1", "2"]) == 0
+    folder = with_teacher / "all"
+    names = ("vgg16", "vgg16-width0.25", "vgg16-blocks1-5")
+    made = {path.parent.name for path in folder.glob("*/results")}
+    assert made == {
+        f"{name}{end}" for name in names for end in ("-grafting", "-least-squares", "-from-teacher-grafting")
+    }
+    assert len(list(folder.rglob("trial-*.json"))) == 3 * (4 + 2 + 4)
+    text, drawn = (folder / "sizes.md").read_text(), (folder / "sizes.svg").read_bytes()
+    assert text.count("\n|") == 12 and "| 1-5 | 0.5 | grafting, start from the teacher |" in text
+    measured = json.loads((folder / "sizes.json").read_text())["sizes"]
+    assert set(measured) == {"teacher", *names}
+    assert (
+        measured["teacher"]["parameters"] > measured["vgg16"]["parameters"] > measured["vgg16-width0.25"]["parameters"]
+    )
+    monkeypatch.setattr(Cell, "run", lambda *_: 1 / 0)
+    assert sizes.main([*COMMAND, "--table", "--ways", "0", "1", "2"]) == 0
+    assert (folder / "sizes.md").read_text() == text and (folder / "sizes.svg").read_bytes() == drawn
