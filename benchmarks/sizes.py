@@ -10,6 +10,7 @@ At the end it measures the sizes and the speed of each student on this machine a
 import argparse
 import copy
 import io
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -113,10 +114,10 @@ def measured(jobs: Sequence[Job]) -> dict[str, Any]:
 def write_table(folder: Path, jobs: Sequence[Job]) -> None:
     """Write sizes.md and sizes.svg from what there is in the folder."""
     content = files.read_json(folder / MEASURED, "the sizes; run the command without --table")
-    rows = [row_of(job, content["sizes"][job.pair.base_name]) for job in jobs]
-    teacher = next((row["teacher"] for row in rows if row["teacher"]), None)
-    if teacher is None:
+    rows = [row_of(job, content["sizes"][job.pair.base_name]) for job in jobs if results.paths(job.output_dir)]
+    if not rows:
         raise BadInput(f"{folder}: holds no results of these students")
+    teacher = rows[0]["teacher"]
     text = markdown(rows, teacher, content)
     files.write_text(folder / "sizes.md", text)
     files.write_text(folder / "sizes.svg", figure(rows, teacher, content["sizes"]["teacher"]))
@@ -131,7 +132,7 @@ def row_of(job: Job, size: dict[str, float]) -> dict[str, Any]:
         accuracies.setdefault(result["setting"]["shots"], []).append(result["last"])
     way = Way(job.args.method, job.args.start)
     blocks = f"{job.args.grafted.first}-{job.args.grafted.last}"
-    teacher = found[0]["teacher"]["accuracy"] if found else None
+    teacher = found[0]["teacher"]["accuracy"] if found else math.nan
     return {"blocks": blocks, "width": job.args.student_width, "way": way.name, "accuracies": accuracies,
             "teacher": teacher, **size}  # fmt: skip
 
