@@ -22,7 +22,7 @@ from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
 from models.networks import NETWORKS, Networks, frozen
 from utils import machine
-from utils.arguments import DATA_PATH, PRECISIONS
+from utils.arguments import DATA_PATH, PRECISIONS, STUDENT_WIDTH
 from utils.errors import BadInput
 from utils.text import say
 from utils.torchrun import Process
@@ -176,5 +176,5 @@ class Job:
         flags = ["--dataset", self.args.dataset]
         for name in names or DECIDING:
             value = getattr(self.args, name)
-            flags += [] if value in (None, DATA_PATH, PRECISIONS[0]) else [f"--{name}", str(value)]
+            flags += [] if value in (None, DATA_PATH, PRECISIONS[0], STUDENT_WIDTH) else [f"--{name}", str(value)]
         return flags

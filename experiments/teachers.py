@@ -22,7 +22,8 @@ from utils.errors import BadInput
 if TYPE_CHECKING:
     from experiments.job import Job
 
-INPUTS = ("data_path", "networks", "image_size", "grafted", "teacher")  # flags that say what a student is made from
+OF_STUDENT = ("grafted", "student_width")  # flags that say what a student is
+INPUTS = ("data_path", "networks", "image_size", *OF_STUDENT, "teacher")  # and from what it is made
 
 FOLDER = Path("ckpt/teacher")
 TORCHVISION = Path("torchvision")  # as --teacher
@@ -68,7 +69,7 @@ def _lock(job: Job, timeout: float) -> AbstractContextManager:
 
 def _get(job: Job) -> None:
     """Get the default teacher. For any other, raise BadInput that says which teachers exist or how to train one."""
-    path, inputs = job.teacher_file, job.flags(*(name for name in INPUTS if name != "grafted"))
+    path, inputs = job.teacher_file, job.flags(*(name for name in INPUTS if name not in OF_STUDENT))
     if _is_default(job) and job.data_recipe.trains_own_teacher:
         job.report(f"{path}: not finished; it is trained now, or awaited if another process is training it")
         train(job, "quick", only_if_missing=True)

@@ -516,6 +516,27 @@ def test_a_file_of_another_data_set_is_refused_before_anything_is_fetched(with_s
     assert "is of Folder-pets; add --dataset Folder and the --data_path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("grafted", ["3-5", "1-4"])
+@pytest.mark.parametrize("start", ["fresh", "teacher"])
+def test_students_of_other_sizes_say_how_to_use_them(with_teacher, capsys, grafted, start):
+    size = ["--grafted", grafted, "--student_width", "0.25"]
+    assert command(*size, "--start", start, "--nshot", "1", "--trials", "1") == 0
+    printed = capsys.readouterr().out
+    compare, use = (
+        printed.partition(f"{purpose}: python train_fskd.py ")[2].splitlines()[0]
+        for purpose in ("compare one with its teacher", "use one")
+    )
+    assert "-width0.25-" in use and "--student_width 0.25" in use and "--student_width 0.25" in compare
+    assert train_fskd.main(shlex.split(compare)) == 0
+    found = accuracies(capsys.readouterr().out)
+    assert len(found) == 3 and found["student, folded"] == list(found.values())[1]
+    assert train_fskd.main(shlex.split(use)) == 0
+    assert "the same predictions on 20 test images" in capsys.readouterr().out
+    without = [word for word in shlex.split(compare) if word not in ("--student_width", "0.25")]
+    assert train_fskd.main(without) == 2
+    assert "give --networks, --grafted and --student_width as it was made" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["whole", "kd", "fskd"])
 def test_other_methods_say_how_to_use_their_students(with_teacher, capsys, method):
     """Without adapters, a student has a teacher's layout; it is measured beside the teacher all the same."""
