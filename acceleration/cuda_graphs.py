@@ -16,6 +16,8 @@ class GraphedStep:
 
     The first WARM_UP steps of each batch size run eagerly; they are training steps too. If a capture fails, this
     and all later steps that have no graph run eagerly, after one warning.
+
+    A graph holds the learning rates of its capture. Raises RuntimeError where they were changed afterwards.
     """
 
     def __init__(self, step: Step, optimizer: torch.optim.Optimizer):
@@ -23,11 +25,14 @@ class GraphedStep:
         self.warmed_up: Counter[int] = Counter()
         # by batch size: a graph, its input tensors, image and view (B,), and its output tensor, the loss
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
+        self.rates = self._rates()  # of every capture
         self.capturable = True
         self.side_stream = torch.cuda.Stream()
 
     def __call__(self, image: Tensor, view: Tensor) -> Tensor:
         size = len(image)
+        if self.captured and self._rates() != self.rates:
+            raise RuntimeError("a learning rate was changed after the step was captured as a CUDA graph, which keeps it")
         if self.capturable and size not in self.captured and self.warmed_up[size] == WARM_UP:
             self._capture(image, view)
         if size in self.captured:
@@ -45,6 +50,7 @@ class GraphedStep:
 
     def _capture(self, image: Tensor, view: Tensor) -> None:
         graph, image, view = torch.cuda.CUDAGraph(), image.clone(), view.clone()
+        self.rates = self._rates()
         self.optimizer.zero_grad()  # so that the capture allocates the gradients, in the graph's memory
         try:
             self._set_capturable(True)
@@ -57,6 +63,9 @@ class GraphedStep:
             self.captured[len(image)] = (graph, image, view, loss)
         finally:
             self._set_capturable(False)
+
+    def _rates(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
 
     def _set_capturable(self, capturable: bool) -> None:
         """Only while capturing: a fused Adam computes the same either way, but warns of it when run eagerly."""

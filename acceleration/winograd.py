@@ -75,7 +75,7 @@ def require_product(layer: nn.Module, side: int) -> None:
         has_form = usual and fits and layer.bias is not None
     elif isinstance(layer, nn.MaxPool2d):
         usual = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode) == (2, 2, 0, 1, False)
-        has_form = usual and side > 1
+        has_form = usual and side % 2 == 0
     elif isinstance(layer, nn.BatchNorm1d):
         has_form = layer.affine and layer.track_running_stats and not (is_trained(layer) or layer.training)
     elif isinstance(layer, nn.Linear):

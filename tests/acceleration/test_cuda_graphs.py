@@ -88,3 +88,17 @@ def test_where_nothing_can_be_captured_steps_run_as_they_are(monkeypatch):
     assert losses == [plain.step(*batch).item() for batch in batches()]
     assert len(warned) == 1 and training.ran == 10
     assert not any(group["capturable"] for group in training.optimizer.param_groups)
+
+
+def test_a_learning_rate_that_a_graph_would_ignore_is_refused(monkeypatch):
+    """Before the first capture it may change."""
+    training = Training()
+    monkeypatch.setattr(torch.cuda, "graph", training.graph)
+    step, (group,) = GraphedStep(training.step, training.optimizer), training.optimizer.param_groups
+    for number, batch in enumerate(batches()):
+        group["lr"] = 0.1 / (1 + min(number, WARM_UP))
+        step(*batch)
+    assert step.captured
+    group["lr"] = 0.01
+    with pytest.raises(RuntimeError, match="a learning rate was changed after the step was captured as a CUDA graph"):
+        step(*batches()[0])
