@@ -71,8 +71,8 @@ class Diagnosis:
         lines += [
             "",  # in Markdown, the next line would otherwise be a row of the table
             f"The teacher itself: {self.teacher:.2f}%. The output of block {b.block} is the input of B0. A linear"
-            f" classifier on it is {self.teacher - b.probe:.2f} points below the teacher, the nearest class mean of one"
-            f" image per class {below:.2f} points.",
+            f" classifier on it is {_beside(self.teacher - b.probe)} the teacher, the nearest class mean of one"
+            f" image per class {_beside(below)} it.",
             MEASURED,
         ]
         if below < -FOREIGN:
@@ -86,6 +86,11 @@ class Diagnosis:
                 f"  {shlex.join([*command, '--teacher', str(better)])}",
             ]
         return "\n".join(lines)
+
+
+def _beside(below: float) -> str:
+    """ "3.33 points above" for -3.33."""
+    return f"{abs(below):.2f} points {'above' if below < 0 else 'below'}"
 
 
 @torch.no_grad()

@@ -97,9 +97,8 @@ def test_the_text_says_what_to_do_with_a_poor_teacher(nearest_mean, said):
     inputs, file = ["--dataset", "Folder", "--data_path", "my pictures"], Path("ckpt/mine.pt")
     text = Diagnosis(blocks, 90.0, first=3).text(inputs, file)
     assert text.count("\n|") == 6 and "output of block 2 is the input of B0" in text
-    assert (
-        f"5.00 points below the teacher, the nearest class mean of one image per class {90 - nearest_mean:.2f}" in text
-    )
+    beside = {70.0: "20.00 points below", 88.0: "2.00 points below", 93.1: "3.10 points above"}[nearest_mean]
+    assert f"5.00 points below the teacher, the nearest class mean of one image per class {beside} it." in text
     assert {words for words in (POOR, FOREIGN) if words in text} == said
     if said == {POOR}:
         python, program, *flags = shlex.split(text.splitlines()[-1])
