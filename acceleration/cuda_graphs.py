@@ -32,7 +32,9 @@ class GraphedStep:
     def __call__(self, image: Tensor, view: Tensor) -> Tensor:
         size = len(image)
         if self.captured and self._rates() != self.rates:
-            raise RuntimeError("a learning rate was changed after the step was captured as a CUDA graph, which keeps it")
+            raise RuntimeError(
+                "a learning rate was changed after the step was captured as a CUDA graph, which keeps the old one"
+            )
         if self.capturable and size not in self.captured and self.warmed_up[size] == WARM_UP:
             self._capture(image, view)
         if size in self.captured:

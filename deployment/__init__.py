@@ -1,1 +1,1 @@
-"""Using a student: folding, calibration, one file that needs no other, predictions, comparison with the teacher."""
+"""Using a student: folding, the teacher's confidence, one file that needs no other, predictions, comparison."""

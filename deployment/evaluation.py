@@ -145,7 +145,7 @@ COLUMNS: dict[str, Callable[[Figures], str]] = {
 }
 LEGEND = (
     "as teacher: test images that get the teacher's class; ECE: expected calibration error; NLL: negative log"
-    " likelihood. Only an exported student is calibrated."
+    " likelihood. Only an exported student is matched to the teacher's confidence."
 )
 
 

@@ -1,9 +1,9 @@
 """Export: from a student to one file, which is loaded again and checked before it is put in place.
 
-The student is put on raw images (deployment/plain.py) and calibrated. The loss of the method sees only directions of
-logits (docs/method.md, section 3), so a student's logits have an arbitrary length, and their softmax means nothing.
-Dividing all logits by one temperature (Guo et al., 2017) gives them one without changing any prediction. It is fitted
-to the teacher's probabilities on the few images; no label is read.
+The student is put on raw images (deployment/plain.py) and matched to the teacher's confidence. The loss of the method
+sees only directions of logits (docs/method.md, section 3), so a student's logits have an arbitrary length, and their
+softmax means nothing. Dividing all logits by one temperature (Guo et al., 2017) gives them one without changing any
+prediction. It is fitted to the teacher's probabilities on the few images; no label is read.
 """
 
 import math
@@ -79,7 +79,7 @@ class Source:
         return fitted_temperature(self.logits(views), teacher)
 
     def header(self, network: nn.Module, temperature: float, accuracy: float) -> Header:
-        """What the file says about itself. accuracy: of the student on the test set, in percent."""
+        """What the file says about itself. accuracy: its own on the test set, in percent."""
         return {
             "dataset": self.dataset.name,
             **header_of(network, self.teacher.networks, self.dataset.image_size),
@@ -157,10 +157,13 @@ def export(source: Source, target: Path) -> str:
         network = deployed(source.teacher, source.student, temperature)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"student{ending}"
-        formats.write(network, source.header(network, temperature, accuracy_of(reference, labels)), written)
+        header = source.header(network, temperature, accuracy_of(reference, labels))
+        formats.write(network, header, written)
         logits = logits_of(formats.read(written)[0], images, torch.device("cpu"))
         if ending == INT8:
             found = require_small_loss(logits, reference, labels, target)
+            formats.replace_header({**header, "accuracy": accuracy_of(logits, labels)}, written)
+            formats.read(written)
         else:
             found = require_same(logits, reference / temperature, target)
         files.write_bytes(target, written.read_bytes())

@@ -101,8 +101,18 @@ def write(network: nn.Module, header: Header, path: Path) -> None:
         needed("onnxruntime.quantization", path).quantize_dynamic(model, path)
         logging.disable(logging.NOTSET)
         model = onnx.load(path)
+    _put_onnx(model, text, path)
+
+
+def replace_header(header: Header, path: Path) -> None:
+    """Give an ONNX file, of whatever bits, this header."""
+    _put_onnx(needed("onnx", path).load(path), json.dumps(header), path)
+
+
+def _put_onnx(model: Any, text: str, path: Path) -> None:
+    """Write an ONNX model with this header and the sha256 of both."""
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {KEY: text, DIGEST: _digest(model, text)})
+    needed("onnx", path).helper.set_model_props(model, {KEY: text, DIGEST: _digest(model, text)})
     files.write_bytes(path, model.SerializeToString())
 
 

@@ -35,9 +35,10 @@ class Student(nn.Module):
         self.class_names = tuple(header["class_names"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, S, S) uint8, RGB, S pixels as in training -> logits (B, classes); their softmax is calibrated.
+        """images: (B, 3, S, S) uint8, RGB, S pixels as in training -> logits (B, classes).
 
-        Raises ValueError for other images, such as float ones between 0 and 1.
+        Their softmax is matched to the teacher's confidence. Raises ValueError for other images, such as float ones
+        between 0 and 1.
         """
         size = self.header["image_size"]
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):

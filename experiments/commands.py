@@ -12,7 +12,7 @@ import torch
 
 from data import fewshot
 from data.datasets import open_dataset
-from experiments import results, student_commands, sweep, teachers
+from experiments import comparison, results, student_commands, sweep, teachers
 from experiments.diagnosis import diagnose
 from experiments.job import Job
 from experiments.results import Result
@@ -88,6 +88,7 @@ def command_of(args: argparse.Namespace) -> Command:
         student_commands.export: args.export,
         student_commands.predict: args.predict,
         _table: args.table,
+        _compare: args.compare,
     }
     return next((command for command, is_asked in asked.items() if is_asked), _sweep)
 
@@ -135,6 +136,12 @@ def _table(job: Job) -> int:
     rows, text = rebuild(job.output_dir, job.report_once)
     job.report(text)
     return 1 if any(row.failed for row in rows) else 0
+
+
+def _compare(job: Job) -> int:
+    found, text = comparison.write(job.args.compare, job.args.output_dir, job.report_once)
+    job.report(text)
+    return int(any(result["status"] == "failed" for result in found))
 
 
 def _build_dataset(job: Job) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from experiments import results
 from experiments.drawing import decoration, plain_matplotlib
 from experiments.results import Result
+from experiments.setting import student_name
 from experiments.tables import Row, is_papers, markdown, rows
 from grafting.recipes import recipe_of
 from grafting.stages import GRAFTING
@@ -84,13 +85,13 @@ class Panel:
 
 def panel(found: list[Result]) -> Panel:
     """The panel of one folder's results. Raises BadInput where they do not belong in one table."""
-    setting = found[0]["setting"]
+    setting, student = found[0]["setting"], student_name(found[0]["setting"])
     recipe = recipe_of(setting["dataset"])
     published = is_papers(found[0], recipe)
     table = rows(found, recipe)
-    method = "" if setting["method"] == GRAFTING.name else f", {setting['method']}"
+    other = "" if student == GRAFTING.name else f", {student}"
     return Panel(
-        title=f"{setting['dataset']}{method} ({_trials(table)})",
+        title=f"{setting['dataset']}{other} ({_trials(table)})",
         table=table,
         published=recipe.published if published else {},
         published_teacher=recipe.published_teacher if published else None,
@@ -135,26 +136,27 @@ def _draw_panel(axes: Axes, shown: Panel) -> dict[str, object]:
         else:
             style = {"markersize": 4.5, "capsize": 2, "elinewidth": 0.9, **STYLES[name]}
             drawn[name] = axes.errorbar(shots, means, deviations, **style)
-    _label(axes, shown)
-    return {name: drawn[name] for name in LEGEND if name in drawn}
-
-
-def _label(axes: Axes, shown: Panel) -> None:
-    """Title, ticks at every N, and a number at each as far as they do not touch."""
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log")
-    numbers = ["" if n in (7, 9) and {n - 1, n + 1} <= set(shown.shots) else str(n) for n in shown.shots]
-    axes.set_xticks(shown.shots, numbers)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("N, images per class")
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    axes.set_title(shown.title, loc="left", fontweight="bold", parse_math=False)  # a folder may have $ in its name
+    label(axes, shown.shots, shown.title)
     if shown.published and shown.published_teacher is None:
         axes.text(
             0.98, 0.04, "the paper's teacher is another one;\nits accuracy is not reported",
             transform=axes.transAxes, ha="right", fontsize=8, color=PAPER,
         )  # fmt: skip
+    return {name: drawn[name] for name in LEGEND if name in drawn}
+
+
+def label(axes: Axes, shots: Sequence[int], title: str) -> None:
+    """Title, accuracies up to 100% at most, ticks at every N, and a number at each as far as they do not touch."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log")
+    numbers = ["" if n in (7, 9) and {n - 1, n + 1} <= set(shots) else str(n) for n in shots]
+    axes.set_xticks(shots, numbers)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("N, images per class")
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100))
+    axes.set_title(title, loc="left", fontweight="bold", parse_math=False)  # a folder may have $ in its name
 
 
 def _metadata(panels: Sequence[Panel], kind: str) -> dict[str, str | None]:

@@ -8,6 +8,7 @@ from typing import Any
 from grafting.recipes import Phase, batch_size
 from grafting.stages import GRAFTING
 from models.architectures import STUDENT_WIDTH
+from models.networks import NETWORKS
 from utils import files
 from utils.errors import BadInput
 
@@ -15,6 +16,7 @@ Setting = dict[str, Any]
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
 SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
 SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among")  # of the schedule
+STUDENT_FIELDS = ("method", "schedule", "start", "student_width", "batchnorm")  # these say how a student is made, and which
 
 
 def phase_content(phase: Phase, shots: int) -> dict[str, Any]:
@@ -54,8 +56,21 @@ def require_same(ours: Setting, other: Setting, path: Path) -> None:
             raise BadInput(f"{path}: made with another {what} ({saved_now}); {advice}")
 
 
-def require_comparable(settings: Mapping[str, Setting]) -> None:
-    """Raise BadInput if these cells do not belong in one table. settings: by the name of the cell.
+def student_name(setting: Setting) -> str:
+    """What tables call a student, by its method and what is not as usual: "kd, start teacher, blocks 3-3"."""
+    name, span = setting["method"], setting["schedule"][-1]["span"]
+    if (start := setting.get("start", "fresh")) != "fresh":
+        name += f", start {start}"
+    if (width := setting.get("student_width", STUDENT_WIDTH)) != STUDENT_WIDTH:
+        name += f", width {width:g}"
+    usual = NETWORKS.get(setting.get("networks", "vgg16"))  # VGGs, all cut alike, are not named
+    if usual and range(*span) != usual.grafted:
+        name += f", blocks {span[0]}-{span[1] - 1}"
+    return name
+
+
+def require_comparable(settings: Mapping[str, Setting], advice: str = "keep them in different --output_dir") -> None:
+    """Raise BadInput if these cells do not belong in one table. settings: by the name of the cell. advice: what to do.
 
     Cells of one N may differ in the trial only. Cells of different N may also differ in what depends on N: the subset,
     the batch size, learning rates, and the temperature of a loss.
@@ -69,10 +84,7 @@ def require_comparable(settings: Mapping[str, Setting]) -> None:
         for (other_name, other), compared in ((same_shots, dict), (first, _across_shots)):
             field = _first_difference(compared(setting), compared(other))
             if field:
-                raise BadInput(
-                    f"{name} differs from {other_name} in its {field.replace('_', ' ')};"
-                    " keep them in different --output_dir"
-                )
+                raise BadInput(f"{name} differs from {other_name} in its {field.replace('_', ' ')}; {advice}")
 
 
 def _first_difference(one: Setting, two: Setting) -> str | None:

@@ -151,7 +151,7 @@ def export(job: Job) -> int:
     teacher = _recorded_teacher(kind, state, path, job)
     student = student_in(kind, state, path, teacher)
     source = exporting.Source(teacher, student, job.dataset, _few_shot_images(path, job), files.sha256_of_file(path))
-    job.report(f"{path}: calibrating, and comparing the written file with it on all test images")
+    job.report(f"{path}: matching the teacher's confidence, and comparing the written file with it on all test images")
     with logits_from(path, job.teacher_file):
         job.report(exporting.export(source, target))
     job.report(f"use it: python train_fskd.py --predict {shlex.quote(str(target))} PICTURE")

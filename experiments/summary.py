@@ -20,19 +20,28 @@ def write_summary(output_dir: Path, report: Report) -> tuple[list[Row], str]:
     The paper's numbers are for the results' data set. report: called with what cannot be drawn. Returns
     the rows and the table's text. Raises BadInput if there are no results, or if they do not belong in one table.
     """
+    rows, text, _ = _written(output_dir, report)
+    return rows, text
+
+
+def _written(output_dir: Path, report: Report) -> tuple[list[Row], str, list[str]]:
+    """As `write_summary`, and the names of what was written."""
     if not results.paths(output_dir):
         raise BadInput(f"{output_dir}/results: no results found; give their --dataset or --output_dir")
     with locks.hold(output_dir / ".table.lock", timeout=-1):  # two processes may finish a cell at the same time
         found = results.read_all(output_dir)
         panel = figure.panel(found)
         table = markdown(panel.table)
-        _write(output_dir, {"table.md": (table + "\n").encode(), "table.csv": comma_separated(panel.table).encode()})
+        tables = {"table.md": (table + "\n").encode(), "table.csv": comma_separated(panel.table).encode()}
+        _write(output_dir, tables)
+        names = list(tables)
         with decoration(f"{output_dir}: the figure", report):
             drawn = {f"accuracy.{kind}": figure.draw([panel], kind) for kind in figure.FORMATS}
             _write(output_dir, drawn)
+            names += drawn
             picture = decoded(drawn["accuracy.png"])
             tensorboard.write_over_shots(output_dir, panel.lines, picture, text(panel, found), report)
-    return panel.table, "\n".join([table, *remarks(found)])
+    return panel.table, "\n".join([table, *remarks(found)]), names
 
 
 def _write(output_dir: Path, content: Mapping[str, bytes]) -> None:
@@ -42,13 +51,17 @@ def _write(output_dir: Path, content: Mapping[str, bytes]) -> None:
 
 
 def rebuild(output_dir: Path, report: Report) -> tuple[list[Row], str]:
-    """`write_summary`, and TensorBoard's run of every cell, from result files. Raises BadInput for a damaged one."""
-    written = write_summary(output_dir, report)
+    """`write_summary`, and TensorBoard's run of every cell, from result files. The text says what was written.
+
+    Raises BadInput for a damaged result.
+    """
+    rows, text, names = _written(output_dir, report)
     for result in results.read_all(output_dir):
         path = results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"])
         with files.reading(path, results.KIND):  # its curves
             tensorboard.rewrite_cell(output_dir, result, report)
-    return written
+    curves = tensorboard.root(output_dir)
+    return rows, f"{text}\nwritten in {output_dir}: {', '.join([*names, *[curves.name] * curves.is_dir()])}"
 
 
 def text(panel: Panel, found: Sequence[Result]) -> str:

@@ -4,20 +4,26 @@ import csv
 import io
 import statistics
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from experiments.results import Result, name_of
-from experiments.setting import require_comparable
+from experiments.setting import require_comparable, student_name
 from grafting.recipes import Recipe
 from grafting.stages import GRAFTING
 from utils.text import markdown_table
+
+DEVIATION = (
+    "±: sample standard deviation over initialisation, order and views, not over subsets, teachers or test images."
+)
 
 
 @dataclass(frozen=True)
 class Row:
     """One N of the table. Accuracies in percent; deviations are sample standard deviations, None for one trial.
 
-    teacher: mean over the cells, since machines round differently. to_teacher: best minus the teacher of the same cell.
+    teacher: mean over the cells, since machines round differently. to_teacher, last_to_teacher: best and last minus the
+    teacher of the same cell.
     """
 
     shots: int
@@ -31,6 +37,7 @@ class Row:
     paper: float | None
     paper_deviation: float | None
     to_teacher: float | None
+    last_to_teacher: float | None
     paper_to_teacher: float | None
 
 
@@ -47,7 +54,10 @@ def _row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
     done = [cell for cell in cells if cell["status"] == "done"]
     best, best_deviation = _mean_and_deviation([cell["best"] for cell in done])
     last, last_deviation = _mean_and_deviation([cell["last"] for cell in done])
-    to_teacher, _ = _mean_and_deviation([cell["best"] - cell["teacher"]["accuracy"] for cell in done])
+    to_teacher, last_to_teacher = (
+        _mean_and_deviation([cell[epoch] - cell["teacher"]["accuracy"] for cell in done])[0]
+        for epoch in ("best", "last")
+    )
     paper, paper_deviation = recipe.published.get(shots, (None, None)) if is_papers(cells[0], recipe) else (None, None)
     known = paper is not None and recipe.published_teacher is not None
     return Row(
@@ -62,23 +72,27 @@ def _row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
         paper=paper,
         paper_deviation=paper_deviation,
         to_teacher=to_teacher,
+        last_to_teacher=last_to_teacher,
         paper_to_teacher=paper - recipe.published_teacher if known else None,
     )
 
 
 def is_papers(result: Result, recipe: Recipe) -> bool:
-    """Whether the paper has numbers for this method and these networks, which older files do not name."""
-    return result["setting"]["method"] == GRAFTING.name and result.get("networks", recipe.networks) == recipe.networks
+    """Whether the paper has numbers for this student and these networks, which older files do not name."""
+    is_grafted = student_name(result["setting"]) == GRAFTING.name
+    return is_grafted and result.get("networks", recipe.networks) == recipe.networks
 
 
 def remarks(results: list[Result]) -> list[str]:
     """What a reader of the table should know: missing trials, cells from different machines."""
     trials = max((result["setting"]["trial"] for result in results), default=0) + 1
-    lines = []
+    shots_of_missing: dict[tuple[int, ...], list[int]] = {}
     for shots in sorted({result["setting"]["shots"] for result in results}):
         present = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
-        if missing := sorted(set(range(trials)) - present):
-            lines.append(f"missing: N = {shots}, trial {', '.join(map(str, missing))}")
+        if missing := tuple(sorted(set(range(trials)) - present)):
+            shots_of_missing.setdefault(missing, []).append(shots)
+    missing = [f"N = {_listed(n)}, trial {_listed(missing)}" for missing, n in shots_of_missing.items()]
+    lines = [f"missing: {'; '.join(missing)}"] if missing else []
     processes = [process for result in results for process in (result, *result.get("earlier_processes", ()))]
     for what in ("device", "threads", "torch"):
         counts = Counter(str(process.get("machine", {}).get(what)) for process in processes)
@@ -87,32 +101,39 @@ def remarks(results: list[Result]) -> list[str]:
     return lines
 
 
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def _mean_and_deviation(values: list[float]) -> tuple[float | None, float | None]:
     mean = statistics.fmean(values) if values else None
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-HEADER = ("N", "best", "last", "n", "teacher", "paper", "best - teacher", "paper - its teacher")
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "N": lambda row: str(row.shots),
+    "best": lambda row: _with_deviation(row.best, row.best_deviation),
+    "last": lambda row: _with_deviation(row.last, row.last_deviation),
+    "n": lambda row: f"{row.trials}" + (f" ({row.failed} failed)" if row.failed else ""),
+    "teacher": lambda row: f"{row.teacher:.2f}",
+    "best - teacher": lambda row: _signed(row.to_teacher),
+    "last - teacher": lambda row: _signed(row.last_to_teacher),
+    "paper": lambda row: _with_deviation(row.paper, row.paper_deviation),
+    "paper - its teacher": lambda row: _signed(row.paper_to_teacher),
+}
 
 
 def markdown(table: list[Row]) -> str:
-    """The table as Markdown: percent, rounded to two decimals, a dash for a missing value."""
-    body = [
-        (
-            str(row.shots),
-            _with_deviation(row.best, row.best_deviation),
-            _with_deviation(row.last, row.last_deviation),
-            f"{row.trials}" + (f" ({row.failed} failed)" if row.failed else ""),
-            f"{row.teacher:.2f}",
-            _with_deviation(row.paper, row.paper_deviation),
-            _signed(row.to_teacher),
-            _signed(row.paper_to_teacher),
-        )
-        for row in table
-    ]
-    widths = [max(2, *(len(line[i]) for line in (HEADER, *body))) for i in range(len(HEADER))]  # "-:" is the shortest
-    lines = [HEADER, tuple("-" * (width - 1) + ":" for width in widths), *body]
-    return markdown_table([f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)] for line in lines)
+    """The table as Markdown: percent, rounded to two decimals, a dash for a missing value.
+
+    The paper's columns are left out where the paper has no number. A line below says what the deviation is over.
+    """
+    columns = {name: [text(row) for row in table] for name, text in COLUMNS.items()}
+    columns = {name: cells for name, cells in columns.items() if not name.startswith("paper") or set(cells) != {"-"}}
+    widths = [max(2, *map(len, (name, *cells))) for name, cells in columns.items()]  # "-:" is the shortest
+    lines = [tuple(columns), tuple("-" * (width - 1) + ":" for width in widths), *zip(*columns.values(), strict=True)]
+    text = markdown_table([f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)] for line in lines)
+    return f"{text}\n\n{DEVIATION}" if any(row.trials > 1 for row in table) else text
 
 
 def _with_deviation(mean: float | None, deviation: float | None) -> str:

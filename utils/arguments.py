@@ -59,6 +59,7 @@ READS = {
         "dataset", "data_path", "method", "optimize_span", "networks", "grafted", "student_width", "start",
         "output_dir",
     ),
+    "compare": ("output_dir",),
 }  # fmt: skip
 
 
@@ -197,11 +198,14 @@ def add_commands(add: Callable[..., Any]) -> None:
         help="a teacher, a student (ours or released) or an exported student beside the teacher: test accuracy,"
              " calibration, size, speed (default: off)")
     add("--export", type=path, metavar="STUDENT",
-        help="write a student as one file that needs no other: adapters folded, probabilities calibrated"
-             " (default: off)")
+        help="write a student as one file that needs no other: adapters folded, matched to the teacher's"
+             " confidence (default: off)")
     add("--predict", type=path, nargs="+", metavar=("FILE", "PICTURE"),
         help="the most probable classes of pictures, by an exported student (default: off)")
-    add("--table", action="store_true", help="write table and figure from the result files")
+    add("--table", action="store_true", help="write table and figure of one run from its result files")
+    add("--compare", type=path, nargs="+", metavar="FOLDER",
+        help="write tables and figure of several methods, starts or widths from the result files of their runs, or of"
+             " those that a folder holds; in --output_dir, else in the one folder or beside the first (default: off)")
 
 
 def add_training(add: Callable[..., Any]) -> None:

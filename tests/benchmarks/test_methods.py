@@ -1,4 +1,4 @@
-"""Every method in one command: who has which cells, what is shared; tables by hand, and what must not stand in one."""
+"""Every method in one command: who has which cells, what is shared; which learning rates the grids decide for."""
 
 import re
 
@@ -6,6 +6,7 @@ import pytest
 from committed import as_committed, tracked
 from small import short_recipe
 
+import train_fskd
 from acceleration.feature_cache import FeatureCache
 from benchmarks import methods
 from comparisons.methods import GRID, METHODS, Whole
@@ -18,7 +19,6 @@ COMMAND = ["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2", "--best_
 ONE_CELL = [*COMMAND, "--nshot", "1", "--trials", "1"]
 OF_GRID = ["--dataset", "Folder", "--grid", "whole", "--nshot", "2", "--output_dir", "grid"]
 ENTRIES = (Whole(1e-4, 1e-3), Whole(2e-3, 2e-3))
-PHASE = {"seconds": {"training": 2.0, "evaluation": 9.0}, "steps": 100}
 
 
 def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch, capsys):
@@ -43,7 +43,7 @@ def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch
     monkeypatch.setattr(Cell, "run", lambda *_: pytest.fail("a finished cell was run again"))
     assert methods.main(COMMAND) == 0
     (folder / "methods.md").rename(folder / "before.md")
-    assert methods.main(["--table", "--output_dir", "all"]) == 0
+    assert train_fskd.main(["--compare", "all"]) == 0
     assert (folder / "methods.md").read_text() == (folder / "before.md").read_text()
 
 
@@ -75,8 +75,8 @@ def test_a_failed_cell_is_exit_status_1(with_teacher, monkeypatch, capsys):
         ([*COMMAND, "--optimize_span", "back"], "--method and --optimize_span: name methods and joins with --methods"),
         (["--dataset", "Folder", "--method", "kd"], "--method and --optimize_span"),
         (["--dataset", "Folder", "--diagnose"], "runs cells only"),
-        (["--table", "--grid", "kd"], "--table, --methods and --grid: only one"),
-        (["--table", "--output_dir", "empty"], "empty: holds no output directory with results"),
+        (["--methods", "kd", "--grid", "kd"], "--methods and --grid: only one"),
+        (["--compare", "all"], "runs cells only"),
         (["--grid", "fskd"], "argument --grid: invalid choice: 'fskd'"),
         *(
             ([*OF_GRID, *flag], "--grid: trial 0 of one N")
@@ -115,97 +115,12 @@ def test_the_highest_last_accuracy_is_chosen(tmp_path, monkeypatch):
     """Not the highest best one, and no failed cell."""
     monkeypatch.setitem(GRID, "whole", (*ENTRIES, Whole(1.0, 1.0)))
     for entry, last, status in zip(GRID["whole"], (50.0, 60.0, 70.0), ("done", "done", "failed"), strict=True):
-        result = {**cell("whole", 10, 0, last), "status": status, "best": 110 - last}
+        setting = {"dataset": "D", "shots": 10, "trial": 0, "schedule": [{"epochs": 1}]}
+        result = {"status": status, "last": last, "best": 110 - last, "teacher": {"accuracy": 92.3}, "setting": setting}
         files.write_json(results.path_of(tmp_path / methods.label_of(entry), 10, 0), result)
     methods.write_grid(tmp_path, "whole", 10)
     text = (tmp_path / "grid.md").read_text()
     assert text.endswith(f"`{ENTRIES[1]}`\n") and "| 1 | 1 | failed |" in text
-
-
-def cell(method, shots, trial, last, **setting):
-    grafting = method == "grafting"
-    phases = dict.fromkeys(("B0", "B1", "B2", "L3") if grafting else (method,), PHASE)
-    fields = {"dataset": "D", "teacher_sha256": "t", "subset_sha256": f"of {shots}", "method": method}
-    fields["schedule"] = [{"phase": "last", "span": [3, 6], "epochs": 100, "lr_student": 1e-4, "lr_adapter": 1e-4}]
-    return {
-        "status": "done", "best": last + 1, "last": last, "phases": phases, "teacher": {"accuracy": 92.3},
-        "stage1_joined": {"accuracy": 30.0, "seconds": 1.0} if grafting else None,
-        "setting": {**fields, "shots": shots, "trial": trial, **setting},
-    }  # fmt: skip
-
-
-KD = cell("kd", 1, 0, 70.0)
-CELLS = [KD, *(cell("grafting", *of_it) for of_it in ((1, 0, 80.0), (1, 1, 82.0), (10, 0, 90.0)))]
-
-
-@pytest.fixture
-def table(tmp_path, capsys):
-    """A function that makes the tables of results in a folder for each method, and of `others` in one more."""
-
-    def make(cells, others=()):
-        placed = [(result["setting"].get("method", "old"), result) for result in cells]
-        for folder, result in (*placed, *(("others", result) for result in others)):
-            setting = result["setting"]
-            files.write_json(results.path_of(tmp_path / folder, setting["shots"], setting["trial"]), result)
-        status, written = methods.main(["--table", "--output_dir", str(tmp_path)]), tmp_path / "methods.md"
-        return status, written.read_text() if written.exists() else capsys.readouterr().err
-
-    return make
-
-
-def test_the_tables_by_hand(table):
-    status, text = table(CELLS)
-    head, _, last, _, best, _, steps, _, seconds = text.strip().split("\n\n")
-    assert status == 0 and head.startswith("D, teacher 92.30%;") and head.endswith("trials in a cell: 1 or 2")
-    top = ["| method | N = 1 | N = 10 |", "| - | -: | -: |"]
-    rows = ["| grafting | {} |", "| stage1 | {} |", "| kd | {} | - |"]
-    for found, values in (
-        (last, ("81.00 ± 1.41 | 90.00", "30.00 ± 0.00 | 30.00", "70.00")),
-        (best, ("82.00 ± 1.41 | 91.00", "- | -", "71.00")),
-        (steps, ("400 ± 0 | 400", "300 ± 0 | 300", "100")),
-        (seconds, ("8.0 ± 0.0 | 8.0", "6.0 ± 0.0 | 6.0", "2.0")),
-    ):
-        body = [row.format(value) for row, value in zip(rows, values, strict=True)]
-        assert found.splitlines() == top + body
-
-
-def test_what_was_not_looked_for_is_not_in_the_tables(table):
-    """A best epoch; in results from before there were other methods, steps and stage 1 joined."""
-    one_epoch = [phase | {"selects_among": 1} for phase in KD["setting"]["schedule"]]
-    old = cell("grafting", 1, 0, 80.0, schedule=one_epoch)
-    del old["setting"]["method"], old["stage1_joined"]
-    old["phases"] = {"B0": {"seconds": PHASE["seconds"]}}
-    _, text = table([cell("kd", 1, 0, 70.0, schedule=one_epoch), old])
-    assert "last epoch, %:" in text and "best epoch" not in text and "71.00" not in text and "stage1" not in text
-    assert "| grafting | 80.00 |" in text and "| grafting | - |\n| kd | 100 |" in text
-
-
-def test_the_figure_has_a_line_for_each_method_and_is_always_the_same():
-    drawing = methods.figure(CELLS)
-    assert drawing == methods.figure(CELLS) and drawing.startswith("<?xml")
-    assert all(f"<!-- {name} -->" in drawing for name in ("grafting", "stage1", "kd", "teacher"))
-    assert "<!-- whole -->" not in drawing
-
-
-@pytest.mark.parametrize(
-    ("other", "line"),
-    [
-        (cell("kd", 1, 0, 70.0, teacher_sha256="u"), "in its teacher sha256"),
-        (cell("kd", 10, 0, 70.0, subset_sha256="other"), "in its subset sha256"),
-        (cell("kd", 2, 0, 70.0, dataset="E"), "in its dataset"),
-        (cell("grafting", 1, 0, 80.0), "grafting, 1-shot trial 0 is in two output directories"),
-        (cell("later", 1, 0, 70.0), "later, 1-shot trial 0: is of a method that"),
-    ],
-)
-def test_other_experiments_are_refused_in_one_line(table, other, line):
-    status, error = table(CELLS[1:], [other])
-    assert status == 2 and line in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("file", tracked("benchmarks/results/methods/*/methods.md"), ids=lambda file: file.parent.name)
-def test_committed_tables_are_made_from_the_files_beside_them(file, tmp_path):
-    folder = as_committed(file.parent, tmp_path)
-    assert (folder / file.name).read_text() == methods.markdown(methods.read_methods(folder))
 
 
 @pytest.mark.parametrize(

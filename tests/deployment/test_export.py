@@ -262,6 +262,24 @@ def test_predictions_of_pictures(exported, tmp_path):
     assert len(student.predict([picture] * 600)) == 600 and max(sizes) <= 250
 
 
+def test_the_header_of_8_bits_holds_the_files_own_accuracy(source, exported, tmp_path, monkeypatch):
+    """They are of another student than the one that is exported, which always predicts the last class."""
+    needs_onnx(".onnx")
+    in_8_bits, target = exported(".int8.onnx").read_bytes(), tmp_path / "student.int8.onnx"
+    monkeypatch.setattr(export_module, "INT8_LOSS", 100)
+    monkeypatch.setattr(formats, "write", lambda network, header, path: path.write_bytes(in_8_bits))
+    student = nn.Sequential(*scions(source.teacher, torch.Generator()))
+    *_, last = (layer for layer in student.modules() if isinstance(layer, nn.Linear))
+    last.bias.data[-1] = 1e3
+    other = replace(source, student=frozen(graft_of(source.teacher, student)), student_sha256="of the other")
+    images, labels = source.teacher.test.images, source.teacher.test_labels
+    of_file = export_module.accuracy_of(load(exported(".int8.onnx"))(torch.from_numpy(np.asarray(images))), labels)
+    assert of_file != export_module.accuracy_of(other.logits(images), labels)
+    assert f"test accuracy {of_file:.2f}%" in export(other, target)
+    header = formats.read(target)[1]
+    assert (header["accuracy"], header["student_sha256"]) == (of_file, "of the other")
+
+
 def test_other_dtypes_of_the_weights(exported):
     """As on a GPU: student.half(), student.bfloat16()."""
     images = torch.from_numpy(pictures(20))

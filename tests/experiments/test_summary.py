@@ -81,7 +81,9 @@ def test_the_text_names_table_teacher_and_commands():
 
 
 def test_what_the_results_hold_can_be_rebuilt(folder):
-    assert summary.rebuild(folder, pytest.fail) == summary.write_summary(folder, pytest.fail)
+    rows, text = summary.write_summary(folder, pytest.fail)
+    written = f"written in {folder}: table.md, table.csv, accuracy.png, accuracy.svg, tensorboard"
+    assert summary.rebuild(folder, pytest.fail) == (rows, f"{text}\n{written}")
     runs = sorted(str(path.parent.relative_to(folder / "tensorboard")) for path in folder.rglob("events.*"))
     assert runs == [
         "accuracy over N", "accuracy over N/our teacher", "accuracy over N/ours, best", "accuracy over N/ours, last",
@@ -94,7 +96,8 @@ def test_where_tensorboard_cannot_be_written_there_is_the_table(folder):
     said = []
     (folder / "tensorboard").write_text("no folder")
     _, text = summary.rebuild(folder, said.append)
-    assert "|  1 | 81.00" in text and len(said) == 1 + len(CELLS)
+    assert text.endswith(": table.md, table.csv, accuracy.png, accuracy.svg") and "|  1 | 81.00" in text
+    assert len(said) == 1 + len(CELLS)
     assert all(line.startswith("TensorBoard's files cannot be written (") for line in said)
 
 
