@@ -163,7 +163,7 @@ def export(source: Source, target: Path) -> str:
         if ending == INT8:
             found = require_small_loss(logits, reference, labels, target)
             formats.replace_header({**header, "accuracy": accuracy_of(logits, labels)}, written)
-            formats.read(written)
+            formats.read(written)  # as it will be put in place
         else:
             found = require_same(logits, reference / temperature, target)
         files.write_bytes(target, written.read_bytes())

@@ -173,7 +173,8 @@ def figure(found: Sequence[Result], kind: str) -> bytes:
         label(axes, sorted({n for of_row in cells.values() for n in of_row}), f"{dataset}: {title}")
         axes.set_ylabel("test accuracy of the last epoch, %")
         axes.legend(fontsize="small")
-    canvas.savefig(drawing, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    without_version = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    canvas.savefig(drawing, format=kind, dpi=DPI, metadata=without_version)
     return drawing.getvalue()
 
 
