@@ -113,7 +113,7 @@ def test_starts_and_blocks_are_rows_of_their_own(compare):
 def test_a_students_name():
     for setting, name in (
         ({"method": "kd"}, "kd"),
-        ({"method": "kd", "start": "teacher", "widths": 0.25}, "kd, start teacher, widths 0.25"),
+        ({"method": "kd", "start": "teacher", "student_width": 0.25}, "kd, start teacher, width 0.25"),
         ({"method": "kd", "networks": "of a file of one's own"}, "kd"),
     ):
         assert student_name({"schedule": [LAST], **setting}) == name
