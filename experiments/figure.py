@@ -1,9 +1,10 @@
-"""The figure: test accuracy over N, ours and the paper's, made from result files only.
+"""The figure: what students lose, over N, ours and the paper's, made from result files only.
 
     python -m experiments.figure benchmarks/results/CIFAR10 benchmarks/results/CIFAR100 --to accuracy.svg
 
 A panel for each folder of results. Points are means over trials, error bars sample standard deviations (none for one
-trial). The paper's students have another teacher than ours, so both teachers are drawn.
+trial). The paper's students have another teacher than ours, so a panel shows each student minus its own teacher. Where
+the paper does not report its teacher, as on CIFAR100, the panel shows test accuracies instead and says so.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ SETTINGS = {
 }  # fmt: skip
 STYLES = {  # in the order in which they are drawn; a teacher is a level, the others are points with error bars
     "paper, best": {"color": PAPER, "fmt": "s--", "mfc": "white"},
-    "paper's teacher": {"color": PAPER, "linestyle": ":"},
     "ours, last": {"color": LAST, "fmt": "^-"},
     "ours, best": {"color": OURS, "fmt": "o-"},
     "our teacher": {"color": OURS, "linestyle": "-."},
+    "each student's own teacher": {"color": "black", "linestyle": ":"},
 }
-LEGEND = ("ours, best", "ours, last", "our teacher", "paper, best", "paper's teacher")
+LEGEND = ("ours, best", "ours, last", "our teacher", "paper, best", "each student's own teacher")
 Line = Sequence[tuple[int, float, float]]  # N, mean and standard deviation in percent
 
 
@@ -69,17 +70,22 @@ class Panel:
         return sorted({row.shots for row in self.table} | set(self.published))
 
     @property
+    def is_difference(self) -> bool:
+        """Whether students are drawn minus their teachers, which the accuracy of the paper's teacher is needed for."""
+        return not self.published or self.published_teacher is not None
+
+    @property
     def lines(self) -> dict[str, Line]:
         """What is drawn, by its name in the legend. A deviation that is not known is 0."""
         measured = [row for row in self.table if row.best is not None]
+        own, papers = self.is_difference, self.published_teacher or 0.0
         found: dict[str, Line] = {
-            "ours, best": [(row.shots, row.best, row.best_deviation or 0.0) for row in measured],
-            "ours, last": [(row.shots, row.last, row.last_deviation or 0.0) for row in measured],
-            "our teacher": [(n, self.table[0].teacher, 0.0) for n in self.shots],
-            "paper, best": [(n, *published) for n, published in self.published.items()],
+            "ours, best": [(r.shots, r.to_teacher if own else r.best, r.best_deviation or 0.0) for r in measured],
+            "ours, last": [(r.shots, r.last_to_teacher if own else r.last, r.last_deviation or 0.0) for r in measured],
+            "paper, best": [(n, mean - papers, deviation) for n, (mean, deviation) in self.published.items()],
         }
-        if self.published_teacher is not None:
-            found["paper's teacher"] = [(n, self.published_teacher, 0.0) for n in self.published]
+        level = ("each student's own teacher", 0.0) if own else ("our teacher", self.table[0].teacher)
+        found[level[0]] = [(n, level[1], 0.0) for n in self.shots]
         return {name: line for name, line in found.items() if line}
 
 
@@ -114,8 +120,7 @@ def draw(panels: Sequence[Panel], kind: str) -> bytes:
     drawn = {}
     for axes, shown in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         drawn |= _draw_panel(axes, shown)
-    figure.axes[0].set_ylabel("test accuracy (%)")
-    figure.subplots_adjust(left=0.62 / width, right=1 - 0.42 / width, bottom=0.26, top=0.92, wspace=0.22)
+    figure.subplots_adjust(left=0.68 / width, right=1 - 0.42 / width, bottom=0.26, top=0.87, wspace=0.32)
     columns = 3 if len(panels) == 1 else len(drawn)
     figure.legend(drawn.values(), drawn, loc="lower center", ncols=columns, frameon=False, columnspacing=1.4)
     drawing = io.BytesIO()
@@ -132,16 +137,13 @@ def _draw_panel(axes: Axes, shown: Panel) -> dict[str, object]:
             drawn[name] = axes.axhline(means[0], linewidth=1, **STYLES[name])
             beside = axes.get_yaxis_transform()  # x from 0 to 1 across the panel, y in percent
             text = {"va": "center", "fontsize": 8, "color": STYLES[name]["color"]}
-            axes.text(1.01, means[0], f"{means[0]:.2f}", transform=beside, **text)
+            axes.text(1.01, means[0], f"{means[0]:.2f}" if means[0] else "0", transform=beside, **text)
         else:
             style = {"markersize": 4.5, "capsize": 2, "elinewidth": 0.9, **STYLES[name]}
             drawn[name] = axes.errorbar(shots, means, deviations, **style)
-    label(axes, shown.shots, shown.title)
-    if shown.published and shown.published_teacher is None:
-        axes.text(
-            0.98, 0.04, "the paper's teacher is another one;\nits accuracy is not reported",
-            transform=axes.transAxes, ha="right", fontsize=8, color=PAPER,
-        )  # fmt: skip
+    what = "student minus its teacher" if shown.is_difference else "accuracies: the paper's teacher is not reported"
+    label(axes, shown.shots, f"{shown.title}\n{what}")
+    axes.set_ylabel("points of test accuracy" if shown.is_difference else "test accuracy, %")
     return {name: drawn[name] for name in LEGEND if name in drawn}
 
 
@@ -156,14 +158,16 @@ def label(axes: Axes, shots: Sequence[int], title: str) -> None:
     axes.set_xlabel("N, images per class")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
-    axes.set_title(title, loc="left", fontweight="bold", parse_math=False)  # a folder may have $ in its name
+    axes.set_title(
+        title, loc="left", fontsize=9, fontweight="bold", parse_math=False
+    )  # a folder may have $ in its name
 
 
 def _metadata(panels: Sequence[Panel], kind: str) -> dict[str, str | None]:
     """Without date and version, so that the file changes only with the results; in SVG also the numbers drawn."""
     if kind == "png":
         return {"Software": None}
-    return {"Date": None, "Creator": None, "Title": "Test accuracy over N", "Description": numbers(panels)}
+    return {"Date": None, "Creator": None, "Title": "Students over N", "Description": numbers(panels)}
 
 
 def numbers(panels: Sequence[Panel]) -> str:

@@ -28,26 +28,36 @@ def axes():
     return draw
 
 
-def test_ours_the_papers_and_both_teachers_are_where_they_belong(axes):
+def test_students_are_drawn_minus_their_own_teachers(axes):
     drawn_on, drawn = axes(PANEL)
-    data = {name: what[0].get_xydata().tolist() for name, what in drawn.items() if "teacher" not in name}
-    assert data == {
-        "ours, best": [[1, 81.0], [10, 91.5]],
-        "ours, last": [[1, 79.5], [10, 91.25]],
-        "paper, best": [[1, 90.74], [9, 92.88]],
+    assert {name: where(line) for name, line in drawn.items() if "teacher" not in name} == {
+        "ours, best": pytest.approx([1, 81.0 - 92.3, 10, 91.5 - 92.3]),
+        "ours, last": pytest.approx([1, 79.5 - 92.3, 10, 91.25 - 92.3]),
+        "paper, best": pytest.approx([1, 90.74 - 92.83, 9, 92.88 - 92.83]),
     }
     (bars,) = drawn["ours, best"][2]
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
-    assert ends[0] == pytest.approx([81 - 2**0.5, 81 + 2**0.5]) and ends[1] == [91.5, 91.5]
-    assert [drawn[name].get_ydata()[0] for name in ("our teacher", "paper's teacher")] == [92.3, 92.83]
+    assert ends[0] == pytest.approx([81 - 92.3 - 2**0.5, 81 - 92.3 + 2**0.5])
+    assert drawn["each student's own teacher"].get_ydata()[0] == 0 and len(drawn) == 4
     assert drawn_on.get_xscale() == "log"
     assert drawn_on.get_xticks().tolist() == [1, 9, 10]
     assert [text.get_text() for text in drawn_on.get_xticklabels()] == ["1", "9", "10"]
 
 
+def where(line):
+    return line[0].get_xydata().flatten().tolist()
+
+
+def test_where_the_papers_teacher_is_not_reported_accuracies_are_drawn_and_the_title_says_so(axes):
+    drawn_on, drawn = axes(replace(PANEL, published_teacher=None))
+    assert where(drawn["ours, best"]) == [1, 81.0, 10, 91.5] and where(drawn["paper, best"]) == [1, 90.74, 9, 92.88]
+    assert drawn["our teacher"].get_ydata()[0] == 92.3 and len(drawn) == 4
+    assert "accuracies: the paper's teacher is not reported" in drawn_on.get_title(loc="left")
+
+
 def test_what_there_is_not_is_not_drawn(axes):
     _, drawn = axes(Panel("B", tables.rows([cell(1, 0)], RECIPE), {}, None))  # failed
-    assert set(drawn) == {"our teacher"}
+    assert set(drawn) == {"each student's own teacher"}
 
 
 def test_panels_are_side_by_side_and_keep_their_numbers_in_the_svg():
