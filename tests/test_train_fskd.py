@@ -148,7 +148,8 @@ def test_sweep_table_and_evaluation(with_teacher, capsys):
     shutil.rmtree("runs/Folder/tensorboard")
     assert command("--table") == 0
     assert len(list(Path("runs/Folder/tensorboard/cells").rglob("events.*"))) == 2
-    assert capsys.readouterr().out == table == Path("runs/Folder/table.md").read_text()
+    written = "written in runs/Folder: table.md, table.csv, accuracy.png, accuracy.svg, tensorboard\n"
+    assert capsys.readouterr().out == table + written and table == Path("runs/Folder/table.md").read_text()
 
     best, teacher = (table.splitlines()[2].split("|")[column].strip() for column in (2, 5))
     for file, networks in (

@@ -46,7 +46,8 @@ def test_methods_are_not_mixed(with_teacher, capsys):
 
 
 def test_the_papers_column_is_graftings():
-    setting = {"dataset": "CIFAR10", "shots": 1, "trial": 0, "schedule": []}
+    schedule = [{"phase": "last", "span": [3, 6], "lr_student": 1e-4, "lr_adapter": 1e-4}]
+    setting = {"dataset": "CIFAR10", "shots": 1, "trial": 0, "schedule": schedule}
     cell = {"status": "done", "best": 90.0, "last": 89.0, "teacher": {"accuracy": 92.0}}
     for method, paper in (("grafting", 90.74), ("whole", None)):
         (row,) = tables.rows([{**cell, "setting": {**setting, "method": method}}], CIFAR10)
