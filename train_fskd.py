@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0 done, 1 a cell failed or a picture could not be read, 2 bad input, 130 or 143 interrupted."""
+    """The exit status, as --help lists it."""
     signals.end_at_once("train_fskd.py: {}; nothing was begun")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are not valid text

@@ -121,8 +121,9 @@ def afterwards(job: Job, found: list[Result]) -> str:
         f"results: {job.output_dir / 'results'}, table{figure}: {job.output_dir / 'table.md'}{picture}",
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
-    if students := [result["students"]["best"] for result in found if result["students"].get("best")]:
-        command, student = ["python", "train_fskd.py"], students[-1]
+    if done := [result for result in found if result["students"].get("best")]:
+        students = [result["students"]["best"] for result in done]
+        command, student = ["python", "train_fskd.py"], _first_of_most_shots(done)["students"]["best"]
         inputs = job.flags(*teachers.INPUTS)
         lines += [
             f"students: {', '.join(sorted({str(Path(student).parent) for student in students}))}",
@@ -130,6 +131,10 @@ def afterwards(job: Job, found: list[Result]) -> str:
             f"use one: {shlex.join([*command, *inputs, '--export', student])}",
         ]
     return "\n".join(lines)
+
+
+def _first_of_most_shots(found: list[Result]) -> Result:
+    return max(found, key=lambda result: (result["setting"]["shots"], -result["setting"]["trial"]))
 
 
 def _table(job: Job) -> int:
@@ -160,8 +165,8 @@ def _build_dataset(job: Job) -> int:
 
 
 def _train_teacher(job: Job) -> int:
-    teachers.train(job, job.args.teacher_recipe)
-    return 0
+    fault = teachers.train(job, job.args.teacher_recipe)
+    return stop(1, fault) if fault else 0
 
 
 def _diagnose(job: Job) -> int:

@@ -1,5 +1,6 @@
 """The commands on files of students and teachers: --evaluate, --export, --predict. They return exit statuses."""
 
+import json
 import re
 import shlex
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 
 from data import fewshot
+from data.pictures import find_files
 from deployment import export as exporting
 from deployment import formats
 from deployment.evaluation import TEACHER, Candidate, compare, markdown
@@ -26,18 +29,15 @@ from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.text import in_one_line
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 
 def evaluate(job: Job) -> int:
     """Measure what is in a file, beside the teacher."""
     path, target = job.args.evaluate, job.args.json
     files.require_there(path)
     if target:
-        if target.absolute() == records.path_of(path).absolute():
-            raise BadInput(f"--json {target}: is where the record of {path} belongs; name another file")
-        own = {"file", "networks"}
-        if target.exists() and not files.read_json(target, "a file of --json; name another file").keys() >= own:
-            raise BadInput(f"--json {target}: exists already and is no file of --json; name another file")
-        files.require_writable(target.parent, target.name)
+        _require_target(target, path, "networks")
     networks = _networks_in(path, job)
     job.report(f"{path}: measuring accuracy and speed on the test images")
     teacher_file = networks[0].file or job.teacher_file  # the teacher, where it is measured, is the first
@@ -48,6 +48,15 @@ def evaluate(job: Job) -> int:
         content = {"file": str(path), "machine": machine.description(job.device), "precision": job.args.precision}
         files.write_json(target, {**content, "networks": [asdict(row) for row in figures]})
     return 0
+
+
+def _require_target(target: Path, path: Path, own: str) -> None:
+    """Raise BadInput where --json would overwrite anything but its own file: one that holds "file" and `own`."""
+    if target.absolute() == records.path_of(path).absolute():
+        raise BadInput(f"--json {target}: is where the record of {path} belongs; name another file")
+    if target.exists() and not files.read_json(target, "a file of --json; name another file").keys() >= {"file", own}:
+        raise BadInput(f"--json {target}: exists already and is no file of --json; name another file")
+    files.require_writable(target.parent, target.name)
 
 
 def _networks_in(path: Path, job: Job) -> list[Candidate]:
@@ -154,7 +163,10 @@ def export(job: Job) -> int:
     job.report(f"{path}: matching the teacher's confidence, and comparing the written file with it on all test images")
     with logits_from(path, job.teacher_file):
         job.report(exporting.export(source, target))
+    used = f'load({json.dumps(str(target.absolute()))}).predict(["PICTURE"])'
+    python = f"from deployment.student import load; print({used})"
     job.report(f"use it: python train_fskd.py --predict {shlex.quote(str(target))} PICTURE")
+    job.report(f"from any folder: PYTHONPATH={shlex.quote(str(REPOSITORY))} python -c {shlex.quote(python)}")
     return 0
 
 
@@ -179,17 +191,32 @@ def _few_shot_images(path: Path, job: Job) -> np.ndarray:
 
 def predict(job: Job) -> int:
     """Print the three most probable classes of each picture. Returns 1 if one of them cannot be read."""
-    student_file, *pictures = job.args.predict
-    if not pictures:
-        raise BadInput(f"--predict {student_file}: no picture; name one or more behind it")
-    student, unreadable = load(student_file), 0
+    (student_file, *named), target = job.args.predict, job.args.json
+    if not named:
+        raise BadInput(f"--predict {student_file}: no picture; name pictures or folders behind it")
+    if target:
+        _require_target(target, student_file, "predictions")
+    pictures = [picture for path in named for picture in _pictures_in(path)]
+    student, predictions, unreadable = load(student_file), [], 0
     with logits_from(student_file):
         for picture in pictures:
             try:
                 (prediction,) = student.predict([picture])
                 classes = (f"{in_one_line(name)} {100 * p:.1f}%" for name, p in prediction[:3])
                 job.report(f"{in_one_line(picture)}: {', '.join(classes)}")
+                predictions.append({"picture": str(picture), "probabilities": dict(prediction)})
             except BadInput as error:
                 unreadable += 1
                 sys.stderr.write(f"train_fskd.py: {error}\n")
+    if target:
+        files.write_json(target, {"file": str(student_file), "predictions": predictions})
     return 1 if unreadable else 0
+
+
+def _pictures_in(path: Path) -> list[Path]:
+    """The file itself, or the pictures below a folder, chosen as those of a class are (data/pictures.py)."""
+    if not path.is_dir():
+        return [path]
+    if pictures := [file for file in find_files(path) if is_image_file(file.name)]:
+        return pictures
+    raise BadInput(f"{path}: no picture in this folder; pictures end in {', '.join(IMG_EXTENSIONS)}")

@@ -121,7 +121,8 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
     with logits_from(job.teacher_file):
         accuracy = teacher.accuracy(nn.Identity(), len(teacher.blocks))
     chance = 100 / teacher.classes
-    little = f"; little better than chance ({chance:.0f}%): was it trained on these data?"
+    better = "little" if accuracy > chance else "no"
+    little = f"; {better} better than chance ({chance:.0f}%): was it trained on these data?"
     doubt = little if accuracy < chance + LITTLE * (100 - chance) else ""
     job.announce(f"teacher {job.teacher_file}: test accuracy {accuracy:.2f}%{doubt}")
     record = {"file": str(job.teacher_file), "accuracy": accuracy, "test_images": count}

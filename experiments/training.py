@@ -74,7 +74,8 @@ class CellTraining:
         if missing := self.teacher.not_cached(len(self.images)):
             job.report_once(f"N = {self.cell.shots}: {missing}")
         if count := self.teacher.images_to_compute(self.images):
-            job.report(f"{self.cell.name}: first the teacher's features of {count} images, each in {views} views")
+            there = f" more images ({len(self.images) - count} are cached)" if count < len(self.images) else " images"
+            job.report(f"{self.cell.name}: first the teacher's features of {count}{there}, each in {views} views")
         inputs = self.teacher.inputs(self.images)
         self.seconds["features"] += perf_counter() - started
         return inputs

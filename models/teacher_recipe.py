@@ -1,6 +1,11 @@
 """How a teacher is trained, as data. The recipes of each data set are in grafting/recipes.py."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from typing import Any
+
+LEAST_STEPS = 500  # of the optimiser, for a new network; Shapes10's quick recipe takes 882
+LEAST_BATCH = 16  # of few images
 
 
 @dataclass(frozen=True)
@@ -13,6 +18,7 @@ class TeacherRecipe:
     decays_biases: whether biases and BatchNorm's parameters have weight decay too. linear_head, prototype_head: weights
     of the losses of heads on block 2's output (models/training_layers.py), which are dropped at the end. balanced:
     bring block 2's output to one size at the end (models/balancing.py). The authors' teachers have none of these three.
+    passes: how often an epoch shows each image, each time in another view.
     """
 
     name: str
@@ -30,6 +36,21 @@ class TeacherRecipe:
     linear_head: float = 0.0
     prototype_head: float = 0.0
     balanced: bool = False
+    passes: int = 1
+
+    def of_few(self, images: int) -> "TeacherRecipe":
+        """The recipe for a new network and so many images: few need smaller batches and more passes for LEAST_STEPS."""
+        batch, passes = self.batch, 1
+        while batch // 2 >= LEAST_BATCH and self.epochs * ceil(images / batch) < LEAST_STEPS:
+            batch //= 2
+        if self.epochs * ceil(images / batch) < LEAST_STEPS:
+            passes = ceil(LEAST_STEPS * batch / (self.epochs * images))
+        return replace(self, batch=batch, passes=passes)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """For records. The records of most teachers are older than `passes`."""
+        return {name: value for name, value in asdict(self).items() if name != "passes" or value > 1}
 
     def rate(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, which may be a fraction."""

@@ -7,7 +7,6 @@ in loading. A checkpoint is written after every epoch; random numbers depend on 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import NoReturn
@@ -33,7 +32,6 @@ from utils.seeds import generator, torch_generator
 from utils.text import bar, brief_time
 
 TEST_BATCH = 500  # of 32x32 pixels
-FEW_STEPS = 500  # of the optimiser, in all, for a new network; Shapes10's quick recipe takes 882
 Report = Callable[[str], None]
 AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
 
@@ -89,7 +87,7 @@ class TeacherTraining:
             "seed": seed,
             **networks.of(network).content,
             "teacher_from_sha256": None if self.is_new else checkpoints.weights_sha256(network),
-            "recipe": asdict(recipe),
+            "recipe": recipe.content,
             "train_sha256": self.train.sha256(),
             **records.deciding(dataset),
         }
@@ -145,12 +143,11 @@ class TeacherTraining:
         images = TrainingImages(self.train.images, self.views, self.device)
         labels = torch.from_numpy(self.train.labels).to(self.device)
         started, done, epochs = perf_counter(), len(self.history), self.recipe.epochs
-        steps = len(batch_sizes(len(labels), self.recipe.batch, True))
-        few = self.is_new and epochs * steps < FEW_STEPS
-        advice = "; few for a new network: --teacher_epochs gives more" if few else ""
+        steps = len(batch_sizes(self.recipe.passes * len(labels), self.recipe.batch, True))
+        passes = f", each image {self.recipe.passes} times in an epoch" if self.recipe.passes > 1 else ""
         report(
             f"training a teacher on the {len(labels):,} labelled training images of {self.dataset.name}: recipe"
-            f" {self.recipe.name}, {epochs - done} epochs of {steps} steps{advice}"
+            f" {self.recipe.name}, {epochs - done} epochs of {steps} steps{passes}"
         )
         with bar(desc="teacher", unit="step", total=epochs * steps, initial=done * steps) as steps_done:
             for epoch in range(done, epochs):
@@ -175,10 +172,11 @@ class TeacherTraining:
         raise BadInput(f"--train_teacher: {fault}; try another {another}, or a smaller --teacher_prototypes if given")
 
     def _train_epoch(self, epoch: int, images: TrainingImages, labels: Tensor, steps_done: tqdm) -> dict[str, float]:
-        """One epoch over the training set in random order, each image in a random view."""
+        """One epoch: the recipe's passes over the training set in random order, each image in a random view."""
         random = generator(self.seed, "teacher", epoch)
-        order = torch.from_numpy(random.permutation(len(labels))).to(self.device)
-        view = torch.from_numpy(random.integers(self.views.count, size=len(labels))).to(self.device)
+        passes = [random.permutation(len(labels)) for _ in range(self.recipe.passes)]
+        order = torch.from_numpy(np.concatenate(passes)).to(self.device)
+        view = torch.from_numpy(random.integers(self.views.count, size=len(order))).to(self.device)
         self.model.train()
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
         sizes, seen = batch_sizes(len(order), self.recipe.batch, True), 0

@@ -31,7 +31,7 @@ def test_every_long_act_is_announced_before_it_begins(with_teacher, capsys):
         "1-shot trial 0: first the teacher's features of 3 images, each in 162 views",
         "1-shot trial 0: best ",
         "1-shot trial 1: best ",  # the features are there already
-        "2-shot trial 0: first the teacher's features of 3 images, each in 162 views",  # three of the six
+        "2-shot trial 0: first the teacher's features of 3 more images (3 are cached), each in 162 views",
         "2-shot trial 0: best ",
         "2-shot trial 1: best ",
     ]
@@ -42,11 +42,12 @@ def test_every_long_act_is_announced_before_it_begins(with_teacher, capsys):
 
 
 def test_the_commands_at_the_end_work(with_teacher, capsys):
-    assert train_fskd.main(["--dataset", "Folder", "--nshot", "1", "--trials", "1", "--output_dir", "a b"]) == 0
+    assert train_fskd.main(["--dataset", "Folder", "--nshot", "1", "2", "--trials", "2", "--output_dir", "a b"]) == 0
     printed = capsys.readouterr().out
     commands = re.findall(r"^(.*): python train_fskd.py (.*)$", printed, re.M)
     assert [purpose for purpose, _ in commands] == ["compare one with its teacher", "use one"]
     assert "\ncurves: tensorboard --logdir 'a b'\n" in printed and "\nstudents: a b/student\n" in printed
+    assert all("-2perclass-trial0.pth" in flags for _, flags in commands)
     for _, flags in commands:
         assert train_fskd.main(shlex.split(flags)) == 0
 

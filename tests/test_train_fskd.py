@@ -211,6 +211,14 @@ def test_train_teacher(at_home, capsys, recipe_name):
     assert list((at_home / "runs/Folder/tensorboard/teacher/mine").glob("events.*"))
 
 
+def test_a_teacher_that_only_guesses_is_exit_status_1(at_home, monkeypatch, capsys):
+    monkeypatch.setattr(teachers, "like_guessing", lambda *_: "mine.pth: is no better than guessing; add images")
+    new = "--networks", "vgg11-small", "--teacher", "mine.pth", "--teacher_epochs", "1"
+    assert command("--train_teacher", "--teacher_recipe", "quick", *new) == 1
+    assert capsys.readouterr().err == "train_fskd.py: mine.pth: is no better than guessing; add images\n"
+    assert Path("mine.pth").exists()
+
+
 def test_where_tensorboard_cannot_be_written_a_teacher_is_trained(at_home, capsys):
     (at_home / "runs/Folder").mkdir(parents=True)
     (at_home / "runs/Folder/tensorboard").write_text("no folder")
@@ -273,7 +281,7 @@ REFUSED = {f"--train_teacher {arguments}": line for arguments, line in OF_TEACHE
     "--predict a.pth b.jpg": "--dataset: not with --predict",
     "--build_dataset --nshot 1": "--nshot: not with --build_dataset",
     "--to x.pth": "--to: only with --export",
-    "--json x.json": "--json: only with --evaluate",
+    "--json x.json": "--json: only with --evaluate or --predict",
     "--dataset Shapes10 --data_path mine": "--data_path: not with --dataset Shapes10, whose",
     "--build_dataset": "--build_dataset: writes the files of both CIFARs; Folder needs none",
     "--teacher good.pth --method fskd --best_of 1": "not with --method fskd",
@@ -414,6 +422,16 @@ def test_a_student_is_exported_measured_and_used(with_student, dataset, capsys):
     assert train_fskd.main(["--predict", exported, "no.png", "picture.png"]) == 1
     shown = capsys.readouterr()
     assert "no.png: cannot be read as a picture" in shown.err and "picture.png: " in shown.out
+    Path("album/below").mkdir(parents=True)
+    for name in ("no.png", "below/a.png", "notes.txt"):
+        shutil.copy("picture.png" if name == "below/a.png" else "no.png", Path("album", name))
+    assert train_fskd.main(["--predict", exported, "album", "picture.png", "--json", "predictions.json"]) == 1
+    shown, written = capsys.readouterr(), json.loads(Path("predictions.json").read_text())
+    assert "album/no.png: cannot be read" in shown.err and "notes" not in shown.err and shown.out.count("\n") == 2
+    assert written["file"] == exported
+    assert [one["picture"] for one in written["predictions"]] == ["album/below/a.png", "picture.png"]
+    probabilities = written["predictions"][0]["probabilities"]
+    assert {*probabilities} == set("abc") and sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
 
     its_teacher = Path(TEACHER)
     checkpoints.write_network(checkpoints.read_teacher(its_teacher, 3), its_teacher)  # another file, the same teacher
@@ -436,6 +454,19 @@ def test_a_student_is_exported_measured_and_used(with_student, dataset, capsys):
     assert "damaged.pth: not a checkpoint, or damaged" in capsys.readouterr().err
 
 
+def test_the_line_behind_an_export_works_from_any_folder(with_student, dataset, tmp_path, capsys):
+    """Also beside folders that are named as those of the repository, but are no Python packages."""
+    assert command("--export", STUDENT) == 0
+    (line,) = re.findall("^from any folder: (.*)$", capsys.readouterr().out, re.M)
+    elsewhere = tmp_path / "else where"
+    for name in ("data", "models", "utils"):
+        (elsewhere / name).mkdir(parents=True)
+    Image.fromarray(dataset.test().images[0].transpose(1, 2, 0)).save(elsewhere / "picture.png")
+    line = line.replace("python -c", f"{shlex.quote(sys.executable)} -c").replace("PICTURE", "picture.png")
+    printed = subprocess.run(line, shell=True, cwd=elsewhere, capture_output=True, text=True, check=True).stdout
+    assert re.match(r"\[\[\('[abc]', [\d.]+\), ", printed)
+
+
 MISUSED = {
     f"--export {STUDENT} --teacher other.pth": f"{STUDENT}: was made with another teacher",
     f"--evaluate {STUDENT} --teacher other.pth": f"{STUDENT}: was made with another teacher",
@@ -448,12 +479,16 @@ MISUSED = {
     f"--evaluate {STUDENT} --json {STUDENT[:-4]}.json": f"is where the record of {STUDENT} belongs; name",
     f"--predict {STUDENT}": f"--predict {STUDENT}: no picture",
     f"--predict {STUDENT} x.png": f"{STUDENT}: not an exported student",
+    f"--predict {STUDENT} ckpt": "ckpt: no picture in this folder; pictures end in .jpg,",
+    f"--predict {STUDENT} x.png --json {STUDENT}": f"{STUDENT}: not a file of --json, or damaged",
+    f"--predict {STUDENT} x.png --json figures.json": "figures.json: exists already and is no file of --json",
 }
 
 
 @pytest.mark.parametrize("arguments", MISUSED)
 def test_what_a_student_cannot_be_used_for_is_one_line(with_student, capsys, arguments):
     write_other_teacher("other.pth")
+    Path("figures.json").write_text('{"file": "a.pth", "networks": []}')  # of --evaluate
     dataset = [] if "--predict" in arguments else ["--dataset", "Folder"]
     assert train_fskd.main([*dataset, *shlex.split(arguments)]) == 2
     assert MISUSED[arguments] in (line := capsys.readouterr().err) and line.count("\n") == 1

@@ -54,7 +54,7 @@ READS = {
         "dataset", "data_path", "subset_seed", "device", "fresh", "teacher", "networks", "image_size", "grafted",
         "student_width", "to",
     ),
-    "predict": (),
+    "predict": ("json",),
     "table": (
         "dataset", "data_path", "method", "optimize_span", "networks", "grafted", "student_width", "start",
         "output_dir",
@@ -72,8 +72,8 @@ class Parser(argparse.ArgumentParser):
         for flag in dict.fromkeys(flag for flags in READS.values() for flag in flags):
             readers = [name for name, flags in READS.items() if flag in flags]
             if command not in readers and getattr(found, flag) != self.get_default(flag):
-                where = f"only with --{readers[0]}" if len(readers) == 1 and readers[0] else f"not with --{command}"
-                self.error(f"--{flag}: {where}")
+                only = f"only with {' or '.join(f'--{name}' for name in readers)}"
+                self.error(f"--{flag}: {f'not with --{command}' if '' in readers else only}")
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -98,8 +98,8 @@ def parser(
     made = Parser(
         prog=name,
         description=description,
-        epilog="Exit status: 0 done, 1 a cell failed or a picture could not be read, 2 bad input, 130 or 143"
-        " interrupted.",
+        epilog="Exit status: 0 done, 1 a cell failed, a picture could not be read or a new teacher only guesses, 2 bad"
+        " input, 130 or 143 interrupted.",
         formatter_class=Help,
     )
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
@@ -181,7 +181,8 @@ def add_paths(add: Callable[..., Any]) -> None:
     add("--to", type=path, metavar="FILE",
         help="with --export: .pth, .pt2, .onnx or .int8.onnx (default: the student's name with -exported.pth)")
     add("--json", type=path, metavar="FILE",
-        help="with --evaluate: write the figures to this file too (default: off)")
+        help="with --evaluate and --predict: write the figures, or all classes' probabilities, to this file too"
+             " (default: off)")
     add("--student_dir", type=path, metavar="DIR",
         help="weights of the students (default: ckpt/student; with --output_dir, its folder student)")
 
@@ -201,7 +202,8 @@ def add_commands(add: Callable[..., Any]) -> None:
         help="write a student as one file that needs no other: adapters folded, matched to the teacher's"
              " confidence (default: off)")
     add("--predict", type=path, nargs="+", metavar=("FILE", "PICTURE"),
-        help="the most probable classes of pictures, by an exported student (default: off)")
+        help="the most probable classes of pictures, or of all pictures in folders, by an exported student (default:"
+             " off)")
     add("--table", action="store_true", help="write table and figure of one run from its result files")
     add("--compare", type=path, nargs="+", metavar="FOLDER",
         help="write tables and figure of several methods, starts or widths from the result files of their runs, or of"

@@ -91,8 +91,11 @@ def test_a_teacher_whose_logits_are_not_finite():
 POOR, FOREIGN = "This teacher is poor", "was it trained on these data?"
 
 
-@pytest.mark.parametrize(("nearest_mean", "said"), [(70.0, {POOR}), (88.0, set()), (93.1, {FOREIGN})])
-def test_the_text_says_what_to_do_with_a_poor_teacher(nearest_mean, said):
+@pytest.mark.parametrize(
+    ("nearest_mean", "beside", "said"),
+    [(70.0, "20.00 points below", {POOR}), (88.0, "2.00 points below", set()), (93.1, "3.10 points above", {FOREIGN})],
+)
+def test_the_text_says_what_to_do_with_a_poor_teacher(nearest_mean, beside, said):
     blocks = tuple(BlockReport(b, 4, 85.0, nearest_mean if b == 2 else 50.0, 0.25, 3.0) for b in range(5))
     inputs, file = ["--dataset", "Folder", "--data_path", "my pictures"], Path("ckpt/mine.pt")
     text = Diagnosis(blocks, 90.0, first=3).text(inputs, file)

@@ -10,7 +10,8 @@ from small import CLASSES, TINY, PowerCut, dataset_not_in_memory, overflowing, p
 
 from data.datasets import LabelledImages
 from experiments import teachers
-from grafting.recipes import CIFAR10, CIFAR100
+from experiments.teachers import like_guessing
+from grafting.recipes import CIFAR10, CIFAR100, SHAPES10
 from models import checkpoints, records, teacher_training
 from models.networks import batch_sizes, initialize, vgg
 from models.teacher_recipe import TeacherRecipe
@@ -300,11 +301,78 @@ def test_what_killed_writes_have_left_is_removed(dataset, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pets [v2].json", "pets [v2].pth"]
 
 
-def test_a_new_network_with_few_steps_is_said(dataset, teacher, tmp_path):
-    """Two epochs of a step each; a trained network needs few."""
-    checkpoints.write_network(teacher, tmp_path / "teacher.pth")
+@pytest.mark.parametrize(
+    ("kind", "images", "batch", "passes"),
+    [
+        ("quick", 50_000, 128, 1),
+        ("quick", 5000, 128, 1),  # 22 epochs of 40 steps
+        ("quick", 2000, 64, 1),  # of 32 steps
+        ("quick", 300, 16, 2),
+        ("quick", 90, 16, 5),
+        ("quick", 30, 16, 13),
+        ("quick", 2, 16, 182),
+        ("published", 90, 64, 1),  # 300 epochs of 2 steps
+    ],
+)
+def test_of_few_images_a_new_teacher_has_500_steps(kind, images, batch, passes):
+    few = TEN[kind].of_few(images)
+    assert few == replace(TEN[kind], batch=batch, passes=passes)
+    assert few.epochs * len(batch_sizes(passes * images, batch, True)) >= 500
+
+
+def test_the_recipes_of_large_data_sets_and_what_is_recorded_of_them_are_unchanged():
+    for recipes_of, images in ((TEN, 50_000), (HUNDRED, 50_000), (SHAPES10.teachers, 4000)):
+        for one in recipes_of.values():
+            if one.name != "further":
+                assert one.of_few(images) == one and "passes" not in one.content
+    assert recipe(passes=3).content == {**TEN["quick"].content, "passes": 3}
+
+
+def test_an_epoch_shows_every_image_as_often_as_the_recipe_says(dataset, path, monkeypatch):
+    shown, original = [], teacher_training.TrainingImages.shown
+
+    def counted(self, image, view):
+        shown.extend(zip(image.tolist(), view.tolist(), strict=True))
+        return original(self, image, view)
+
+    monkeypatch.setattr(teacher_training.TrainingImages, "shown", counted)
     lines = []
-    for start in (None, tmp_path / "teacher.pth"):
-        train(dataset, tmp_path / "new.pth", recipe(epochs=2), start=start, report=lines.append)
-    announced = [line.partition("steps")[2] for line in lines if line.startswith("training a teacher")]
-    assert announced == ["; few for a new network: --teacher_epochs gives more", ""]
+    train(of_size(dataset, 6), path, recipe(epochs=2, batch=4, passes=3), report=lines.append)
+    assert "2 epochs of 5 steps, each image 3 times in an epoch" in lines[0]
+    assert sorted(image for image, _ in shown[:18]) == sorted([*range(6)] * 3) and len(shown) == 36
+    assert len(set(shown)) > 30  # in other views
+    assert records.of(path)["recipe"]["passes"] == 3
+
+
+def test_the_minimum_of_steps_holds_for_new_teachers_only(tmp_path, teacher, monkeypatch):
+    """--teacher_epochs counts epochs that are long enough."""
+    used = []
+    monkeypatch.setattr(teachers, "TeacherTraining", lambda *found: used.append(found[3]) or power_cut())
+    checkpoints.write_network(teacher, tmp_path / "teacher.pth")
+    new = "--train_teacher", "--teacher", str(tmp_path / "new.pth")
+    for flags in (new, (*new, "--teacher_epochs", "7"), (*new, "--teacher_from", str(tmp_path / "teacher.pth"))):
+        with pytest.raises(PowerCut):
+            teachers.train(small_job(tmp_path, *flags), "quick" if "--teacher_from" not in flags else None)
+    assert [(one.epochs, one.batch, one.passes) for one in used] == [(22, 16, 31), (7, 16, 31), (3, 128, 1)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "accuracy", "guesses"),
+    [
+        ([0, 1, 2] * 50, 33.3, True),
+        ([0, 1, 2] * 50, 41.0, True),  # by luck: 33.33 + 2 * 3.85
+        ([0, 1, 2] * 50, 41.1, False),
+        ([0, 1, 2] * 50, 20.0, True),
+        ([0] * 90 + [1] * 10, 90.0, True),
+        (list(range(10)) * 1000, 10.7, False),
+    ],
+)
+def test_a_teacher_that_only_guesses(tmp_path, dataset, labels, accuracy, guesses):
+    test = LabelledImages(pictures(1), np.asarray(labels))
+    job = small_job(tmp_path, "--teacher", "t.pth", dataset=replace(dataset, test=lambda: test))
+    fault = like_guessing(accuracy, TEN["quick"], job)
+    assert (fault is not None) == guesses
+    if guesses:
+        assert f"t.pth: test accuracy {accuracy:.2f}% is no better than guessing (" in fault
+        assert fault.endswith("train again with --fresh --teacher_epochs 44") and "\n" not in fault
+        assert like_guessing(accuracy, TEN["published"], job).endswith("--fresh --teacher_recipe quick")
