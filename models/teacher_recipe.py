@@ -39,13 +39,16 @@ class TeacherRecipe:
     passes: int = 1
 
     def of_few(self, images: int) -> "TeacherRecipe":
-        """The recipe for a new network and so many images: few need smaller batches and more passes for LEAST_STEPS."""
+        """The recipe for a new network and so many images: few need smaller batches and more passes for LEAST_STEPS.
+
+        The learning rate is in proportion to the batch.
+        """
         batch, passes = self.batch, 1
         while batch // 2 >= LEAST_BATCH and self.epochs * ceil(images / batch) < LEAST_STEPS:
             batch //= 2
         if self.epochs * ceil(images / batch) < LEAST_STEPS:
             passes = ceil(LEAST_STEPS * batch / (self.epochs * images))
-        return replace(self, batch=batch, passes=passes)
+        return replace(self, batch=batch, lr=self.lr * batch / self.batch, passes=passes)
 
     @property
     def content(self) -> dict[str, Any]:

@@ -452,6 +452,17 @@ def test_a_teacher_whose_test_logits_are_not_finite_is_refused_before_any_cell(j
     assert not made.cells[0].result.exists()
 
 
+@pytest.mark.parametrize(
+    ("correct", "doubt"),
+    [(0, "; no better than chance (33%): "), (8, "; little better than chance (33%): "), (20, None)],
+)
+def test_a_teacher_of_other_data_is_doubted(job, monkeypatch, correct, doubt):
+    monkeypatch.setattr(CachedTeacher, "accuracy", lambda *_: 100 * correct / 20)
+    monkeypatch.setattr(sweep, "_run_cells", lambda *_: None)
+    sweep.run([job(*ONE)])
+    assert job.lines[-1].partition("%")[2] == (f"{doubt}was it trained on these data?" if doubt else "")
+
+
 def test_a_loss_that_is_not_finite_before_the_best_may_be_chosen_is_a_failed_cell(job, monkeypatch):
     """With --best_of 1 the phase has test accuracies then, but none among which the best is chosen."""
     train, epochs = distillation.train, []
