@@ -350,16 +350,17 @@ def test_a_missing_teacher_is_obtained_only_at_its_default_path(at_home, monkeyp
             assert "no such teacher" in capsys.readouterr().err and got == []
         assert command("--nshot", "1") == 2  # the replaced functions write no file
         assert got.pop() == ("trained" if "trains_own_teacher" in kind else "fetched")
-        capsys.readouterr()
+        assert f"{TEACHER}: missing; " in capsys.readouterr().out
 
 
-def test_an_own_teacher_whose_record_was_not_finished_is_completed(with_teacher, monkeypatch, recipe):
+def test_an_own_teacher_whose_record_was_not_finished_is_completed(with_teacher, monkeypatch, recipe, capsys):
     """The power was cut between the teacher's file and its record."""
     completed = []
     monkeypatch.setitem(recipes.RECIPES, "Folder", replace(recipe, trains_own_teacher=True))
     monkeypatch.setattr(teachers.TeacherTraining, "run", lambda *_: completed.append(True) or 90.0)
     records.announce(Path(TEACHER), {})
     assert command("--diagnose", "--nshot", "1") == 0 and completed == [True]
+    assert f"{TEACHER}: not finished; it is trained first" in capsys.readouterr().out
     records.write(Path(TEACHER), {})
     assert command("--diagnose", "--nshot", "1") == 0 and completed == [True]
 
@@ -740,7 +741,16 @@ def test_a_teacher_is_trained_by_one_process(at_home, monkeypatch, recipe, capsy
     monkeypatch.setattr(
         teachers.files, "require_writable", lambda *_: checkpoints.write_network(small_teacher(), Path(TEACHER))
     )  # meanwhile
+    hold = teachers.locks.hold
+
+    def busy(path, timeout=0):
+        if timeout == 0 and path.name == ".vgg16-blockwise-folder.lock":
+            raise teachers.locks.Timeout(path)
+        return hold(path)
+
+    monkeypatch.setattr(teachers.locks, "hold", busy)
     assert command("--diagnose", "--nshot", "1") == 0
+    assert f"{TEACHER}: another process is making it; waiting for it\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
