@@ -134,7 +134,7 @@ class Cell:
 
             def after_epoch(phase: str, curve: Curve) -> None:
                 epochs_done.set_postfix_str(progress(phase, curve), refresh=False)
-                epochs_done.update(epochs_before[phase] + curve.epoch - epochs_done.n)
+                epochs_done.update(epochs_before.get(phase, epochs) + curve.epoch - epochs_done.n)
                 curves.update(phase, curve)
 
             training = CellTraining(self, teacher, process, after_epoch)

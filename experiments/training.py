@@ -16,6 +16,7 @@ from acceleration.feature_cache import CachedTeacher
 from experiments.setting import require_same
 from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
+from grafting.least_squares import batches_of, mean_distance
 from grafting.recipes import Phase
 from grafting.start import begin_from_teacher
 from grafting.teacher import FrozenTeacher
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from experiments.cell import Cell
 
 CHECKPOINT_SECONDS = 20.0  # between checkpoints: a power cut loses about this much work
+START = "start"  # the phase of a start from the teacher that is kept
 KIND = "a cell's checkpoint; remove it to start the cell again"
 AfterEpoch = Callable[[str, Curve], None]  # a callback: phase, and its curve so far
 
@@ -47,8 +49,7 @@ class CellTraining:
         self.process = process
         self.after_epoch = after_epoch
         self.seed_key = (cell.setting["seed"], cell.shots, cell.trial)
-        fresh = self.method.fresh(teacher, torch_generator(*self.seed_key, "scions"))
-        self.networks = [network.to(teacher.device) for network in fresh]
+        self.networks = self._fresh()
         self.curves: dict[str, Curve] = {}
         self.written: dict[str, str] = {}  # paths of the students' files, some perhaps by an earlier process
         self.earlier_processes: list[dict[str, Any]] = []
@@ -84,13 +85,39 @@ class CellTraining:
         """Train and write the students' files. Raises NotFinite."""
         self.resume()
         if self.teacher.networks.start == "teacher" and not self._restored:
-            inputs, started = self.inputs, perf_counter()
-            begin_from_teacher(self.networks, inputs)
-            self.seconds["start"] += perf_counter() - started
+            self._begin_from_teacher(self.networks)
         self.method.train(self.cell.job.recipe, self)
+        if self.teacher.networks.start == "teacher" and self.teacher.networks.is_vgg:
+            self._keep_the_closer()
         kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
         for kind, state in kinds:
             self._write(kind, lambda path, state=state: self.method.write(self.teacher, state, path))
+
+    def _fresh(self) -> list[nn.Sequential]:
+        fresh = self.method.fresh(self.teacher, torch_generator(*self.seed_key, "scions"))
+        return [network.to(self.teacher.device) for network in fresh]
+
+    def _begin_from_teacher(self, networks: Sequence[nn.Sequential]) -> None:
+        inputs, started = self.inputs, perf_counter()
+        begin_from_teacher(networks, inputs)
+        self.seconds["start"] += perf_counter() - started
+
+    def _keep_the_closer(self) -> None:
+        """Take the start itself as the student, if training has not brought it closer to the teacher.
+
+        Both are compared by the loss on all views of the few-shot images: no label and no test image decides. A start
+        that is kept is recorded as the last phase.
+        """
+        self._begin_from_teacher(start := self._fresh())
+        grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
+        start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
+        views = batches_of(self.inputs, range(self.teacher.views.count))
+        of_start, of_trained = (
+            mean_distance(network, self.inputs, views) for network in (start, self.current.scion_and_tail(self.teacher))
+        )
+        if not of_trained < of_start:
+            kept = Phase(START, span, 1, 0.0, 0.0, scaled=False, selects_among=1)
+            self.record(kept, start[:grafted], of_start, perf_counter() - began)
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
         """Distil the networks, in sequence, over the phase's span, unless the checkpoint is from a later phase."""

@@ -1,5 +1,7 @@
 """Student blocks that begin with the teacher's weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import frozen_teacher, pictures, resnet_teacher, run_in_pieces, short_recipe, small_job, small_training
@@ -82,8 +84,9 @@ def test_a_cell_that_began_from_the_teacher_goes_on_exactly(teacher, tmp_path, m
 
     at_once = make(tmp_path / "one")
     at_once.run()
+    epochs = sum(curve.epoch for curve in at_once.curves.values())
     (tmp_path / "two" / "results" / "1-shot").mkdir(parents=True)
-    pieces = run_in_pieces(lambda after_epoch: make(tmp_path / "two", after_epoch), recipe.epochs)
+    pieces = run_in_pieces(lambda after_epoch: make(tmp_path / "two", after_epoch), epochs)
     assert [c.losses for c in pieces.curves.values()] == [c.losses for c in at_once.curves.values()]
 
 
@@ -118,3 +121,21 @@ def test_widths_and_starts_that_cannot_be(tmp_path):
 def test_adapters_stay_where_the_widths_differ(teacher):
     _, made, _ = started(teacher, (1, 5), 0.25)
     assert [len(adapters_of(scion)) for scion in made] == [1, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(("lr", "keeps_start"), [(1e-9, True), (1.0, True), (3e-4, False)])
+def test_the_start_is_kept_where_training_does_not_bring_it_closer(teacher, tmp_path, monkeypatch, lr, keeps_start):
+    """The loss on the few images alone decides."""
+    recipe = replace(short_recipe((1,), (20,)), stage1_lr=(lr,), adapter_lr=lr, stage2_lr=lr)
+    job = small_job(tmp_path, "--start", "teacher", "--student_width", "0.25", network=teacher, recipe=recipe)
+    frozen = frozen_teacher(teacher)
+    frozen.networks = job.networks
+    training = small_training(job, frozen, pictures(6), 2)
+    monkeypatch.setattr(frozen, "test_labels", frozen.test_labels.flip(0))
+    training.run()
+    assert (training.current.phase.name == "start") == keeps_start
+    if keeps_start:
+        begin_from_teacher(start := training._fresh(), training.inputs)
+        state = nn.Sequential(*start).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in training.current.scion.state_dict().items())
+    assert len(training.written) == 3
