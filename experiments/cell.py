@@ -148,11 +148,11 @@ class Cell:
         result = result_of(training, failure, teacher_record)
         files.write_json(self.result, result)
         self.checkpoint.unlink(missing_ok=True)
-        curves.finish(result)
+        curves.close()
         if failure:
             return f"failed: {failure}"
         if teacher.classes <= pictures.DRAWN_CLASSES:
-            tag = f"confusion matrix/N = {self.shots:02d}, trial {self.trial}"
+            tag = f"{self.setting['dataset']}, confusion matrix/N = {self.shots:02d}, trial {self.trial}"
 
             def draw() -> np.ndarray:
                 matrices = pictures.confusion(teacher, training.current)

@@ -75,18 +75,37 @@ class Panel:
         return not self.published or self.published_teacher is not None
 
     @property
-    def lines(self) -> dict[str, Line]:
-        """What is drawn, by its name in the legend. A deviation that is not known is 0."""
+    def accuracies(self) -> dict[str, Line]:
+        """Test accuracies in percent over N, by name. A deviation that is not known is 0."""
         measured = [row for row in self.table if row.best is not None]
-        own, papers = self.is_difference, self.published_teacher or 0.0
         found: dict[str, Line] = {
-            "ours, best": [(r.shots, r.to_teacher if own else r.best, r.best_deviation or 0.0) for r in measured],
-            "ours, last": [(r.shots, r.last_to_teacher if own else r.last, r.last_deviation or 0.0) for r in measured],
-            "paper, best": [(n, mean - papers, deviation) for n, (mean, deviation) in self.published.items()],
+            "ours, best": [(row.shots, row.best, row.best_deviation or 0.0) for row in measured],
+            "ours, last": [(row.shots, row.last, row.last_deviation or 0.0) for row in measured],
+            "our teacher": [(row.shots, self.table[0].teacher, 0.0) for row in self.table],
+            "paper, best": [(n, *published) for n, published in self.published.items()],
         }
-        level = ("each student's own teacher", 0.0) if own else ("our teacher", self.table[0].teacher)
-        found[level[0]] = [(n, level[1], 0.0) for n in self.shots]
+        if self.published_teacher is not None:
+            found["paper's teacher"] = [(n, self.published_teacher, 0.0) for n in self.published]
         return {name: line for name, line in found.items() if line}
+
+    @property
+    def lines(self) -> dict[str, Line]:
+        """What is drawn, by its name in the legend: accuracies, or what they are above their own teachers."""
+        if not self.is_difference:
+            return self.accuracies
+        to_teacher = {
+            "ours, best": {row.shots: row.to_teacher for row in self.table},
+            "ours, last": {row.shots: row.last_to_teacher for row in self.table},
+            "paper, best": {n: mean - self.published_teacher for n, (mean, _) in self.published.items()},
+        }
+        return {
+            **{
+                name: [(n, to_teacher[name][n], deviation) for n, _, deviation in line]
+                for name, line in self.accuracies.items()
+                if name in to_teacher
+            },
+            "each student's own teacher": [(n, 0.0, 0.0) for n in self.shots],
+        }
 
 
 def panel(found: list[Result]) -> Panel:

@@ -40,7 +40,9 @@ def _written(output_dir: Path, report: Report) -> tuple[list[Row], str, list[str
             _write(output_dir, drawn)
             names += drawn
             picture = decoded(drawn["accuracy.png"])
-            tensorboard.write_over_shots(output_dir, panel.lines, picture, text(panel, found), report)
+            dataset, shown = found[0]["setting"]["dataset"], text(panel, found)
+            tensorboard.write_over_shots(output_dir, dataset, panel.accuracies, picture, shown, report)
+            tensorboard.write_trials(output_dir, found, report)
     return panel.table, "\n".join([table, *remarks(found)]), names
 
 

@@ -134,7 +134,8 @@ def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: 
     all_shots = sorted({cell.shots for cell in cells})
     for shots in all_shots:
         draw = partial(pictures.few_shot_images, job.subset(shots), shots, job.dataset.class_names())
-        write_picture(job.output_dir, f"few-shot images/N = {shots:02d}", draw, job.report_once)
+        tag = f"{job.dataset.name}, few-shot images/N = {shots:02d}"
+        write_picture(job.output_dir, tag, draw, job.report_once)
     count = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
     job.announce(f"{count}, of N = {', '.join(map(str, all_shots))}")
     summarized = -math.inf

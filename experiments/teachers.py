@@ -117,7 +117,7 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> s
         files.require_writable(job.student_dir)
         for directory in (job.output_dir, job.student_dir):
             locks.require(directory)
-    curves = TeacherCurves(job.output_dir, job.teacher_file.stem, job.report)
+    curves = TeacherCurves(job.output_dir, job.teacher_file.stem, job.name, job.report)
     try:
         with _lock(job, waits=only_if_missing), closing(curves):
             if only_if_missing and _is_finished(job):

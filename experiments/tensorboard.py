@@ -1,9 +1,13 @@
 """TensorBoard, in `<output_dir>/tensorboard`: what is drawn while cells run, and what --table makes from result files.
 
     accuracy over N            the figure, the table, the teacher and the commands; a run below it for each line
-    cells/05-shot/trial-0      a cell: loss and test accuracy by epoch of each phase, its result, its setting
+    cells/trial-0              the cells of a trial: loss and test accuracy by epoch of each phase, the setting
+    results/trial-0            their results, with which HParams lists the trials
     pictures                   few-shot images of each N, confusion matrices of each cell
     teacher/<name>             the training of a teacher
+
+TensorBoard shows no run at first where there are more than 40; so a trial's cells share a run, and N is in their tags.
+Every tag begins with the data set, so that two of them in one --logdir have cards of their own.
 
 A point stands where something was measured. The step is the epoch, over N it is N. What is written again replaces the
 file before. No result depends on them: the first error of a run is one line, and that run is written no further.
@@ -24,6 +28,7 @@ from experiments.drawing import Report, decoration
 from experiments.figure import Line
 from grafting.distillation import Curve
 from utils import files
+from utils.text import in_one_line
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,17 +36,16 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 10  # how late a reader sees a running cell
 EVENTS_WAITING = 10_000  # for the thread that writes them; with TensorBoard's usual ten, a writer of many waits for it
 OVER_SHOTS = "accuracy over N"
-MARGIN = [f"{OVER_SHOTS}/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
-RESULT = {
-    "best": "result/best, test %",
-    "last": "result/last, test %",
-    "best_epoch": "result/epoch of best",
-    "seconds": "result/seconds",
-}
+SHOWN = ("best", "last")  # of a result
 
 
 def root(output_dir: Path) -> Path:
     return output_dir / "tensorboard"
+
+
+def margin(dataset: str) -> list[str]:
+    """The tags of a line over N: its mean, and one standard deviation below and above."""
+    return [f"{dataset} over N/{what}, test %" for what in ("mean", "one deviation below", "one deviation above")]
 
 
 class Run:
@@ -85,19 +89,21 @@ class Run:
 
 
 class CellCurves(Run):
-    """The run of one cell, written after every epoch. A resumed cell writes it again from the beginning.
+    """What a trial's run holds of one cell, written after every epoch. A resumed cell writes it again.
 
     setting: as in result files. teacher: its test accuracy in percent.
     """
 
     def __init__(self, output_dir: Path, setting: Mapping[str, Any], teacher: float, report: Report):
-        shots = setting["shots"]
-        super().__init__(root(output_dir) / "cells" / f"{shots:02d}-shot" / f"trial-{setting['trial']}", report)
-        self.setting = setting
-        self.group = f"cells, N = {shots:02d}"
+        directory = root(output_dir) / "cells" / f"trial-{setting['trial']}"
+        super().__init__(directory, report, suffix=f".{setting['shots']:02d}-shot")
+        self.group = group(setting["dataset"], setting["shots"])
         self.written = {step["phase"]: 0 for step in setting["schedule"]}
-        text = f"Teacher: test accuracy {teacher:.2f}%.\n\n```\n{files.json_text(setting)}\n```"
-        self.write(lambda writer: writer.add_text("setting of a cell", text))
+        self.text = f"Teacher: test accuracy {teacher:.2f}%.\n\n```\n{files.json_text(setting)}\n```"
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.writer.add_text(f"{self.group}/setting", self.text)
 
     def update(self, phase: str, curve: Curve) -> None:
         """Write the new epochs of a phase's Curve (grafting/distillation.py)."""
@@ -111,31 +117,13 @@ class CellCurves(Run):
         self.write(write)
         self.written[phase] = curve.epoch
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the cell's result (experiments/results.py), with which HParams lists and sorts the cells."""
-        measured = {what: result[what] for what in ("best", "last", "best_epoch") if what in result}
-        measured["seconds"] = sum(result.get("seconds", {}).values())
-        cell = {"N": self.setting["shots"], **{name: self.setting[name] for name in ("trial", "seed", "method")}}
-        cell["dataset"] = self.setting["dataset"]
-
-        def write(writer: SummaryWriter) -> None:
-            from torch.utils.tensorboard.summary import hparams
-
-            experiment, start, end = hparams(cell, dict.fromkeys(RESULT.values()))  # add_hparams would make another run
-            for what, value in measured.items():
-                writer.add_scalar(RESULT[what], value, self.setting["shots"])
-            for summary in (experiment, start, end) if result["status"] == "done" else (experiment, start):
-                writer.file_writer.add_summary(summary)
-
-        self.write(write)
-        self.close()
-
 
 class TeacherCurves(Run):
-    """The run of a teacher's training. A resumed training writes it again."""
+    """The run of a teacher's training on a data set. A resumed training writes it again."""
 
-    def __init__(self, output_dir: Path, name: str, report: Report):
+    def __init__(self, output_dir: Path, name: str, dataset: str, report: Report):
         super().__init__(root(output_dir) / "teacher" / name, report)
+        self.group = f"{in_one_line(dataset)}, training of a teacher"
         self.written = 0
 
     def update(self, epochs: Sequence[Mapping[str, float]]) -> None:
@@ -144,44 +132,76 @@ class TeacherCurves(Run):
         def write(writer: SummaryWriter) -> None:
             for epoch, figures in enumerate(epochs[self.written :], start=self.written + 1):
                 for name, value in figures.items():
-                    writer.add_scalar(f"training of a teacher/{name.replace('_', ' ')}", value, epoch)
+                    writer.add_scalar(f"{self.group}/{name.replace('_', ' ')}", value, epoch)
 
         self.write(write)
         self.written = len(epochs)
 
 
+def group(dataset: str, shots: int) -> str:
+    """What the tags of a cell begin with."""
+    return f"{in_one_line(dataset)}, N = {shots:02d}"
+
+
 def rewrite_cell(output_dir: Path, result: Mapping[str, Any], report: Report) -> None:
-    """The run of a cell that is done or failed, from its result file."""
+    """The curves of a cell that is done or failed, from its result file."""
     curves = CellCurves(output_dir, result["setting"], result["teacher"]["accuracy"], report)
     for phase, fields in result.get("phases", {}).items():
         curves.update(phase, Curve.from_json(fields))
-    curves.finish(result)
+    curves.close()
 
 
 def write_over_shots(
-    output_dir: Path, lines: Mapping[str, Line], figure: np.ndarray, text: str, report: Report
+    output_dir: Path, dataset: str, lines: Mapping[str, Line], figure: np.ndarray, text: str, report: Report
 ) -> None:
     """Run `accuracy over N`, and a run below it for each line, each with its margin.
 
     lines: by name. figure: (H, W, 3) uint8. text: Markdown.
     """
-    directory = root(output_dir) / OVER_SHOTS
-    run, layout = Run(directory, report), {"mean ± standard deviation, test %": ["Margin", MARGIN]}
-    run.write(lambda writer: writer.add_image(f"{OVER_SHOTS}/figure", figure, dataformats="HWC"))
-    run.write(lambda writer: writer.add_text("results", text))
-    run.write(lambda writer: writer.add_custom_scalars({OVER_SHOTS: layout}))
+    directory, name = root(output_dir) / OVER_SHOTS, in_one_line(dataset)
+    run, layout = Run(directory, report), {"mean ± standard deviation, test %": ["Margin", margin(name)]}
+    run.write(lambda writer: writer.add_image(f"{name} over N/figure", figure, dataformats="HWC"))
+    run.write(lambda writer: writer.add_text(f"{name} over N/results", text))
+    run.write(lambda writer: writer.add_custom_scalars({f"{name} over N": layout}))
     run.close()
-    for outdated in {path.parent for path in directory.glob("*/events.*")} - {directory / name for name in lines}:
+    for outdated in {path.parent for path in directory.glob("*/events.*")} - {directory / line for line in lines}:
         shutil.rmtree(outdated, ignore_errors=True)
-    for name, line in () if run.is_broken else lines.items():
-        _write_line(Run(directory / name, report), line)
+    for of_line, line in () if run.is_broken else lines.items():
+        _write_line(Run(directory / of_line, report), margin(name), line)
 
 
-def _write_line(run: Run, line: Line) -> None:
+def _write_line(run: Run, tags: Sequence[str], line: Line) -> None:
     def write(writer: SummaryWriter) -> None:
         for shots, mean, deviation in line:
-            for tag, sign in zip(MARGIN, (0, -1, 1), strict=True):
+            for tag, sign in zip(tags, (0, -1, 1), strict=True):
                 writer.add_scalar(tag, mean + sign * deviation, shots)
+
+    run.write(write)
+    run.close()
+
+
+def write_trials(output_dir: Path, results: Sequence[Mapping[str, Any]], report: Report) -> None:
+    """A run for each trial with its results at each N, a trial of HParams. results: of one table."""
+    trials = {result["setting"]["trial"]: result["setting"] for result in results}
+    for trial, setting in trials.items():
+        run = Run(root(output_dir) / "results" / f"trial-{trial}", report)
+        _write_trial(run, setting, [result for result in results if result["setting"]["trial"] == trial])
+
+
+def _write_trial(run: Run, setting: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+    dataset = in_one_line(setting["dataset"])
+    trial = {"dataset": dataset, **{name: setting[name] for name in ("method", "trial", "seed")}}
+
+    def write(writer: SummaryWriter) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        _, start, end = hparams(trial, {})  # TensorBoard finds by itself what was measured
+        writer.file_writer.add_summary(start)
+        for result in results:
+            shots = result["setting"]["shots"]
+            for what in (what for what in SHOWN if what in result):
+                writer.add_scalar(f"{dataset}, results/{what}, N = {shots:02d}", result[what], shots)
+        writer.file_writer.add_summary(end)
 
     run.write(write)
     run.close()
@@ -189,6 +209,7 @@ def _write_line(run: Run, line: Line) -> None:
 
 def write_picture(output_dir: Path, tag: str, draw: Callable[[], np.ndarray], report: Report) -> None:
     """A picture (H, W, 3) uint8 of run `pictures`, in an event file of its own; it replaces the one of that tag."""
+    tag = in_one_line(tag)
     suffix = "." + "".join(character if character.isalnum() else "-" for character in tag)
     with decoration("TensorBoard's pictures", report):
         picture = draw()

@@ -6,7 +6,7 @@ from few_results import CELLS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import figure, results, summary, tables
-from experiments.tensorboard import MARGIN
+from experiments.tensorboard import margin
 from utils import files
 from utils.errors import BadInput
 
@@ -15,7 +15,8 @@ from utils.errors import BadInput
 def folder(tmp_path):
     """An output directory with four results."""
     for result in CELLS:
-        result = result | {"setting": result["setting"] | {"dataset": "D"}}
+        phases = {"B0": {"losses": [1.0], "accuracies": {}, "seconds": {}}}
+        result = result | {"setting": result["setting"] | {"dataset": "D"}, "phases": phases}
         files.write_json(results.path_of(tmp_path, result["setting"]["shots"], result["setting"]["trial"]), result)
     return tmp_path
 
@@ -38,7 +39,7 @@ def test_two_processes_at_once_leave_a_whole_table_and_whole_curves(folder):
     assert not failures
     curve = EventAccumulator(str(folder / "tensorboard/accuracy over N/ours, best"))
     curve.Reload()
-    assert [event.step for event in curve.Scalars(MARGIN[0])] == [1, 10]
+    assert [event.step for event in curve.Scalars(margin("D")[0])] == [1, 10]
 
 
 @pytest.mark.usefixtures("real_pictures")
@@ -68,7 +69,8 @@ def test_the_lines_over_n_are_those_of_the_figure(folder):
         "ours, last": [(1, 79.5, pytest.approx(0.5**0.5)), (10, 91.25, 0.0)],
         "our teacher": [(1, 92.3, 0.0), (10, 92.3, 0.0)],
     }
-    papers = replace(panel, published={5: (92.88, 0.07)}, published_teacher=92.83).lines
+    papers = replace(panel, published={5: (92.88, 0.07)}, published_teacher=92.83).accuracies
+    assert [shots for shots, *_ in papers["our teacher"]] == [1, 10]
     assert papers["paper, best"] == [(5, 92.88, 0.07)] and papers["paper's teacher"] == [(5, 92.83, 0.0)]
 
 
@@ -87,7 +89,8 @@ def test_what_the_results_hold_can_be_rebuilt(folder):
     runs = sorted(str(path.parent.relative_to(folder / "tensorboard")) for path in folder.rglob("events.*"))
     assert runs == [
         "accuracy over N", "accuracy over N/our teacher", "accuracy over N/ours, best", "accuracy over N/ours, last",
-        "cells/01-shot/trial-0", "cells/01-shot/trial-1", "cells/01-shot/trial-2", "cells/10-shot/trial-0",
+        "cells/trial-0", "cells/trial-0", "cells/trial-1", "cells/trial-2",
+        "results/trial-0", "results/trial-1", "results/trial-2",
     ]  # fmt: skip
 
 
@@ -97,7 +100,7 @@ def test_where_tensorboard_cannot_be_written_there_is_the_table(folder):
     (folder / "tensorboard").write_text("no folder")
     _, text = summary.rebuild(folder, said.append)
     assert text.endswith(": table.md, table.csv, accuracy.png, accuracy.svg") and "|  1 | 81.00" in text
-    assert len(said) == 1 + len(CELLS)
+    assert len(said) == 1 + 3 + len(CELLS)  # of three trials
     assert all(line.startswith("TensorBoard's files cannot be written (") for line in said)
 
 
