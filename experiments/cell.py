@@ -6,8 +6,8 @@ import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from itertools import accumulate
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +22,15 @@ from grafting.distillation import Curve, NotFinite
 from models import records
 from utils import files, locks, machine
 from utils.errors import BadInput
-from utils.text import bar
+from utils.text import Log, bar, brief_time, is_terminal, time_left
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from experiments.job import Job
+    from experiments.pace import Pace
+
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}{postfix}]"  # without a time left that counts epochs
 
 
 class Cell:
@@ -58,6 +63,7 @@ class Cell:
         self.result = results.path_of(job.output_dir, shots, trial)
         self.checkpoint = self.result.with_suffix(".checkpoint.pt")
         self.was_run = False  # by this process
+        self._shown_at = 0.0
         self.students = results.student_paths(job.student_dir, job.networks.name, method, dataset.name, shots, trial)
         self.record = {
             **records.deciding(dataset, job.teacher_sha256),
@@ -106,8 +112,11 @@ class Cell:
         """All that the cell writes, but for pictures and curves."""
         return [self.result, self.checkpoint, *self.students.values(), *map(records.path_of, self.students.values())]
 
-    def run(self, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
-        """Run the cell unless another process does, and write its result. Returns a line for the user."""
+    def run(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
+        """Run the cell unless another process does, and write its result. Returns a line for the user.
+
+        pace: of the sweep, in which this cell has begun.
+        """
         try:
             with self.lock():
                 if self.is_done():
@@ -117,32 +126,30 @@ class Cell:
                     for path in self.written:
                         files.remove_leftovers(path)  # of a killed process
                     self.was_run = True
-                    return self._train(teacher, teacher_record)
+                    return self._train(teacher, teacher_record, pace)
         except locks.Timeout:
             return "another process is running it"
 
-    def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any]) -> str:
+    def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
         teacher.settled.clear()
         failure, process = None, {"machine": machine.description(teacher.device), "cached_starts": None}
         process["command"] = sys.orig_argv[1:]  # unlike sys.argv as it was typed, without folders of this machine
         process["eval_every"] = self.job.args.eval_every
         process["test_predictions_settled_by"] = teacher.settled  # it counts on while the cell runs
-        *before, epochs = accumulate((step["epochs"] for step in self.setting["schedule"]), initial=0)
-        epochs_before = dict(zip((step["phase"] for step in self.setting["schedule"]), before, strict=True))
         curves = CellCurves(self.job.output_dir, self.setting, teacher_record["accuracy"], self.job.report_once)
-        with bar(desc=self.name, unit="epoch", total=epochs) as epochs_done:
+        epochs = sum(step["epochs"] for step in self.setting["schedule"])
+        with bar(desc=self.name, unit="epoch", total=epochs, bar_format=BAR) as shown:
 
             def after_epoch(phase: str, curve: Curve) -> None:
-                epochs_done.set_postfix_str(progress(phase, curve), refresh=False)
-                epochs_done.update(epochs_before.get(phase, epochs) + curve.epoch - epochs_done.n)
                 curves.update(phase, curve)
+                self._show(shown, training, pace, phase)
 
             training = CellTraining(self, teacher, process, after_epoch)
             try:
                 training.run()
             except NotFinite as error:
                 failure = error.with_traceback(None)  # the traceback would keep this cell's features in memory
-            epochs_done.refresh()  # its last state: between updates tqdm waits
+            shown.refresh()  # its last state: between updates tqdm waits
         process["peak_gpu_memory"] = machine.peak_gpu_memory(teacher.device)
         process["test_predictions_settled_by"] = dict(teacher.settled)  # without the confusion matrix's
         result = result_of(training, failure, teacher_record)
@@ -160,6 +167,22 @@ class Cell:
 
             write_picture(self.job.output_dir, tag, draw, self.job.report_once)
         return in_short(result)
+
+    def _show(self, shown: tqdm | Log, training: CellTraining, pace: Pace, phase: str) -> None:
+        """What a user sees after an epoch of a phase, once a second, and a line after its last one in a log."""
+        curve = training.curves[phase]
+        shown.update(sum(curve.epoch for curve in training.curves.values()) - shown.n)
+        epochs = next(step["epochs"] for step in self.setting["schedule"] if step["phase"] == phase)
+        if curve.epoch < epochs and monotonic() - self._shown_at < 1:
+            return
+        self._shown_at = monotonic()
+        pace.measure(self, training.curves, training.seconds["features"])
+        left = pace.left_of(self, training.curves)
+        shown.set_postfix_str(progress(phase, curve, epochs, left), refresh=False)
+        if curve.epoch == epochs and not is_terminal():
+            seconds = brief_time(sum(curve.seconds.values()))
+            self.job.report(f"{self.name}: {progress(phase, curve, epochs)}; took {seconds}{time_left(left)}")
+        pace.predict(self, training.curves)
 
 
 def result_of(training: CellTraining, failure: NotFinite | None, teacher_record: dict[str, Any]) -> Result:
@@ -194,10 +217,10 @@ def content_of(curve: Curve) -> dict[str, Any]:
     return {"best": best, "best_epoch": curve.best_epoch, "last": last, **asdict(curve)}
 
 
-def progress(phase: str, curve: Curve) -> str:
-    """A phase so far: "L3, loss 0.0123, test 91.18%"."""
+def progress(phase: str, curve: Curve, epochs: int, left: float | None = None) -> str:
+    """A phase so far: "L3, epoch 44 of 100, loss 0.0123, test 91.18%, 3 min left". left: seconds of the cell."""
     accuracy = f", test {curve.accuracies[max(curve.accuracies)]:.2f}%" if curve.accuracies else ""
-    return f"{phase}, loss {curve.losses[-1]:.3g}{accuracy}"
+    return f"{phase}, epoch {curve.epoch} of {epochs}, loss {curve.losses[-1]:.3g}{accuracy}{time_left(left)}"
 
 
 def in_short(result: Result) -> str:

@@ -11,8 +11,9 @@ from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from experiments import pictures, results
-from experiments.cell import Cell
+from experiments.cell import BAR, Cell
 from experiments.job import Job
+from experiments.pace import Pace, counted
 from experiments.results import Result
 from experiments.setting import require_comparable
 from experiments.summary import write_summary
@@ -136,16 +137,19 @@ def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: 
         draw = partial(pictures.few_shot_images, job.subset(shots), shots, job.dataset.class_names())
         tag = f"{job.dataset.name}, few-shot images/N = {shots:02d}"
         write_picture(job.output_dir, tag, draw, job.report_once)
-    count = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
-    job.announce(f"{count}, of N = {', '.join(map(str, all_shots))}")
-    summarized = -math.inf
-    with bar(desc="all cells", total=len(cells), unit="cell") as cells_done:
+    job.announce(f"{counted(len(cells))}, of N = {', '.join(map(str, all_shots))}")
+    summarized, pace = -math.inf, Pace(job, cells, teacher)
+    with bar(desc="all cells", total=len(cells), unit="cell", bar_format=BAR) as cells_done:
         for cell in cells:
-            job.report(f"{cell.name}: {cell.run(teacher, record)}")
+            pace.begin(cell)
+            said = cell.run(teacher, record, pace)
+            pace.end()
+            cells_done.update()
+            job.report(f"{cell.name}: {said}{pace.rest()}")
+            cells_done.set_postfix_str(pace.rest().removeprefix("; "), refresh=False)
             if perf_counter() - summarized > SUMMARY_SECONDS or cell is cells[-1]:
                 _summarize_so_far(job)
                 summarized = perf_counter()
-            cells_done.update()
 
 
 def _summarize_so_far(job: Job) -> None:

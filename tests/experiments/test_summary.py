@@ -64,7 +64,7 @@ def test_without_results_nothing_is_left_behind(tmp_path):
 
 def test_the_lines_over_n_are_those_of_the_figure(folder):
     (panel,) = figure.read_panels([folder])
-    assert panel.lines == {
+    assert panel.accuracies == {
         "ours, best": [(1, 81.0, pytest.approx(2**0.5)), (10, 91.5, 0.0)],
         "ours, last": [(1, 79.5, pytest.approx(0.5**0.5)), (10, 91.25, 0.0)],
         "our teacher": [(1, 92.3, 0.0), (10, 92.3, 0.0)],

@@ -1,6 +1,12 @@
 """Text for people."""
 
-from utils.text import in_one_line, markdown_table
+import re
+from time import sleep
+
+import pytest
+
+from utils import text
+from utils.text import Log, bar, brief_time, in_one_line, markdown_table
 
 
 def test_a_name_is_one_line_of_valid_text():
@@ -10,3 +16,47 @@ def test_a_name_is_one_line_of_valid_text():
 
 def test_a_table_by_hand():
     assert markdown_table([["N", "best"], ["-:", "-:"], ["1", "91.0"]]) == "| N | best |\n| -: | -: |\n| 1 | 91.0 |"
+
+
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """A function that waits until something is printed."""
+    monkeypatch.setattr(text, "LOG_SECONDS", 0.01)
+
+    def wait():
+        for _ in range(1000):
+            if out := capsys.readouterr().out:
+                return out.splitlines()[0]
+            sleep(0.01)
+        pytest.fail("nothing was printed")
+
+    return wait
+
+
+def test_where_there_is_no_terminal_a_line_says_how_far_it_is(printed):
+    """Also while nothing happens; of two, the one that was opened last."""
+    with bar(desc="cell", unit="epoch", total=1200) as outer:
+        outer.set_postfix_str("B0, epoch 2 of 100")
+        assert printed() == "cell: B0, epoch 2 of 100"
+        with bar(desc="features", unit="image", total=1200, initial=5) as inner:
+            while (line := printed()).startswith("cell"):
+                pass
+            assert line == "features: image 5 of 1,200"
+            inner.started -= 3600
+            inner.update()
+            while not (line := printed()).endswith("left"):
+                pass
+            assert re.fullmatch(r"features: image 6 of 1,200, 119\d\.\d h left", line)
+        while printed().startswith("features"):
+            pass
+    assert list(bar(range(3), desc="batches", unit="batch")) == [0, 1, 2] and not Log.opened
+
+
+def test_seconds_are_brief():
+    assert [brief_time(seconds) for seconds in (3.4, 89, 90, 7199, 9000)] == [
+        "3 s",
+        "89 s",
+        "2 min",
+        "120 min",
+        "2.5 h",
+    ]

@@ -1,0 +1,176 @@
+"""How long the rest of a sweep takes: from what its phases have taken so far, and from the work of the others.
+
+A phase that has been measured takes for a step and for a test what it took. Of another one, a step takes as the square
+root of its multiply-adds (so does one with more images), a test as its multiply-adds: docs/speed.md. An estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from acceleration.feature_cache import CachedTeacher
+from grafting.distillation import Curve
+from grafting.recipes import Phase, batch_size
+from utils.text import brief_time
+
+if TYPE_CHECKING:
+    from experiments.cell import Cell
+    from experiments.job import Job
+
+FIRST_SECONDS = 5.0  # of training and testing, before anything is said
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a step with so many images, and of a test, or None where there was none."""
+
+    step: float
+    batch: int
+    test: float | None
+
+
+class Pace:
+    """What the phases of a sweep have taken, and what is left of its cells. torchrun's processes share what waits."""
+
+    def __init__(self, job: Job, cells: Sequence[Cell], teacher: CachedTeacher):
+        self.job, self.teacher = job, teacher
+        self.waiting = list(cells)  # not begun
+        self.phases = job.method.phases(job.recipe)
+        self.eval_every = job.args.eval_every
+        self.measured: dict[str, Measured] = {}
+        self.work: dict[str, tuple[float, float]] = {}  # multiply-adds of an image, in training and in a test
+        self.per_image = 0.0  # seconds to compute the features of a few-shot image
+        self.seconds = 0.0  # of training and testing in the running cell
+        self.began = perf_counter()  # the running cell
+        self.features = 0.0  # seconds of the running cell for the teacher's features
+        self.beside = 0.0  # seconds of the last cell for anything else
+        self.is_said = False
+
+    def begin(self, cell: Cell) -> None:
+        self.waiting.remove(cell)
+        self.seconds, self.features, self.began = 0.0, 0.0, perf_counter()
+
+    def end(self) -> None:
+        """The cell that began is over."""
+        self.beside = max(0.0, perf_counter() - self.began - self.seconds - self.features)
+
+    def predict(self, cell: Cell, curves: Mapping[str, Curve]) -> None:
+        """Say once how long the cells will take. Cells that are quicker than that are not foretold."""
+        if not self.is_said and self.is_known and self.seconds >= FIRST_SECONDS:
+            self.is_said = True
+            whole = brief_time(self.seconds + self.features + self.left(cell, curves))
+            self.job.announce(f"{counted(len(self.waiting) + 1)}: about {whole}, estimated from the first epochs")
+
+    def rest(self) -> str:
+        """ "; 3 cells left, about 12 min"; empty after the last one."""
+        if not self.waiting:
+            return ""
+        left = self.left()
+        return f"; {counted(len(self.waiting))} left" + ("" if left is None else f", about {brief_time(left)}")
+
+    def measure(self, cell: Cell, curves: Mapping[str, Curve], features: float) -> None:
+        """Learn from a running cell's curves. features: seconds that it took to compute the teacher's features."""
+        batch, steps = batch_size(cell.shots), steps_of(cell)
+        for name, curve in curves.items():
+            if curve.epoch:
+                tests = len(curve.accuracies)
+                test = curve.seconds["evaluation"] / tests if tests else None
+                self.measured[name] = Measured(curve.seconds["training"] / curve.epoch / steps, batch, test)
+        self.seconds = sum(sum(curve.seconds.values()) for curve in curves.values())
+        self.features = features
+        if features and self.teacher.cache and not self.per_image:
+            self.per_image = features / len(self.teacher.cache.filled)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough was measured to say how long the rest takes."""
+        tested = any(measured.test is not None for measured in self.measured.values())
+        return tested and (self.seconds >= FIRST_SECONDS or all(phase.name in self.measured for phase in self.phases))
+
+    def left_of(self, cell: Cell, curves: Mapping[str, Curve]) -> float | None:
+        """Seconds that are left of a cell, its features not counted; None where they are not known yet."""
+        if not self.is_known:
+            return None
+        batch, steps, seconds = batch_size(cell.shots), steps_of(cell), 0.0
+        for phase in self.phases:
+            done = curves[phase.name].epoch if phase.name in curves else 0
+            tests = sum(phase.measures(epoch, self.eval_every) for epoch in range(done + 1, phase.epochs + 1))
+            seconds += (phase.epochs - done) * steps * self._step(phase, batch) + tests * self._test(phase)
+        return seconds
+
+    def left(self, cell: Cell | None = None, curves: Mapping[str, Curve] | None = None) -> float | None:
+        """Seconds that are left of the running cell, if there is one, and of all that wait."""
+        if not self.is_known:
+            return None
+        running = self.left_of(cell, curves) if cell else 0.0
+        images = max((len(waiting.images) for waiting in self.waiting), default=0)
+        filled = len(self.teacher.cache.filled) if self.teacher.cache else images
+        features = self.per_image * max(0, images - filled)
+        later = features + sum(self.left_of(waiting, {}) + self.beside for waiting in self.waiting)
+        return running + later / self.job.process.count
+
+    def _step(self, phase: Phase, batch: int) -> float:
+        if own := self.measured.get(phase.name):
+            return own.step * math.sqrt(batch / own.batch)
+        largest = self._largest()
+        known, work = self.measured[largest], self._work()
+        return known.step * math.sqrt(batch * work[phase.name][0] / (known.batch * work[largest][0]))
+
+    def _test(self, phase: Phase) -> float:
+        if (own := self.measured.get(phase.name)) and own.test is not None:
+            return own.test
+        largest, work = self._largest(), self._work()
+        return self.measured[largest].test * work[phase.name][1] / work[largest][1]
+
+    def _largest(self) -> str:
+        """The phase with the most work of those that were measured with a test."""
+        tested = [name for name, measured in self.measured.items() if measured.test is not None]
+        return max(tested, key=lambda name: self._work()[name])
+
+    def _work(self) -> Mapping[str, tuple[float, float]]:
+        if not self.work:
+            networks = self.job.method.fresh(self.teacher, torch.Generator())
+            counting = Counting(self.teacher, [network.to(self.teacher.device) for network in networks])
+            self.job.method.train(self.job.recipe, counting)
+            self.work = counting.work
+        return self.work
+
+
+class Counting:
+    """Stands for a cell in training (grafting/method.py), and counts the multiply-adds of its phases."""
+
+    def __init__(self, teacher: CachedTeacher, networks: list[nn.Sequential]):
+        self.teacher, self.networks = teacher, networks
+        self.work: dict[str, tuple[float, float]] = {}
+
+    def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        start, end = phase.span
+        network = nn.Sequential(*networks, self.teacher.blocks[end:]).eval()
+        image = torch.zeros(1, *self.teacher.shapes[start], device=self.teacher.device)
+        with FlopCounterMode(display=False) as training:
+            network(image).sum().backward()
+        with torch.no_grad(), FlopCounterMode(display=False) as test:
+            network(image)
+        self.work[phase.name] = training.get_total_flops(), test.get_total_flops()
+
+    def keep_stage1(self) -> None:
+        """Nothing is kept."""
+
+
+def steps_of(cell: Cell) -> int:
+    """Of an epoch."""
+    return math.ceil(len(cell.images) / batch_size(cell.shots))
+
+
+def counted(cells: int) -> str:
+    """ "1 cell", "12 cells"."""
+    return f"{cells} cell" if cells == 1 else f"{cells} cells"

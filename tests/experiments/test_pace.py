@@ -1,0 +1,99 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from small import frozen_teacher, short_recipe
+
+from comparisons.methods import METHODS
+from experiments.pace import Pace
+from grafting.distillation import Curve
+
+
+def cell(shots=1):
+    return SimpleNamespace(shots=shots, images=[None] * 3 * shots)  # of three classes
+
+
+def pace(*shots, method="grafting", recipe=None, said=None, processes=1):
+    teacher = frozen_teacher()
+    teacher.cache = None
+    job = SimpleNamespace(
+        method=METHODS[method], recipe=recipe or short_recipe(), args=SimpleNamespace(eval_every=None),
+        process=SimpleNamespace(count=processes), announce=(said if said is not None else []).append,
+    )  # fmt: skip
+    cells = [cell(n) for n in shots]
+    made = Pace(job, cells, teacher)
+    made.begin(cells[0])
+    return made, cells[0]
+
+
+def curve(epochs, training, evaluation, *tested):
+    return Curve([1.0] * epochs, dict.fromkeys(tested, 50.0), {"training": training, "evaluation": evaluation})
+
+
+CURVES = {
+    "B0": curve(3, 3.0, 30.0, 1, 2, 3),
+    "B1": curve(2, 1.0, 2.0, 1, 2),
+    "B2": curve(2, 0.5, 1.0, 1, 2),
+    "L2": curve(2, 2.0, 40.0, 1, 2),
+}
+
+
+def test_what_is_left_of_a_cell_is_counted_in_seconds_not_in_epochs():
+    """Of short_recipe's 13 epochs 10 are done; the three of L3 that are left take as long as its first."""
+    made, running = pace(1, recipe=short_recipe((3, 2), (2, 4)))
+    curves = CURVES | {"L3": curve(1, 4.0, 60.0, 1)}
+    made.measure(running, curves, features=0.0)
+    assert made.left_of(running, curves) == pytest.approx(3 * (4.0 + 60.0))
+
+
+def test_a_phase_that_was_not_measured_takes_as_its_work_says():
+    made, running = pace(1, recipe=short_recipe((3, 2), (2, 4)))
+    made.measure(running, {"B0": CURVES["B0"]}, features=0.0)
+    work = made._work()
+    assert set(work) == {"B0", "B1", "B2", "L2", "L3"}
+    assert work["B0"][1] > work["B1"][1] > work["B2"][1] and work["B0"][0] > work["B0"][1]
+    by_name = {phase.name: phase for phase in made.phases}
+    assert made._test(by_name["L3"]) == pytest.approx(10.0 * work["L3"][1] / work["B0"][1])
+    assert made._step(by_name["L3"], 6) == pytest.approx((work["L3"][0] / work["B0"][0]) ** 0.5)
+
+
+def test_cells_of_larger_batches_and_their_features_take_longer():
+    made, running = pace(1, 4, recipe=short_recipe((3, 2), (2, 4)))
+    made.teacher.cache = SimpleNamespace(filled=range(3))
+    curves = CURVES | {"L3": curve(4, 4.0, 60.0, 1, 2, 3, 4)}
+    made.measure(running, curves, features=30.0)
+    training, tests = 3.0 + 1.0 + 0.5 + 2.0 + 4.0, 30.0 + 2.0 + 1.0 + 40.0 + 60.0
+    waiting = training * (25 / 6) ** 0.5 + tests + 10.0 * (12 - 3)
+    assert made.left(running, curves) == pytest.approx(waiting, rel=1e-3)
+
+
+def test_the_whole_is_said_once_after_the_first_test_and_some_seconds():
+    said = []
+    made, running = pace(1, 1, recipe=short_recipe((3, 2), (2, 4)), said=said)
+    made.measure(running, {"B0": curve(1, 9.0, 0.0)}, features=0.0)
+    made.predict(running, {})
+    assert not made.is_known and said == []
+    for seconds in (90.0, 100.0):
+        curves = CURVES | {"L3": curve(1, 4.0, seconds, 1)}
+        made.measure(running, curves, features=0.0)
+        made.predict(running, curves)
+    whole = 2 * (10.5 + 73.0 + 3 * (90.0 + 4.0) + 90.0)
+    assert said == [f"2 cells: about {whole / 60:.0f} min, estimated from the first epochs"]
+
+
+def test_the_processes_of_torchrun_share_what_waits():
+    curves = CURVES | {"L3": curve(4, 4.0, 60.0, 1, 2, 3, 4)}
+    left = []
+    for processes in (1, 2):
+        made, running = pace(1, 1, 1, recipe=short_recipe((3, 2), (2, 4)), processes=processes)
+        made.measure(running, curves, features=0.0)
+        left.append(made.left(running, curves))
+    assert left[1] == pytest.approx(left[0] / 2)
+
+
+@pytest.mark.parametrize("method", ["kd", "fitnets", "whole", "grafting-back", "grafting-straight"])
+def test_the_work_of_every_method_that_trains_is_counted(method):
+    made, _ = pace(1, method=method, recipe=replace(short_recipe(), selects_among=1))
+    assert set(made._work()) == {phase.name for phase in made.phases} and all(
+        min(work) > 0 for work in made.work.values()
+    )
