@@ -145,15 +145,14 @@ def _resized(dataset: ImageDataset, image_size: int) -> ImageDataset:
 
 
 def _cifar(official: type, classes: int, normalization: Normalization, subset_seed: int, root: Path) -> ImageDataset:
-    @cache
-    def read(train: bool) -> LabelledImages:
+    @cache  # each reading takes the md5 of all files
+    def read(train: bool) -> tuple[LabelledImages, tuple[str, ...]]:
         found = _official(official, root, train)
         images = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))
-        return LabelledImages(images, np.asarray(found.targets, np.int64))
+        return LabelledImages(images, np.asarray(found.targets, np.int64)), tuple(found.classes)
 
-    names = cache(lambda: tuple(_official(official, root, False).classes))
-    splits = partial(read, True), partial(read, False)
-    return ImageDataset(official.__name__, classes, normalization, subset_seed, True, *splits, names)
+    parts = (lambda: read(True)[0]), (lambda: read(False)[0]), (lambda: read(False)[1])
+    return ImageDataset(official.__name__, classes, normalization, subset_seed, True, *parts)
 
 
 def _official(official: type, root: Path, train: bool) -> CIFAR10:

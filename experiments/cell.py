@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -158,15 +159,21 @@ class Cell:
         curves.close()
         if failure:
             return f"failed: {failure}"
-        if teacher.classes <= pictures.DRAWN_CLASSES:
-            tag = f"{self.setting['dataset']}, confusion matrix/N = {self.shots:02d}, trial {self.trial}"
-
-            def draw() -> np.ndarray:
-                matrices = pictures.confusion(teacher, training.current)
-                return pictures.confusion_picture(matrices, self.job.dataset.class_names())
-
-            write_picture(self.job.output_dir, tag, draw, self.job.report_once)
+        self._write_pictures(teacher, training)
         return in_short(result)
+
+    def _write_pictures(self, teacher: CachedTeacher, training: CellTraining) -> None:
+        """The confusion matrices, and with the first trial the few-shot images."""
+        dataset, write = self.job.dataset, partial(write_picture, self.job.output_dir, report=self.job.report_once)
+        if self.trial == 0:
+            draw = partial(pictures.few_shot_images, self.images, self.shots, dataset.class_names())
+            write(f"{dataset.name}, few-shot images/N = {self.shots:02d}", draw)
+        if teacher.classes <= pictures.DRAWN_CLASSES:
+
+            def draw_confusion() -> np.ndarray:
+                return pictures.confusion_picture(pictures.confusion(teacher, training.current), dataset.class_names())
+
+            write(f"{dataset.name}, confusion matrix/N = {self.shots:02d}, trial {self.trial}", draw_confusion)
 
     def _show(self, shown: tqdm | Log, training: CellTraining, pace: Pace, phase: str) -> None:
         """What a user sees after an epoch of a phase, once a second, and a line after its last one in a log."""

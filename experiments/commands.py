@@ -16,7 +16,7 @@ from experiments import comparison, results, student_commands, sweep, teachers
 from experiments.diagnosis import diagnose
 from experiments.job import Job
 from experiments.results import Result
-from experiments.summary import rebuild, write_summary
+from experiments.summary import rebuild, table_text, write_summary
 from grafting.recipes import PUBLISHED_SHOTS
 from models.logits import logits_from
 from utils import files, signals
@@ -107,8 +107,9 @@ def _sweep(job: Job) -> int:
         where = "other processes run the cells" if job.cells else f"there is no cell in --shard {job.args.shard}"
         job.report(f"{job.output_dir}: no results yet; {where}")
     elif job.process.count == 1 or (len(found) == len(job.cells) and ends_last()):
-        _, text = write_summary(job.output_dir, job.report_once)
-        job.report(text)
+        if not ran_some:  # else it was written after the last cell
+            write_summary(job.output_dir, job.report_once)
+        job.report(table_text(job.output_dir))
         job.report(afterwards(job, found))
     return int(any(result["status"] == "failed" for result in found))
 

@@ -46,6 +46,12 @@ def _written(output_dir: Path, report: Report) -> tuple[list[Row], str, list[str
     return panel.table, "\n".join([table, *remarks(found)]), names
 
 
+def table_text(output_dir: Path) -> str:
+    """The table's text alone; nothing is written."""
+    found = results.read_all(output_dir)
+    return "\n".join([markdown(figure.panel(found).table), *remarks(found)])
+
+
 def _write(output_dir: Path, content: Mapping[str, bytes]) -> None:
     for name, written in content.items():
         files.remove_leftovers(output_dir / name)

@@ -1,8 +1,6 @@
 """A sweep: which cells to run, in which order, each by one process at a time."""
 
-import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,14 +8,13 @@ from typing import Any
 from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
-from experiments import pictures, results
+from experiments import results
 from experiments.cell import BAR, Cell
 from experiments.job import Job
 from experiments.pace import Pace, counted
 from experiments.results import Result
 from experiments.setting import require_comparable
 from experiments.summary import write_summary
-from experiments.tensorboard import write_picture
 from models.logits import logits_from
 from utils import files, locks
 from utils.errors import BadInput
@@ -133,12 +130,8 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
 def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: dict[str, Any]) -> None:
     teacher.networks = job.networks  # jobs may differ in the student, not in the blocks that are grafted
     all_shots = sorted({cell.shots for cell in cells})
-    for shots in all_shots:
-        draw = partial(pictures.few_shot_images, job.subset(shots), shots, job.dataset.class_names())
-        tag = f"{job.dataset.name}, few-shot images/N = {shots:02d}"
-        write_picture(job.output_dir, tag, draw, job.report_once)
     job.announce(f"{counted(len(cells))}, of N = {', '.join(map(str, all_shots))}")
-    summarized, pace = -math.inf, Pace(job, cells, teacher)
+    summarized, pace = perf_counter(), Pace(job, cells, teacher)
     with bar(desc="all cells", total=len(cells), unit="cell", bar_format=BAR) as cells_done:
         for cell in cells:
             pace.begin(cell)
