@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -139,11 +140,13 @@ class Cell:
         process["test_predictions_settled_by"] = teacher.settled  # it counts on while the cell runs
         curves = CellCurves(self.job.output_dir, self.setting, teacher_record["accuracy"], self.job.report_once)
         epochs = sum(step["epochs"] for step in self.setting["schedule"])
+        so_far: dict[str, Curve] = {}
         with bar(desc=self.name, unit="epoch", total=epochs, bar_format=BAR) as shown:
 
             def after_epoch(phase: str, curve: Curve) -> None:
                 curves.update(phase, curve)
-                self._show(shown, training, pace, phase)
+                so_far[phase] = curve  # training's, which is not named here: a cycle would keep its features in memory
+                self._show(shown, so_far, pace, phase)
 
             training = CellTraining(self, teacher, process, after_epoch)
             try:
@@ -175,21 +178,21 @@ class Cell:
 
             write(f"{dataset.name}, confusion matrix/N = {self.shots:02d}, trial {self.trial}", draw_confusion)
 
-    def _show(self, shown: tqdm | Log, training: CellTraining, pace: Pace, phase: str) -> None:
+    def _show(self, shown: tqdm | Log, curves: Mapping[str, Curve], pace: Pace, phase: str) -> None:
         """What a user sees after an epoch of a phase, once a second, and a line after its last one in a log."""
-        curve = training.curves[phase]
-        shown.update(sum(curve.epoch for curve in training.curves.values()) - shown.n)
+        curve = curves[phase]
+        shown.update(sum(one.epoch for one in curves.values()) - shown.n)
         epochs = next(step["epochs"] for step in self.setting["schedule"] if step["phase"] == phase)
         if curve.epoch < epochs and monotonic() - self._shown_at < 1:
             return
         self._shown_at = monotonic()
-        pace.measure(self, training.curves, training.seconds["features"])
-        left = pace.left_of(self, training.curves)
+        pace.measure(self, curves)
+        left = pace.left_of(self, curves)
         shown.set_postfix_str(progress(phase, curve, epochs, left), refresh=False)
         if curve.epoch == epochs and not is_terminal():
             seconds = brief_time(sum(curve.seconds.values()))
             self.job.report(f"{self.name}: {progress(phase, curve, epochs)}; took {seconds}{time_left(left)}")
-        pace.predict(self, training.curves)
+        pace.predict(self, curves)
 
 
 def result_of(training: CellTraining, failure: NotFinite | None, teacher_record: dict[str, Any]) -> Result:

@@ -1,7 +1,7 @@
 """How long the rest of a sweep takes: from what its phases have taken so far, and from the work of the others.
 
 A phase that has been measured takes for a step and for a test what it took. Of another one, or of other batches, a step
-grows with a power of its multiply-adds, and a test with its multiply-adds. This is an estimate (docs/speed.md).
+grows with a power of its multiply-adds, and a test with its multiply-adds. This is an estimate (docs/runs.md).
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ class Pace:
         self.per_image = 0.0  # seconds to compute the features of a few-shot image
         self.seconds = 0.0  # of training and testing in the running cell
         self.began = perf_counter()  # the running cell
-        self.features = 0.0  # seconds of the running cell for the teacher's features
+        self.before: float | None = None  # seconds of the running cell before its first epoch: the teacher's features
         self.beside = 0.0  # seconds of the last cell for anything else
         self.is_said = False
 
     def begin(self, cell: Cell) -> None:
         self.waiting.remove(cell)
-        self.seconds, self.features, self.began = 0.0, 0.0, perf_counter()
+        self.seconds, self.before, self.began = 0.0, None, perf_counter()
 
     def end(self) -> None:
         """The cell that began is over."""
-        self.beside = max(0.0, perf_counter() - self.began - self.seconds - self.features)
+        self.beside = max(0.0, perf_counter() - self.began - self.seconds - (self.before or 0.0))
 
     def predict(self, cell: Cell, curves: Mapping[str, Curve]) -> None:
         """Say once how long the cells will take. Cells that are quicker than that are not foretold."""
         if not self.is_said and self.is_known and self.seconds >= FIRST_SECONDS:
             self.is_said = True
-            whole = brief_time(self.seconds + self.features + self.left(cell, curves))
+            whole = brief_time(self.seconds + self.before + self.left(cell, curves))
             self.job.announce(f"{counted(len(self.waiting) + 1)}: about {whole}, estimated from the first epochs")
 
     def rest(self) -> str:
@@ -77,8 +77,8 @@ class Pace:
         left = self.left()
         return f"; {counted(len(self.waiting))} left" + ("" if left is None else f", about {brief_time(left)}")
 
-    def measure(self, cell: Cell, curves: Mapping[str, Curve], features: float) -> None:
-        """Learn from a running cell's curves. features: seconds that it took to compute the teacher's features."""
+    def measure(self, cell: Cell, curves: Mapping[str, Curve]) -> None:
+        """Learn from a running cell's curves, after an epoch."""
         batch, steps = batch_size(cell.shots), steps_of(cell)
         for name, curve in curves.items():
             if curve.epoch:
@@ -86,9 +86,10 @@ class Pace:
                 test = curve.seconds["evaluation"] / tests if tests else None
                 self.measured[name] = Measured(curve.seconds["training"] / curve.epoch / steps, batch, test)
         self.seconds = sum(sum(curve.seconds.values()) for curve in curves.values())
-        self.features = features
-        if features and self.teacher.cache and not self.per_image:
-            self.per_image = features / len(self.teacher.cache.filled)
+        if self.before is None:
+            self.before = max(0.0, perf_counter() - self.began - self.seconds)
+            if self.teacher.cache and not self.per_image:
+                self.per_image = self.before / len(self.teacher.cache.filled)
 
     @property
     def is_known(self) -> bool:

@@ -138,8 +138,9 @@ def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: 
             said = cell.run(teacher, record, pace)
             pace.end()
             cells_done.update()
-            job.report(f"{cell.name}: {said}{pace.rest()}")
-            cells_done.set_postfix_str(pace.rest().removeprefix("; "), refresh=False)
+            rest = pace.rest() if cell.was_run else ""
+            job.report(f"{cell.name}: {said}{rest}")
+            cells_done.set_postfix_str(rest.removeprefix("; "), refresh=False)
             if perf_counter() - summarized > SUMMARY_SECONDS or cell is cells[-1]:
                 _summarize_so_far(job)
                 summarized = perf_counter()

@@ -40,7 +40,7 @@ class Log:
     """
 
     opened: ClassVar[list[Log]] = []
-    said: ClassVar[float] = 0.0  # when the last line was printed
+    said: ClassVar[float] = monotonic()  # when the last line was printed
 
     def __init__(
         self,
@@ -84,7 +84,6 @@ class Log:
         """Nothing is out of date here."""
 
     def _speak(self) -> None:
-        Log.said = max(Log.said, self.started)
         while not self._closed.wait(min(1.0, LOG_SECONDS)):
             if self.opened[-1:] == [self] and monotonic() - Log.said >= LOG_SECONDS:
                 say(self.line())
