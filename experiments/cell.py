@@ -182,7 +182,7 @@ class Cell:
         """What a user sees after an epoch of a phase, once a second, and a line after its last one in a log."""
         curve = curves[phase]
         shown.update(sum(one.epoch for one in curves.values()) - shown.n)
-        epochs = next(step["epochs"] for step in self.setting["schedule"] if step["phase"] == phase)
+        epochs = next((step["epochs"] for step in self.setting["schedule"] if step["phase"] == phase), 1)
         if curve.epoch < epochs and monotonic() - self._shown_at < 1:
             return
         self._shown_at = monotonic()

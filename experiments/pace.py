@@ -18,6 +18,7 @@ from torch import nn
 from acceleration.feature_cache import CachedTeacher
 from grafting.distillation import Curve
 from grafting.recipes import Phase, batch_size
+from grafting.start import START
 from utils.text import brief_time
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Pace:
         """Learn from a running cell's curves, after an epoch."""
         batch, steps = batch_size(cell.shots), steps_of(cell)
         for name, curve in curves.items():
-            if curve.epoch:
+            if curve.epoch and name != START:
                 tests = len(curve.accuracies)
                 test = curve.seconds["evaluation"] / tests if tests else None
                 self.measured[name] = Measured(curve.seconds["training"] / curve.epoch / steps, batch, test)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -98,7 +99,7 @@ class CellCurves(Run):
         directory = root(output_dir) / "cells" / f"trial-{setting['trial']}"
         super().__init__(directory, report, suffix=f".{setting['shots']:02d}-shot")
         self.group = group(setting["dataset"], setting["shots"])
-        self.written = {step["phase"]: 0 for step in setting["schedule"]}
+        self.written = Counter[str]()  # epochs by phase
         self.text = f"Teacher: test accuracy {teacher:.2f}%.\n\n```\n{files.json_text(setting)}\n```"
 
     def _begin(self) -> None:

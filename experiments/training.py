@@ -18,7 +18,7 @@ from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
 from grafting.least_squares import batches_of, mean_distance
 from grafting.recipes import Phase
-from grafting.start import begin_from_teacher
+from grafting.start import START, begin_from_teacher
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.checkpoints import on_cpu
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from experiments.cell import Cell
 
 CHECKPOINT_SECONDS = 20.0  # between checkpoints: a power cut loses about this much work
-START = "start"  # the phase of a start from the teacher that is kept
 KIND = "a cell's checkpoint; remove it to start the cell again"
 AfterEpoch = Callable[[str, Curve], None]  # a callback: phase, and its curve so far
 

@@ -24,6 +24,8 @@ from grafting.least_squares import (
 from grafting.scions import Adapter
 from models.architectures import LAST_GRAFTED as CLASSIFIER
 
+START = "start"  # the phase of a start that is kept (experiments/training.py)
+
 
 def begin_from_teacher(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
     """Put the teacher's weights into fresh student blocks, with or without adapters, one for each grafted block."""
