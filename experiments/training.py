@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -83,11 +84,13 @@ class CellTraining:
     def run(self) -> None:
         """Train and write the students' files. Raises NotFinite."""
         self.resume()
+        start = None
         if self.teacher.networks.start == "teacher" and not self._restored:
             self._begin_from_teacher(self.networks)
+            start = copy.deepcopy(self.networks)
         self.method.train(self.cell.job.recipe, self)
         if self.teacher.networks.start == "teacher" and self.teacher.networks.is_vgg:
-            self._keep_the_closer()
+            self._keep_the_closer(start)
         kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
         for kind, state in kinds:
             self._write(kind, lambda path, state=state: self.method.write(self.teacher, state, path))
@@ -101,13 +104,14 @@ class CellTraining:
         begin_from_teacher(networks, inputs)
         self.seconds["start"] += perf_counter() - started
 
-    def _keep_the_closer(self) -> None:
+    def _keep_the_closer(self, start: list[nn.Sequential] | None) -> None:
         """Take the start itself as the student, if training has not brought it closer to the teacher.
 
         Both are compared by the loss on all views of the few-shot images: no label and no test image decides. A start
-        that is kept is recorded as the last phase.
+        that is kept is recorded as the last phase. start: None after an interruption, when it is computed again.
         """
-        self._begin_from_teacher(start := self._fresh())
+        if start is None:
+            self._begin_from_teacher(start := self._fresh())
         grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
         start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
         views = batches_of(self.inputs, range(self.teacher.views.count))
