@@ -22,7 +22,7 @@ from experiments.tensorboard import CellCurves, write_picture
 from experiments.training import CellTraining, setting_in
 from grafting.distillation import Curve, NotFinite
 from models import records
-from utils import files, locks, machine
+from utils import __version__, files, locks, machine
 from utils.errors import BadInput
 from utils.text import Log, bar, brief_time, is_terminal, time_left
 
@@ -136,6 +136,7 @@ class Cell:
         teacher.settled.clear()
         failure, process = None, {"machine": machine.description(teacher.device), "cached_starts": None}
         process["command"] = sys.orig_argv[1:]  # unlike sys.argv as it was typed, without folders of this machine
+        process["version"] = __version__
         process["eval_every"] = self.job.args.eval_every
         process["test_predictions_settled_by"] = teacher.settled  # it counts on while the cell runs
         curves = CellCurves(self.job.output_dir, self.setting, teacher_record["accuracy"], self.job.report_once)

@@ -97,9 +97,20 @@ def test_help_shows_three_examples_and_every_default(capsys):
     description, *options = re.split(r"\n  (?=--)", text)
     examples = re.findall(r"^    python train_fskd.py (.*?)  ", description, re.M)
     assert len(examples) == 3 and all(train_fskd.arguments(example.split()) for example in examples)
+    version, *options = options
+    assert version.startswith("--version ")
     assert [option.split()[0] for option in options] == [f"--{flag}" for flag in vars(train_fskd.arguments([]))]
     assert [option for option in options if "(default: " not in " ".join(option.split())] == []
     assert "(default: 0)" in text and "(default: off)" in text  # values, though they count as false
+
+
+def test_the_version_is_printed_and_recorded(with_student, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_fskd.main(["--version"])
+    assert stop.value.code == 0
+    name, version = capsys.readouterr().out.split()
+    assert name == "fskd" and re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert json.loads(Path("runs/Folder/results/1-shot/trial-0.json").read_text())["version"] == version
 
 
 def test_help_and_wrong_arguments_do_not_wait_for_torch():

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils import __version__
 from utils.argument_types import (
     Shard,
     blocks,
@@ -102,6 +103,7 @@ def parser(
         " input, 130 or 143 interrupted.",
         formatter_class=Help,
     )
+    made.add_argument("--version", action="version", version=f"fskd {__version__}", help="print the version and end")
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
     add_networks(made.add_argument_group("the networks").add_argument, network_names)
     add_methods(made.add_argument_group("the method").add_argument)
