@@ -11,7 +11,6 @@ with the highest last test accuracy of trial 0 on CIFAR10 at N = 10 is that of M
 """
 
 import argparse
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,8 +26,6 @@ from train_fskd import command_line
 from utils import files
 from utils.errors import BadInput
 from utils.text import markdown_table, say
-
-SHARED = ("dataset", "network", "test_sha256", "teacher_sha256", "_subsets")  # by the jobs of all methods
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,11 +73,9 @@ def job_of(base: Job, folder: str, method: Method, one_shot: Mapping[str, Method
 
     one_shot: methods that have other numbers at N = 1, by name.
     """
-    job = copy.copy(base)
-    job.method, job.output_dir, job.student_dir = method, base.output_dir / folder, base.student_dir / folder
-    job.one_shot_method = one_shot.get(method.name)
+    job = base.in_folders(base.output_dir / folder, base.student_dir / folder)
+    job.method, job.one_shot_method = method, one_shot.get(method.name)
     job.is_trained = any(phase.lr_student for phase in method.phases(base.data_recipe))
-    vars(job).update({name: getattr(base, name) for name in SHARED})
     return job
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from acceleration.feature_cache import CachedTeacher
-from experiments import pictures, results
+from experiments import pictures, results, subsets
 from experiments.results import Result
 from experiments.setting import phase_content, require_same
 from experiments.tensorboard import CellCurves, write_picture
@@ -75,7 +75,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return results.cell_name(self.shots, self.trial)
+        of_several = self.job.args.subset_seeds
+        return subsets.name_of(self.setting) if of_several else results.cell_name(self.shots, self.trial)
 
     def is_done(self) -> bool:
         """Whether the cell has a result. Raises BadInput if it was made with other settings."""

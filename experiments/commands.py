@@ -12,7 +12,7 @@ import torch
 
 from data import fewshot
 from data.datasets import open_dataset
-from experiments import comparison, results, student_commands, sweep, teachers
+from experiments import comparison, results, student_commands, subsets, sweep, teachers
 from experiments.diagnosis import diagnose
 from experiments.job import Job
 from experiments.results import Result
@@ -68,7 +68,8 @@ def how_to_continue(args: argparse.Namespace) -> str:
     if command_of(args) is not _sweep:
         return "the same command starts again"
     output_dir, same = Job(args).output_dir, "the same command" + " without --fresh" * args.fresh
-    done = len(results.paths(output_dir))
+    folders = subsets.folders(output_dir) if args.subset_seeds else [output_dir]
+    done = sum(len(results.paths(folder)) for folder in folders)
     return f"cells done in {output_dir}: {done}; {same} goes on where it stopped"
 
 
@@ -76,6 +77,8 @@ def require_sweep(args: argparse.Namespace) -> None:
     """Raise BadInput where the flags ask for anything but cells."""
     if command_of(args) is not _sweep:
         raise BadInput('runs cells only; for what --help lists under "instead of the sweep", use train_fskd.py')
+    if args.subset_seeds:
+        raise BadInput("--subset_seeds: only of train_fskd.py; here --subset_seed names one subset")
 
 
 def command_of(args: argparse.Namespace) -> Command:
@@ -96,20 +99,24 @@ def command_of(args: argparse.Namespace) -> Command:
 def _sweep(job: Job) -> int:
     """Run the cells, distributed over the processes; the one that ends last prints the table."""
     share_cores(job.process.local_count)
-    ran_some = sweep.run([job])
-    found = sweep.results_of(job)
+    jobs = job.of_subsets()
+    ran_some = sweep.run(jobs)
+    cells = [cell for each in jobs for cell in each.cells]
+    found = [result for each in jobs for result in sweep.results_of(each)]
 
     def ends_last() -> bool:  # among torchrun's processes
-        newest = max(job.cells, key=lambda cell: cell.result.stat().st_mtime_ns)
+        newest = max(cells, key=lambda cell: cell.result.stat().st_mtime_ns)
         return newest.was_run if ran_some else job.process.is_first
 
     if not found:
-        where = "other processes run the cells" if job.cells else f"there is no cell in --shard {job.args.shard}"
+        where = "other processes run the cells" if cells else f"there is no cell in --shard {job.args.shard}"
         job.report(f"{job.output_dir}: no results yet; {where}")
-    elif job.process.count == 1 or (len(found) == len(job.cells) and ends_last()):
-        if not ran_some:  # else it was written after the last cell
-            write_summary(job.output_dir, job.report_once)
-        job.report(table_text(job.output_dir))
+    elif job.process.count == 1 or (len(found) == len(cells) and ends_last()):
+        there = [each for each in jobs if results.paths(each.output_dir)]
+        if not ran_some:  # else they were written after the last cell
+            for each in there:
+                write_summary(each.output_dir, job.report_once)
+        job.report(subsets.write(job.output_dir)[1] if job.args.subset_seeds else table_text(job.output_dir))
         job.report(afterwards(job, found))
     return int(any(result["status"] == "failed" for result in found))
 
@@ -117,9 +124,12 @@ def _sweep(job: Job) -> int:
 def afterwards(job: Job, found: list[Result]) -> str:
     """Where everything is after a sweep, and the commands to look at it."""
     figure, picture = (" and figure", ", accuracy.png") if (job.output_dir / "accuracy.png").exists() else ("", "")
+    made = f"{job.output_dir / 'results'}, table{figure}: {job.output_dir / 'table.md'}{picture}"
+    if job.args.subset_seeds:
+        made = f"{job.output_dir / 'subset-*'}, table over subsets: {job.output_dir / subsets.TABLE}"
     lines = [
         "",
-        f"results: {job.output_dir / 'results'}, table{figure}: {job.output_dir / 'table.md'}{picture}",
+        f"results: {made}",
         f"curves: tensorboard --logdir {shlex.quote(str(job.output_dir))}",
     ]
     if done := [result for result in found if result["students"].get("best")]:
@@ -139,8 +149,14 @@ def _first_of_most_shots(found: list[Result]) -> Result:
 
 
 def _table(job: Job) -> int:
-    rows, text = rebuild(job.output_dir, job.report_once)
-    job.report(text)
+    rows, of_subsets = [], subsets.folders(job.output_dir)
+    if results.paths(job.output_dir) or not of_subsets:
+        rows, text = rebuild(job.output_dir, job.report_once)
+        job.report(text)
+    if of_subsets:
+        over_subsets, text = subsets.write(job.output_dir)
+        job.report(f"{text}\nwritten in {job.output_dir}: {subsets.TABLE}")
+        rows = [*rows, *over_subsets]
     return 1 if any(row.failed for row in rows) else 0
 
 

@@ -1,6 +1,7 @@
 """What a command line asks for, resolved: data set, teacher, method, folders, cells."""
 
 import argparse
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, cached_property
@@ -14,7 +15,7 @@ from torch import nn
 from comparisons.methods import METHODS, ONE_SHOT
 from data import fewshot
 from data.datasets import ImageDataset, dataset_name, open_dataset
-from experiments import teachers
+from experiments import subsets, teachers
 from experiments.cell import Cell
 from grafting.method import Method
 from grafting.recipes import RECIPES, Recipe
@@ -28,6 +29,7 @@ from utils.text import say
 from utils.torchrun import Process
 
 DECIDING = (*teachers.INPUTS, "precision")  # flags that say what a student is made from, and in which precision
+SHARED = ("device", "dataset", "network", "test_sha256", "teacher_sha256")  # by jobs on the same images and teacher
 
 
 class Job:
@@ -41,7 +43,8 @@ class Job:
         self.process = process or Process()
         self.report = report
         self.report_once = cache(report)
-        self._subsets: dict[int, np.ndarray] = {}
+        self._subsets: dict[tuple[int, int], np.ndarray] = {}
+        self.cells_before = 0  # those of other jobs of the command, with which --shard deals them out
         self.name = dataset_name(args.dataset, args.data_path)
         self.data_recipe = RECIPES[args.dataset]
         if args.dataset == "Shapes10" and args.data_path != DATA_PATH:
@@ -148,9 +151,10 @@ class Job:
 
     def subset(self, shots: int) -> np.ndarray:
         """The few-shot images (shots * classes, 3, stored, stored) uint8."""
-        if shots not in self._subsets:
-            self._subsets[shots] = fewshot.subset(self.dataset, shots, self.subset_seed, self.args.data_path)
-        return self._subsets[shots]
+        key = (shots, self.subset_seed)
+        if key not in self._subsets:
+            self._subsets[key] = fewshot.subset(self.dataset, shots, self.subset_seed, self.args.data_path)
+        return self._subsets[key]
 
     @cached_property
     def memory(self) -> int:
@@ -158,18 +162,38 @@ class Job:
         usual = machine.memory_to_use(self.device, self.process.local_count, self.args.device)
         return usual if self.args.memory is None else int(self.args.memory * 1e9)
 
+    @property
+    def _every_cell(self) -> list[tuple[int, int]]:
+        """N and trial of the cells of all shards."""
+        trials = range(self.args.trials if self.is_trained else 1)
+        return [(shots, trial) for shots in sorted(set(self.args.nshot)) for trial in trials]
+
     @cached_property
     def cells(self) -> list[Cell]:
         """The cells in the order in which this process takes them: its own share first.
 
         A method that draws nothing has one trial.
         """
-        args, process = self.args, self.process
-        trials = range(args.trials if self.is_trained else 1)
-        cells = [(shots, trial) for shots in sorted(set(args.nshot)) for trial in trials]
-        cells = cells[args.shard.index - 1 :: args.shard.count]
+        shard, process = self.args.shard, self.process
+        cells = self._every_cell[(shard.index - 1 - self.cells_before) % shard.count :: shard.count]
         own = cells[process.index :: process.count]
         return [Cell(self, *cell) for cell in own + [cell for cell in cells if cell not in own]]
+
+    def in_folders(self, output_dir: Path, student_dir: Path) -> "Job":
+        """This job with other folders. Images and teacher are shared."""
+        job = copy.copy(self)
+        job.output_dir, job.student_dir = output_dir, student_dir
+        vars(job).update({name: getattr(self, name) for name in SHARED})
+        return job
+
+    def of_subsets(self) -> list["Job"]:
+        """A job for each of --subset_seeds, in folders of its own; without that flag, this job."""
+        jobs = []
+        for seed in sorted(set(self.args.subset_seeds or ())):
+            job = self.in_folders(*(subsets.folder_of(place, seed) for place in (self.output_dir, self.student_dir)))
+            job.subset_seed, job.cells_before = seed, len(jobs) * len(self._every_cell)
+            jobs.append(job)
+        return jobs or [self]
 
     def flags(self, *names: str) -> list[str]:
         """The flags for data, networks, teacher and precision, or --dataset and some of them; without defaults."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
-from experiments import results
+from experiments import results, subsets
 from experiments.cell import BAR, Cell
 from experiments.job import Job
 from experiments.pace import Pace, counted
@@ -28,7 +28,7 @@ LITTLE = 0.2  # of the way from chance to 100%; a network of other data with as 
 def run(jobs: Sequence[Job]) -> bool:
     """Run the cells of the jobs that are neither done nor running; whether there were any that are not done.
 
-    The jobs share teacher, grafted blocks, subsets and precision.
+    The jobs share teacher, grafted blocks and precision.
 
     Raises BadInput before any cell is run, if there is something wrong with one of them. Several processes may run the
     same job, intentionally or by mistake: each takes the next cell that is neither done nor running. A running cell
@@ -36,13 +36,16 @@ def run(jobs: Sequence[Job]) -> bool:
     """
     first, device = jobs[0], jobs[0].device  # BadInput for a wrong device, before images and teacher are obtained
     every_cell = [cell for job in jobs for cell in job.cells]
+    if first.args.subset_seeds:
+        subsets.require_before(jobs)
     if first.args.fresh:
         _remove_old(jobs, every_cell)
     left = [_left(job) for job in jobs]
     _require_writable([cell for cells in left for cell in cells])
     for job, cells in zip(jobs, left, strict=True):
         if done := len(job.cells) - len(cells):
-            job.announce(f"{done} of {len(job.cells)} cells are done already; --fresh runs them again")
+            folder = f"{job.output_dir}: " if len(jobs) > 1 else ""
+            job.announce(f"{folder}{done} of {len(job.cells)} cells are done already; --fresh runs them again")
     if any(left):
         with arithmetic(first.args.precision, device):
             teacher, record = _prepared(first, left)
@@ -110,8 +113,8 @@ def _require_comparable(job: Job, except_for: Sequence[Cell] = ()) -> None:
 
 def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, dict[str, Any]]:
     """The teacher with room for the features of all cells that are left, and its entry in the result files."""
-    subsets = {cell.shots: cell.images for cells in left for cell in cells}
-    in_order = [subsets[shots] for shots in sorted(subsets)]
+    images = {(cell.shots, cell.job.subset_seed): cell.images for cells in left for cell in cells}
+    in_order = [images[key] for key in sorted(images)]
     dtype = cache_dtype(job.args.precision)
     teacher = CachedTeacher(job.network, job.networks, job.dataset, in_order, job.memory, dtype)
     started, count = perf_counter(), len(teacher.test_labels)
@@ -130,7 +133,8 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
 def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: dict[str, Any]) -> None:
     teacher.networks = job.networks  # jobs may differ in the student, not in the blocks that are grafted
     all_shots = sorted({cell.shots for cell in cells})
-    job.announce(f"{counted(len(cells))}, of N = {', '.join(map(str, all_shots))}")
+    of_subset = f" of subset {job.subset_seed}" if job.args.subset_seeds else ""
+    job.announce(f"{counted(len(cells))}{of_subset}, of N = {', '.join(map(str, all_shots))}")
     summarized, pace = perf_counter(), Pace(job, cells, teacher)
     with bar(desc="all cells", total=len(cells), unit="cell", bar_format=BAR) as cells_done:
         for cell in cells:

@@ -4,7 +4,7 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from experiments.results import Result, name_of
@@ -45,12 +45,13 @@ def rows(results: list[Result], recipe: Recipe) -> list[Row]:
     """The table's rows. Raises BadInput if results of different settings would be averaged. recipe: of the data set."""
     require_comparable({name_of(result): result["setting"] for result in results})
     return [
-        _row(shots, [result for result in results if result["setting"]["shots"] == shots], recipe)
+        row(shots, [result for result in results if result["setting"]["shots"] == shots], recipe)
         for shots in sorted({result["setting"]["shots"] for result in results})
     ]
 
 
-def _row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
+def row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
+    """The row of one N, over these cells of it."""
     done = [cell for cell in cells if cell["status"] == "done"]
     best, best_deviation = _mean_and_deviation([cell["best"] for cell in done])
     last, last_deviation = _mean_and_deviation([cell["last"] for cell in done])
@@ -92,7 +93,12 @@ def remarks(results: list[Result]) -> list[str]:
         if missing := tuple(sorted(set(range(trials)) - present)):
             shots_of_missing.setdefault(missing, []).append(shots)
     missing = [f"N = {_listed(n)}, trial {_listed(missing)}" for missing, n in shots_of_missing.items()]
-    lines = [f"missing: {'; '.join(missing)}"] if missing else []
+    return [*([f"missing: {'; '.join(missing)}"] if missing else []), *mixed(results)]
+
+
+def mixed(results: list[Result]) -> list[str]:
+    """Where the cells are from different machines or versions of torch, how many are of each."""
+    lines = []
     processes = [process for result in results for process in (result, *result.get("earlier_processes", ()))]
     for what in ("device", "threads", "torch"):
         counts = Counter(str(process.get("machine", {}).get(what)) for process in processes)
@@ -124,16 +130,21 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def markdown(table: list[Row]) -> str:
+    """The table as Markdown. A line below says what the deviation is over."""
+    text = without_line(table)
+    return f"{text}\n\n{DEVIATION}" if any(row.trials > 1 for row in table) else text
+
+
+def without_line(table: list[Row], other: Mapping[str, Callable[[Row], str]] | None = None) -> str:
     """The table as Markdown: percent, rounded to two decimals, a dash for a missing value.
 
-    The paper's columns are left out where the paper has no number. A line below says what the deviation is over.
+    The paper's columns are left out where the paper has no number. other: functions in place of those of COLUMNS.
     """
-    columns = {name: [text(row) for row in table] for name, text in COLUMNS.items()}
+    columns = {name: [text(row) for row in table] for name, text in {**COLUMNS, **(other or {})}.items()}
     columns = {name: cells for name, cells in columns.items() if not name.startswith("paper") or set(cells) != {"-"}}
     widths = [max(2, *map(len, (name, *cells))) for name, cells in columns.items()]  # "-:" is the shortest
     lines = [tuple(columns), tuple("-" * (width - 1) + ":" for width in widths), *zip(*columns.values(), strict=True)]
-    text = markdown_table([f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)] for line in lines)
-    return f"{text}\n\n{DEVIATION}" if any(row.trials > 1 for row in table) else text
+    return markdown_table([f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)] for line in lines)
 
 
 def _with_deviation(mean: float | None, deviation: float | None) -> str:

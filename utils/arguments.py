@@ -35,9 +35,9 @@ DATA_PATH = Path("data/raw")
 # The flags that each command reads; "" is a sweep.
 READS = {
     "": (
-        "method", "optimize_span", "nshot", "trials", "seed", "subset_seed", "eval_every", "best_of", "device",
-        "precision", "memory", "shard", "fresh", "teacher", "networks", "image_size", "grafted", "student_width",
-        "start", "output_dir", "student_dir", "dataset", "data_path",
+        "method", "optimize_span", "nshot", "trials", "seed", "subset_seed", "subset_seeds", "eval_every", "best_of",
+        "device", "precision", "memory", "shard", "fresh", "teacher", "networks", "image_size", "grafted",
+        "student_width", "start", "output_dir", "student_dir", "dataset", "data_path",
     ),
     "build_dataset": ("dataset", "data_path", "subset_seed"),
     "train_teacher": (
@@ -107,7 +107,8 @@ def parser(
     made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
     add_networks(made.add_argument_group("the networks").add_argument, network_names)
     add_methods(made.add_argument_group("the method").add_argument)
-    add_sweep(made.add_argument_group("the sweep").add_argument, shots)
+    sweep = made.add_argument_group("the sweep")
+    add_sweep(sweep.add_argument, sweep.add_mutually_exclusive_group().add_argument, shots)
     add_paths(made.add_argument_group("files and folders").add_argument)
     add_commands(made.add_argument_group("instead of the sweep").add_mutually_exclusive_group().add_argument)
     add_training(made.add_argument_group("with --train_teacher").add_argument)
@@ -142,12 +143,16 @@ def add_methods(add: Callable[..., Any]) -> None:
              " straight, all at once; back, from the last two")
 
 
-def add_sweep(add: Callable[..., Any], shots: Sequence[int]) -> None:
+def add_sweep(add: Callable[..., Any], add_one_of: Callable[..., Any], shots: Sequence[int]) -> None:
     add("--nshot", type=positive, nargs="+", metavar="N", default=list(shots), help="shots: images per class")
     add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with other random numbers")
     add("--seed", type=from_zero, default=0,
         help="seed of initialisation, order and views in cells and in --train_teacher")
-    add("--subset_seed", type=from_zero, help="seed of the few-shot subset (default: as released, 6; CIFAR100: 10)")
+    add_one_of("--subset_seed", type=from_zero,
+        help="seed of the few-shot subset (default: as released, 6; CIFAR100: 10)")
+    add_one_of("--subset_seeds", type=from_zero, nargs="+", metavar="S",
+        help="run the cells of several few-shot subsets, each in folders subset-S of --output_dir and --student_dir,"
+             " and make one table over subsets and trials (default: off)")
     add("--eval_every", type=positive, metavar="K",
         help="epochs between test accuracies where no best epoch is looked for (default: a fifth of each phase)")
     add("--best_of", type=positive, metavar="K",
