@@ -187,10 +187,12 @@ class Job:
         return job
 
     def of_subsets(self) -> list["Job"]:
-        """A job for each of --subset_seeds, in folders of its own; without that flag, this job."""
-        jobs = []
+        """A job for each of --subset_seeds, in a folder of its own; without that flag, this job."""
+        jobs, beside_results = [], self.student_dir == self.output_dir / "student"
         for seed in sorted(set(self.args.subset_seeds or ())):
-            job = self.in_folders(*(subsets.folder_of(place, seed) for place in (self.output_dir, self.student_dir)))
+            folder = subsets.folder_of(self.output_dir, seed)
+            students = folder / "student" if beside_results else subsets.folder_of(self.student_dir, seed)
+            job = self.in_folders(folder, students)
             job.subset_seed, job.cells_before = seed, len(jobs) * len(self._every_cell)
             jobs.append(job)
         return jobs or [self]

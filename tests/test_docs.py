@@ -13,7 +13,7 @@ from small import frozen_teacher
 
 from data.datasets import open_dataset
 from deployment.evaluation import Figures, markdown
-from experiments import results, tables
+from experiments import results, subsets, tables
 from grafting.recipes import PUBLISHED_SHOTS, RECIPES, batch_size, recipe_of
 from grafting.scions import adapters_of, scions
 from models.architectures import ARCHITECTURES
@@ -64,6 +64,14 @@ def test_tables_of_results_are_made_from_the_files_beside_them(file, tmp_path):
     found = results.read_all(folder)
     made = tables.markdown(tables.rows(found, recipe_of(found[0]["setting"]["dataset"])))
     assert (folder / "table.md").read_text() == made + "\n" and misprinted(made + "\n") == []
+
+
+@pytest.mark.parametrize("file", tracked("benchmarks/results/**/subsets.md"), ids=lambda file: file.parent.name)
+def test_tables_over_subsets_are_made_from_the_files_beside_them(file, tmp_path):
+    folder = as_committed(file.parent, tmp_path)
+    before = (folder / file.name).read_text()
+    subsets.write(folder)
+    assert (folder / file.name).read_text() == before and misprinted(before) == []
 
 
 def test_rows_of_the_pages_have_files_behind_them():

@@ -151,8 +151,8 @@ def add_sweep(add: Callable[..., Any], add_one_of: Callable[..., Any], shots: Se
     add_one_of("--subset_seed", type=from_zero,
         help="seed of the few-shot subset (default: as released, 6; CIFAR100: 10)")
     add_one_of("--subset_seeds", type=from_zero, nargs="+", metavar="S",
-        help="run the cells of several few-shot subsets, each in folders subset-S of --output_dir and --student_dir,"
-             " and make one table over subsets and trials (default: off)")
+        help="run the cells of several few-shot subsets, each in a folder subset-S of the output directory, and make"
+             " one table over subsets and trials (default: off)")
     add("--eval_every", type=positive, metavar="K",
         help="epochs between test accuracies where no best epoch is looked for (default: a fifth of each phase)")
     add("--best_of", type=positive, metavar="K",

@@ -1,6 +1,5 @@
 """--subset_seeds: the cells are those of --subset_seed, each subset in a folder of its own, with one table over all."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -35,9 +34,6 @@ def test_cells_are_those_of_one_subset_at_a_time_and_the_table_is_over_all(with_
     for seed in ("6", "7"):
         assert command(*RUN, "--subset_seed", seed, "--output_dir", seed) == 0
         assert numbers(Path(seed)) == numbers(Path("both", f"subset-{seed}"))
-        assert len(list(Path("both/student", f"subset-{seed}").glob("*-net-*trial0.pth"))) == 2
-    last = [json.loads(results.path_of(Path(seed), 1, 0).read_text())["last"] for seed in ("6", "7")]
-    assert f" {sum(last) / 2:.2f} ± " in table.splitlines()[2]
     before = {path: path.stat().st_mtime_ns for path in Path("both").rglob("trial-0.json")}
     Path("both/subsets.md").unlink()
     capsys.readouterr()
@@ -99,7 +95,18 @@ def test_shards_deal_out_the_cells_of_all_subsets(tmp_path):
         jobs = small_job(tmp_path, *flags).of_subsets()
         dealt.append([(job.subset_seed, cell.trial) for job in jobs for cell in job.cells])
     assert sorted(map(len, dealt)) == [2, 2, 2, 3]
-    assert sorted(sum(dealt, [])) == [(seed, trial) for seed in (1, 2, 3) for trial in range(3)]
+    assert sorted(cell for share in dealt for cell in share) == [
+        (seed, trial) for seed in (1, 2, 3) for trial in range(3)
+    ]
+
+
+def test_students_are_beside_the_results_or_in_folders_of_the_student_dir(tmp_path):
+    flags = ("--subset_seeds", "3")
+    (beside,), (apart,) = (
+        small_job(tmp_path, *flags, *more).of_subsets() for more in ((), ("--student_dir", str(tmp_path / "students")))
+    )
+    assert beside.student_dir == tmp_path / "subset-3/student"
+    assert apart.student_dir == tmp_path / "students/subset-3" and apart.output_dir == tmp_path / "subset-3"
 
 
 def test_one_subset_or_several(capsys):
