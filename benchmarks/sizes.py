@@ -18,9 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from deployment.evaluation import Candidate, seconds_in_turn
@@ -28,7 +26,11 @@ from deployment.export import OnRawImages
 from deployment.folding import fold
 from experiments import results, sweep
 from experiments.commands import require_sweep
+from experiments.comparison import mean_and_deviation
+from experiments.drawing import decoration, plain_matplotlib
+from experiments.figure import SETTINGS
 from experiments.job import Job
+from experiments.tables import DEVIATION
 from grafting.scions import scions
 from train_fskd import command_line
 from utils import files, machine
@@ -120,7 +122,8 @@ def write_table(folder: Path, jobs: Sequence[Job]) -> None:
     teacher = rows[0]["teacher"]
     text = markdown(rows, teacher, content)
     files.write_text(folder / "sizes.md", text)
-    files.write_text(folder / "sizes.svg", figure(rows, teacher, content["sizes"]["teacher"]))
+    with decoration(f"{folder}: the figure", say):
+        files.write_bytes(folder / "sizes.svg", figure(rows, teacher, content["sizes"]["teacher"]))
     say(text)
 
 
@@ -148,12 +151,12 @@ def markdown(rows: Sequence[dict[str, Any]], teacher: float, content: dict[str, 
         ["teacher", "1", "", *sizes_of(whole), *[f"{teacher:.2f}"] * len(shots)],
     ]
     for row in rows:
-        accuracies = [mean_and_deviation(row["accuracies"].get(n, [])) for n in shots]
+        accuracies = [mean_and_deviation(row["accuracies"].get(n, []), 2) for n in shots]
         lines.append([row["blocks"], f"{row['width']:g}", row["way"], *sizes_of(row), *accuracies])
     threads = f"{content['threads']} {'thread' if content['threads'] == 1 else 'threads'}"
     return (
-        f"Test accuracy of the last epoch, %. Students are folded; speed on this machine, {threads}.\n\n"
-        f"{markdown_table(lines)}\n"
+        f"Test accuracy of the last epoch, %. Students are folded; speed on {content['machine']['device']}, {threads}.\n\n"
+        f"{markdown_table(lines)}\n\n{DEVIATION}\n"
     )
 
 
@@ -161,42 +164,31 @@ def sizes_of(size: dict[str, float]) -> list[str]:
     return [f"{size[column] / SCALE[column]:,.{0 if column == 'speed' else 2}f}" for column in COLUMNS]
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
-
-
-def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, float]) -> str:
+@plain_matplotlib(SETTINGS)
+def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, float]) -> bytes:
     """Accuracy over each size as SVG: a row for each N, a line for each way and grafted blocks."""
+    from matplotlib.figure import Figure
+
     shots = sorted({n for row in rows for n in row["accuracies"]})
-    canvas = Figure(figsize=(12, 3.6 * len(shots)), layout="constrained")
+    canvas = Figure(figsize=(12, 3.4 * len(shots) + 0.8))
     panels = canvas.subplots(len(shots), len(COLUMNS), squeeze=False, sharey="row")
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    blocks = list(dict.fromkeys(row["blocks"] for row in rows))
+    ways, blocks = (list(dict.fromkeys(row[what] for row in rows)) for what in ("way", "blocks"))
     for n, of_shots in zip(shots, panels, strict=True):
         for axes, (column, label) in zip(of_shots, COLUMNS.items(), strict=True):
-            for way in ways:
-                for of_blocks in blocks:
-                    points = [
-                        row
-                        for row in rows
-                        if (row["way"], row["blocks"]) == (way, of_blocks) and n in row["accuracies"]
-                    ]
-                    x = [row[column] / SCALE[column] for row in points]
-                    y = [statistics.fmean(row["accuracies"][n]) for row in points]
-                    style = {"color": f"C{ways.index(way)}", "marker": "os^"[blocks.index(of_blocks)]}
-                    dashes = "-" if of_blocks == blocks[0] else "--"
-                    axes.plot(x, y, linestyle=dashes, label=f"{way}, blocks {of_blocks}", **style)
-            axes.axhline(teacher, color="black", linestyle=":")
+            for way, of_blocks in dict.fromkeys((row["way"], row["blocks"]) for row in rows):
+                there = [r for r in rows if (r["way"], r["blocks"]) == (way, of_blocks) and n in r["accuracies"]]
+                x, y = [r[column] / SCALE[column] for r in there], [statistics.fmean(r["accuracies"][n]) for r in there]
+                dashes = "-" if of_blocks == blocks[0] else "--"
+                style = {"color": f"C{ways.index(way)}", "marker": "os^"[blocks.index(of_blocks)], "linestyle": dashes}
+                axes.plot(x, y, label=f"{way}, blocks {of_blocks}", **style)
             axes.plot([whole[column] / SCALE[column]], [teacher], "k*", markersize=10, label="teacher")
-            axes.set(xscale="log", xlabel=label)
+            axes.axhline(teacher, color="black", linestyle=":", linewidth=1)
+            axes.set_xlabel(label)
         of_shots[0].set_ylabel(f"N = {n}: last test accuracy, %")
-    panels[0, 0].legend(fontsize="x-small")
-    drawing = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "sizes"}):  # the same results give the same file
-        canvas.savefig(drawing, format="svg", metadata={"Date": None})
+    canvas.tight_layout(rect=(0, 0.7 / canvas.get_figheight(), 1, 1))
+    canvas.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
+    drawing = io.BytesIO()
+    canvas.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
     return drawing.getvalue()
 
 

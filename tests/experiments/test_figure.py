@@ -99,7 +99,9 @@ def described(svg):
 @pytest.fixture
 def folders(tmp_path):
     """The committed results of both CIFARs."""
-    return [as_committed(ROOT / "benchmarks/results" / name, tmp_path) for name in ("CIFAR10", "CIFAR100")]
+    return [
+        as_committed(ROOT / "benchmarks/results" / name, tmp_path) for name in ("CIFAR10-second-teacher", "CIFAR100")
+    ]
 
 
 def test_the_committed_figure_is_that_of_the_committed_results(folders, tmp_path):
