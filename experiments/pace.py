@@ -7,7 +7,7 @@ grows with a power of its multiply-adds, and a test with its multiply-adds. This
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from experiments.job import Job
 
 GROWTH = {"cpu": 0.5, "cuda": 0.15}  # of the seconds of a step with its multiply-adds: this power fits past results
+PRODUCTS = (
+    3.0  # times as many multiply-adds a second in a student's test as in the teacher's (acceleration/winograd.py)
+)
+TEACHER = "teacher"
 FIRST_SECONDS = 5.0  # of training and testing, before anything is said
 
 
@@ -39,14 +43,19 @@ class Measured:
 
 
 class Pace:
-    """What the phases of a sweep have taken, and what is left of its cells. torchrun's processes share what waits."""
+    """What the phases of a sweep have taken, and what is left of its cells. torchrun's processes share what waits.
 
-    def __init__(self, job: Job, cells: Sequence[Cell], teacher: CachedTeacher):
+    of_teacher: seconds of the teacher's own test, images and all, from which a student's is estimated before the first.
+    """
+
+    def __init__(self, job: Job, cells: Sequence[Cell], teacher: CachedTeacher, of_teacher: float):
         self.job, self.teacher = job, teacher
         self.waiting = list(cells)  # not begun
         self.phases = job.method.phases(job.recipe)
         self.eval_every = job.args.eval_every
-        self.growth = GROWTH["cpu" if teacher.device.type == "cpu" else "cuda"]
+        is_cpu = teacher.device.type == "cpu"
+        self.growth = GROWTH["cpu" if is_cpu else "cuda"]
+        self.of_teacher, self.faster = of_teacher, PRODUCTS if is_cpu and teacher.networks.is_vgg else 1.0
         self.measured: dict[str, Measured] = {}
         self.work: dict[str, tuple[float, float]] = {}  # multiply-adds of an image, in training and in a test
         self.per_image = 0.0  # seconds to compute the features of a few-shot image
@@ -95,8 +104,7 @@ class Pace:
     @property
     def is_known(self) -> bool:
         """Whether enough was measured to say how long the rest takes."""
-        tested = any(measured.test is not None for measured in self.measured.values())
-        return tested and (self.seconds >= FIRST_SECONDS or all(phase.name in self.measured for phase in self.phases))
+        return self.seconds >= FIRST_SECONDS or all(phase.name in self.measured for phase in self.phases)
 
     def left_of(self, cell: Cell, curves: Mapping[str, Curve]) -> float | None:
         """Seconds that are left of a cell, its features not counted; None where they are not known yet."""
@@ -123,20 +131,22 @@ class Pace:
     def _step(self, phase: Phase, batch: int) -> float:
         if own := self.measured.get(phase.name):
             return own.step * (batch / own.batch) ** self.growth
-        largest = self._largest()
+        largest = self._largest(self.measured)
         known, work = self.measured[largest], self._work()
         return known.step * (batch * work[phase.name][0] / (known.batch * work[largest][0])) ** self.growth
 
     def _test(self, phase: Phase) -> float:
-        if (own := self.measured.get(phase.name)) and own.test is not None:
-            return own.test
-        largest, work = self._largest(), self._work()
-        return self.measured[largest].test * work[phase.name][1] / work[largest][1]
+        if tested := {name: measured.test for name, measured in self.measured.items() if measured.test is not None}:
+            if phase.name in tested:
+                return tested[phase.name]
+            largest, faster = self._largest(tested), 1.0
+        else:
+            tested, largest, faster = {TEACHER: self.of_teacher}, TEACHER, self.faster
+        return tested[largest] * self._work()[phase.name][1] / self._work()[largest][1] / faster
 
-    def _largest(self) -> str:
-        """The phase with the most work of those that were measured with a test."""
-        tested = [name for name, measured in self.measured.items() if measured.test is not None]
-        return max(tested, key=lambda name: self._work()[name])
+    def _largest(self, names: Iterable[str]) -> str:
+        """The phase with the most work in a test."""
+        return max(names, key=lambda name: self._work()[name][1])
 
     def _work(self) -> Mapping[str, tuple[float, float]]:
         if not self.work:
@@ -152,19 +162,22 @@ class Counting:
 
     def __init__(self, teacher: CachedTeacher, networks: list[nn.Sequential]):
         self.teacher, self.networks = teacher, networks
-        self.work: dict[str, tuple[float, float]] = {}
+        self.work = {TEACHER: self._count(teacher.blocks, 0)}
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
+        start, end = phase.span
+        self.work[phase.name] = self._count(nn.Sequential(*networks, self.teacher.blocks[end:]).eval(), start)
+
+    def _count(self, network: nn.Module, start: int) -> tuple[int, int]:
+        """In a step and in a test, from the features at `start`."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        start, end = phase.span
-        network = nn.Sequential(*networks, self.teacher.blocks[end:]).eval()
-        image = torch.zeros(1, *self.teacher.shapes[start], device=self.teacher.device)
+        image = torch.zeros(1, *self.teacher.shapes[start], device=self.teacher.device).requires_grad_(start == 0)
         with FlopCounterMode(display=False) as training:
             network(image).sum().backward()
         with torch.no_grad(), FlopCounterMode(display=False) as test:
             network(image)
-        self.work[phase.name] = training.get_total_flops(), test.get_total_flops()
+        return training.get_total_flops(), test.get_total_flops()
 
     def keep_stage1(self) -> None:
         """Nothing is kept."""

@@ -135,7 +135,7 @@ def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: 
     all_shots = sorted({cell.shots for cell in cells})
     of_subset = f" of subset {job.subset_seed}" if job.args.subset_seeds else ""
     job.announce(f"{counted(len(cells))}{of_subset}, of N = {', '.join(map(str, all_shots))}")
-    summarized, pace = perf_counter(), Pace(job, cells, teacher)
+    summarized, pace = perf_counter(), Pace(job, cells, teacher, record["seconds"])
     with bar(desc="all cells", total=len(cells), unit="cell", bar_format=BAR) as cells_done:
         for cell in cells:
             pace.begin(cell)

@@ -21,7 +21,7 @@ def pace(*shots, method="grafting", recipe=None, said=None, processes=1):
         process=SimpleNamespace(count=processes), announce=(said if said is not None else []).append,
     )  # fmt: skip
     cells = [cell(n) for n in shots]
-    made = Pace(job, cells, teacher)
+    made = Pace(job, cells, teacher, of_teacher=9.0)
     made.begin(cells[0])
     return made, cells[0]
 
@@ -50,7 +50,7 @@ def test_a_phase_that_was_not_measured_takes_as_its_work_says():
     made, running = pace(1, recipe=short_recipe((3, 2), (2, 4)))
     made.measure(running, {"B0": CURVES["B0"]})
     work = made._work()
-    assert set(work) == {"B0", "B1", "B2", "L2", "L3"}
+    assert set(work) == {"teacher", "B0", "B1", "B2", "L2", "L3"}
     assert work["B0"][1] > work["B1"][1] > work["B2"][1] and work["B0"][0] > work["B0"][1]
     by_name = {phase.name: phase for phase in made.phases}
     assert made._test(by_name["L3"]) == pytest.approx(10.0 * work["L3"][1] / work["B0"][1])
@@ -68,10 +68,18 @@ def test_cells_of_larger_batches_and_their_features_take_longer():
     assert made.left(running, curves) == pytest.approx(waiting, rel=1e-2)
 
 
-def test_the_whole_is_said_once_after_the_first_test_and_some_seconds():
+def test_before_the_first_test_a_students_takes_as_the_teachers():
+    """Per multiply-add, and a third on a CPU, where a student's blocks are matrix products."""
+    made, running = pace(1)
+    made.measure(running, {"B0": curve(1, 9.0, 0.0)})
+    work = made._work()
+    assert made.is_known and made._test(made.phases[0]) == pytest.approx(9.0 * work["B0"][1] / work["teacher"][1] / 3)
+
+
+def test_the_whole_is_said_once_after_some_seconds():
     said = []
     made, running = pace(1, 1, recipe=short_recipe((3, 2), (2, 4)), said=said)
-    made.measure(running, {"B0": curve(1, 9.0, 0.0)})
+    made.measure(running, {"B0": curve(1, 4.0, 0.0)})
     made.predict(running, {})
     assert not made.is_known and said == []
     for seconds in (90.0, 100.0):
@@ -95,6 +103,6 @@ def test_the_processes_of_torchrun_share_what_waits():
 @pytest.mark.parametrize("method", ["kd", "fitnets", "whole", "grafting-back", "grafting-straight"])
 def test_the_work_of_every_method_that_trains_is_counted(method):
     made, _ = pace(1, method=method, recipe=replace(short_recipe(), selects_among=1))
-    assert set(made._work()) == {phase.name for phase in made.phases} and all(
+    assert set(made._work()) == {"teacher", *(phase.name for phase in made.phases)} and all(
         min(work) > 0 for work in made.work.values()
     )
