@@ -49,9 +49,12 @@ def run(jobs: Sequence[Job]) -> bool:
     if any(left):
         with arithmetic(first.args.precision, device):
             teacher, record = _prepared(first, left)
+            waiting = [cell for cells in left for cell in cells]
+            of_all = Pace(first, waiting, teacher, record["seconds"]) if first.args.subset_seeds else None
             for job, cells in zip(jobs, left, strict=True):
                 if cells:
-                    _run_cells(job, cells, teacher, record)
+                    pace = of_all or Pace(job, cells, teacher, record["seconds"])
+                    _run_cells(job, cells, teacher, record, pace)
     return any(left)
 
 
@@ -130,12 +133,12 @@ def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, 
     return teacher, {**record, "seconds": perf_counter() - started}
 
 
-def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: dict[str, Any]) -> None:
+def _run_cells(job: Job, cells: Sequence[Cell], teacher: CachedTeacher, record: dict[str, Any], pace: Pace) -> None:
     teacher.networks = job.networks  # jobs may differ in the student, not in the blocks that are grafted
     all_shots = sorted({cell.shots for cell in cells})
     of_subset = f" of subset {job.subset_seed}" if job.args.subset_seeds else ""
     job.announce(f"{counted(len(cells))}{of_subset}, of N = {', '.join(map(str, all_shots))}")
-    summarized, pace = perf_counter(), Pace(job, cells, teacher, record["seconds"])
+    summarized = perf_counter()
     with bar(desc="all cells", total=len(cells), unit="cell", bar_format=BAR) as cells_done:
         for cell in cells:
             pace.begin(cell)

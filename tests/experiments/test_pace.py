@@ -9,8 +9,9 @@ from experiments.pace import Pace
 from grafting.distillation import Curve
 
 
-def cell(shots=1):
-    return SimpleNamespace(shots=shots, images=[None] * 3 * shots)  # of three classes
+def cell(shots=1, subset=6):
+    images = [None] * 3 * shots  # of three classes
+    return SimpleNamespace(shots=shots, images=images, job=SimpleNamespace(subset_seed=subset))
 
 
 def pace(*shots, method="grafting", recipe=None, said=None, processes=1):
@@ -66,6 +67,8 @@ def test_cells_of_larger_batches_and_their_features_take_longer():
     made.measure(running, curves)
     waiting = training * (25 / 6) ** 0.5 + tests + 10.0 * (12 - 3)
     assert made.left(running, curves) == pytest.approx(waiting, rel=1e-2)
+    made.waiting.append(cell(4, subset=7))  # of other images, whose features are computed anew
+    assert made.left(running, curves) == pytest.approx(2 * waiting + 10.0 * 3, rel=1e-2)
 
 
 def test_before_the_first_test_a_students_takes_as_the_teachers():
