@@ -155,8 +155,8 @@ def markdown(rows: Sequence[dict[str, Any]], teacher: float, content: dict[str, 
         lines.append([row["blocks"], f"{row['width']:g}", row["way"], *sizes_of(row), *accuracies])
     threads = f"{content['threads']} {'thread' if content['threads'] == 1 else 'threads'}"
     return (
-        f"Test accuracy of the last epoch, %. Students are folded; speed on {content['machine']['device']}, {threads}.\n\n"
-        f"{markdown_table(lines)}\n\n{DEVIATION}\n"
+        "Test accuracy of the last epoch, %. Students are folded; speed on"
+        f" {content['machine']['device']}, {threads}.\n\n{markdown_table(lines)}\n\n{DEVIATION}\n"
     )
 
 

@@ -112,13 +112,17 @@ def _sweep(job: Job) -> int:
         where = "other processes run the cells" if cells else f"there is no cell in --shard {job.args.shard}"
         job.report(f"{job.output_dir}: no results yet; {where}")
     elif job.process.count == 1 or (len(found) == len(cells) and ends_last()):
-        there = [each for each in jobs if results.paths(each.output_dir)]
-        if not ran_some:  # else they were written after the last cell
-            for each in there:
-                write_summary(each.output_dir, job.report_once)
-        job.report(subsets.write(job.output_dir)[1] if job.args.subset_seeds else table_text(job.output_dir))
+        job.report(_summarized(job, [each for each in jobs if results.paths(each.output_dir)]))
         job.report(afterwards(job, found))
     return int(any(result["status"] == "failed" for result in found))
+
+
+def _summarized(job: Job, jobs: list[Job]) -> str:
+    """Write what was not written after the last cell. Returns the table, with several subsets the one over them."""
+    for each in jobs:
+        if not any(cell.was_run for cell in each.cells):
+            write_summary(each.output_dir, job.report_once)
+    return subsets.write(job.output_dir)[1] if job.args.subset_seeds else table_text(job.output_dir)
 
 
 def afterwards(job: Job, found: list[Result]) -> str:
