@@ -122,7 +122,11 @@ class Pace:
         if not self.is_known:
             return None
         running = self.left_of(cell, curves) if cell else 0.0
-        images = max((len(waiting.images) for waiting in self.waiting), default=0)
+        largest: dict[int, int] = {}  # images of each few-shot subset; that of a smaller N is part of it
+        for waiting in self.waiting:
+            seed = waiting.job.subset_seed
+            largest[seed] = max(largest.get(seed, 0), len(waiting.images))
+        images = sum(largest.values())
         filled = len(self.teacher.cache.filled) if self.teacher.cache else images
         features = self.per_image * max(0, images - filled)
         later = features + sum(self.left_of(waiting, {}) + self.beside for waiting in self.waiting)
