@@ -7,6 +7,7 @@ plain     the state of a network of other classes than VGGs, such as torchvision
 
 All are written in the serialisation from before PyTorch 1.6, and read in any, saved from any device, also as other
 programs write them: the state under a key of a training checkpoint, or with DataParallel's `module.` before each name.
+Values in float16 or bfloat16 become float32, which holds each of them exactly.
 """
 
 import hashlib
@@ -30,10 +31,13 @@ State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "net", "model_state_dict")  # where training checkpoints hold a network's state
 RELEASED, OF_NETWORKS = "the released layout", "weights of the network that --networks names"
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def read(path: Path, report: Callable[[str], None] = say) -> tuple[str, Any]:
     """("network", state), ("stage 1", [state of B0, B1, ...]) or ("stage 2", state). BadInput for other files.
+
+    Values in half precision are given in float32.
 
     report: called with a message if there was something around the state.
     """
@@ -66,8 +70,13 @@ def _unwrapped(content: Any, path: Path) -> tuple[str | None, list[State], list[
         around.append(f"names without {prefix!r}")
     if not all(isinstance(value, Tensor) for state in states for value in state.values()):
         return None, [], []
+    states = [_in_float32(state) for state in states]
     kind = "stage 2" if all(name[0].isdecimal() for name in states[0]) else "network"
     return "stage 1" if is_stage1 else kind, states, around
+
+
+def _in_float32(state: State) -> State:
+    return {name: value.float() if value.dtype in HALF_PRECISION else value for name, value in state.items()}
 
 
 def _is_state(value: Any) -> bool:

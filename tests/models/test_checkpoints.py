@@ -117,6 +117,28 @@ def test_a_state_is_found_as_other_programs_save_it(tmp_path, kind, key, paralle
         assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_float32(tmp_path, half):
+    """The networks are those of a float32 file with the same values."""
+
+    def stored(state, dtype):
+        return {name: value.to(half).to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+
+    for kind, content in contents().items():
+        states = []
+        for dtype in (half, torch.float32):
+            parts = content.items() if kind == "stage 1" else ()
+            torch.save({k: stored(part, dtype) for k, part in parts} or stored(content, dtype), tmp_path / "x.pth")
+            found, state = checkpoints.read(tmp_path / "x.pth")
+            states.append(state if kind == "stage 1" else [state])
+        assert found == kind
+        for ours, theirs in zip(*states, strict=True):
+            assert [value.dtype for value in ours.values()] == [value.dtype for value in theirs.values()]
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    torch.save(stored(contents()["network"], half), tmp_path / "x.pth")
+    assert {p.dtype for p in checkpoints.read_teacher(tmp_path / "x.pth", CLASSES).parameters()} == {torch.float32}
+
+
 class RunsCode:
     def __reduce__(self):
         return (print, ("this must never be printed",))
