@@ -1,5 +1,6 @@
 """The authors' released teachers."""
 
+import glob
 import shlex
 import tempfile
 import urllib.request
@@ -26,7 +27,8 @@ def fetch_teacher(path: Path, dataset: ImageDataset, inputs: Sequence[str], rele
     """Download the released teacher of a data set, check it, and write it to `path`, whose folder exists.
 
     releases: addresses, tried in this order. If all fail, raises BadInput with the error at each address and other ways
-    to get a teacher, and leaves no file behind. inputs: the flags that name the data, for this message.
+    to get a teacher, first of them the teachers of this data set beside `path`, and leaves no file behind. inputs: the
+    flags that name the data, for this message.
     """
     name, faults = f"vgg16-blockwise-{dataset.name.lower()}.pth", []
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
@@ -42,8 +44,10 @@ def fetch_teacher(path: Path, dataset: ImageDataset, inputs: Sequence[str], rele
             else:
                 return files.write_bytes(path, content)
     train = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher"])
+    there = ", ".join(map(str, sorted(path.parent.glob(f"{glob.escape(path.stem)}-*.pth"))))
     raise BadInput(
         f"{path}: missing, and cannot be fetched ({'; '.join(faults)});"
+        f"{f' use one that is there, with --teacher: {there}; or' if there else ''}"
         f" put a teacher there, or train one: {train} --teacher_recipe quick (the default is a recipe of 200 or 300"
         " epochs, a job for a GPU)"
     )

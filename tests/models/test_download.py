@@ -81,7 +81,17 @@ def test_an_answer_that_is_no_whole_file_is_one_line_and_leaves_nothing(server, 
     assert message.startswith(f"{target}: missing, and cannot be fetched ({address}{NAME}: ") and message.isprintable()
     assert reason in message and f"{missing}{NAME}: HTTP Error 404: File not found)" in message
     assert "train_fskd.py --dataset CIFAR10 --data_path 'my data' --train_teacher" in message
+    assert "--teacher:" not in message
     assert not list(target.parent.iterdir())
+
+
+def test_the_teachers_that_are_there_are_offered(server, target):
+    for name in ("teacher-second.pth", "teacher-second.json", "another.pth"):
+        (target.parent / name).touch()
+    with pytest.raises(BadInput) as refusal:
+        fetch_teacher(target, CIFAR, FLAGS, (f"{server}/missing/",))
+    offer = f"); use one that is there, with --teacher: {target.parent / 'teacher-second.pth'}; or put a teacher there"
+    assert offer in str(refusal.value) and "another" not in str(refusal.value)
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path, server, target):
