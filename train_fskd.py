@@ -17,8 +17,8 @@ from models.architectures import NETWORK_NAMES
 from utils import signals
 from utils.arguments import Parser, parser
 
-# Threads that wait sleep instead of spinning: beside another job, a training step is then up to three times as fast,
-# and alone as fast within what two runs differ by (docs/speed.md). OpenMP reads this when torch is loaded.
+# Threads that wait sleep instead of spinning, so two jobs on the same cores do not wait for one another
+# (docs/speed.md). OpenMP reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
