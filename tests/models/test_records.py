@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from conftest import ROOT
 
-from models import records
+from experiments import results
+from models import checkpoints, records
 from utils.errors import BadInput
 
 EXPECTED = {"teacher_sha256": "t", "normalization": {"mean": [0.5], "std": [0.25]}, "class_names": ["a", "b"]}
@@ -68,3 +70,13 @@ def test_what_decides_predictions(dataset):
         "image_size": 32,
     }
     assert "teacher_sha256" not in records.deciding(dataset)
+
+
+@pytest.mark.parametrize("folder", ["CIFAR10-second-teacher", "CIFAR10-second-teacher-cpu"])
+def test_the_committed_teacher_is_that_of_its_record_and_of_its_results(folder):
+    path = ROOT / "ckpt/teacher/vgg16-blockwise-cifar10-second.pth"
+    record, weights = records.of(path), checkpoints.weights_sha256(checkpoints.read_teacher(path, 10))
+    assert record["dataset"] == "CIFAR10" and record["weights_sha256"] == weights
+    found = results.read_all(ROOT / "benchmarks/results" / folder)
+    assert {result["setting"]["teacher_sha256"] for result in found} == {weights}
+    assert record["normalization"] == found[0]["setting"]["normalization"]
