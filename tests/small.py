@@ -176,5 +176,5 @@ def small_training(
     job: Job, teacher: FrozenTeacher, images: np.ndarray, shots: int, trial: int = 0, after_epoch=lambda *_: None
 ) -> CellTraining:
     """The training of a cell of the job on these few-shot images."""
-    job._subsets[shots] = images
+    job._subsets[shots, job.subset_seed] = images
     return CellTraining(Cell(job, shots, trial), teacher, {"command": "one"}, after_epoch)
