@@ -20,15 +20,15 @@ def test_a_table_by_hand():
 
 @pytest.fixture
 def printed(monkeypatch, capsys):
-    """A function that waits until something is printed."""
+    """A function that waits until such a line is printed; lines from before may come first."""
     monkeypatch.setattr(text, "LOG_SECONDS", 0.01)
 
-    def wait():
+    def wait(pattern):
         for _ in range(1000):
-            if out := capsys.readouterr().out:
-                return out.splitlines()[0]
+            if any(re.fullmatch(pattern, line) for line in capsys.readouterr().out.splitlines()):
+                return
             sleep(0.01)
-        pytest.fail("nothing was printed")
+        pytest.fail(f"no line like {pattern}")
 
     return wait
 
@@ -37,18 +37,13 @@ def test_where_there_is_no_terminal_a_line_says_how_far_it_is(printed):
     """Also while nothing happens; of two, the one that was opened last."""
     with bar(desc="cell", unit="epoch", total=1200) as outer:
         outer.set_postfix_str("B0, epoch 2 of 100")
-        assert printed() == "cell: B0, epoch 2 of 100"
+        printed("cell: B0, epoch 2 of 100")
         with bar(desc="features", unit="image", total=1200, initial=5) as inner:
-            while (line := printed()).startswith("cell"):
-                pass
-            assert line == "features: image 5 of 1,200"
+            printed("features: image 5 of 1,200")
             inner.started -= 3600
             inner.update()
-            while not (line := printed()).endswith("left"):
-                pass
-            assert re.fullmatch(r"features: image 6 of 1,200, 119\d\.\d h left", line)
-        while printed().startswith("features"):
-            pass
+            printed(r"features: image 6 of 1,200, 119\d\.\d h left")
+        printed("cell: B0, epoch 2 of 100")
     assert list(bar(range(3), desc="batches", unit="batch")) == [0, 1, 2] and not Log.opened
 
 
