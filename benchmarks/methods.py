@@ -7,7 +7,7 @@ Takes the flags of train_fskd.py. Each method has an output directory of its own
 teacher features. `python train_fskd.py --compare runs/methods/CIFAR10` makes tables and figure again.
 
 --grid runs the entries of a method's grid (comparisons/methods.py) at one N, by default 10, and writes grid.md. The one
-with the highest last test accuracy of trial 0 on CIFAR10 at N = 10 is that of METHODS.
+with the highest last test accuracy of trial 0 on CIFAR10 at N = 10 is that of METHODS, at N = 1 that of ONE_SHOT.
 """
 
 import argparse
@@ -74,6 +74,7 @@ def job_of(base: Job, folder: str, method: Method, one_shot: Mapping[str, Method
     one_shot: methods that have other numbers at N = 1, by name.
     """
     job = base.in_folders(base.output_dir / folder, base.student_dir / folder)
+    job.require_possible(method)
     job.method, job.one_shot_method = method, one_shot.get(method.name)
     job.is_trained = any(phase.lr_student for phase in method.phases(base.data_recipe))
     return job

@@ -24,12 +24,12 @@ from torch import nn
 from deployment.evaluation import Candidate, seconds_in_turn
 from deployment.export import OnRawImages
 from deployment.folding import fold
-from experiments import results, sweep
+from experiments import comparison, results, sweep
 from experiments.commands import require_sweep
 from experiments.comparison import mean_and_deviation
 from experiments.drawing import decoration, plain_matplotlib
 from experiments.figure import SETTINGS
-from experiments.job import Job
+from experiments.job import SHARED, Job
 from experiments.tables import DEVIATION
 from grafting.scions import scions
 from train_fskd import command_line
@@ -54,7 +54,7 @@ STUDENTS = (  # grafted blocks, and the share of the teacher's channels in them;
     (Blocks(3, 5), 0.5), (Blocks(3, 5), 0.25), (Blocks(3, 5), 0.125), (Blocks(1, 5), 0.5), (Blocks(1, 5), 0.25),
 )  # fmt: skip
 WAYS = (Way("grafting", "fresh"), Way("kd", "fresh"), Way("least-squares", "fresh"), Way("grafting", "teacher"))
-SHARED = ("dataset", "network", "test_sha256", "teacher_sha256", "_subsets")  # by all jobs
+OWN = ("method", "start", "grafted", "student_width", "student_dir", "optimize_span")  # flags that it sets itself
 COLUMNS = {"parameters": "parameters, million", "multiply_adds": "multiply-adds, million", "speed": "images/s, of 256"}
 SCALE = {"parameters": 1e6, "multiply_adds": 1e6, "speed": 1.0}
 MEASURED = "sizes.json"
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ways", type=int, nargs="+", choices=range(len(WAYS)), default=list(range(len(WAYS))),
                         help=f"which of {', '.join(f'{k} {way.name}' for k, way in enumerate(WAYS))}")  # fmt: skip
     args = parser.parse_args(argv)
+    if given := [name for name in OWN if getattr(args, name) != parser.get_default(name)]:
+        parser.error(f"--{given[0]}: the students and ways are this program's own; leave it out")
     try:
         if not args.table:
             require_sweep(args)
@@ -91,7 +93,7 @@ def job_of(base: Job, grafted: Blocks, width: float, way: Way) -> Job:
     job = Job(args, report=base.report)
     folder = base.output_dir / f"{job.pair.name}-{way.method}"
     job.output_dir, job.student_dir = folder, folder / "student"
-    vars(job).update({name: getattr(base, name) for name in SHARED if not base.args.table})
+    vars(job).update({name: getattr(base, name) for name in SHARED if not base.args.table}, _subsets=base._subsets)
     return job
 
 
@@ -116,9 +118,11 @@ def measured(jobs: Sequence[Job]) -> dict[str, Any]:
 def write_table(folder: Path, jobs: Sequence[Job]) -> None:
     """Write sizes.md and sizes.svg from what there is in the folder."""
     content = files.read_json(folder / MEASURED, "the sizes; run the command without --table")
-    rows = [row_of(job, content["sizes"][job.pair.base_name]) for job in jobs if results.paths(job.output_dir)]
-    if not rows:
+    there = [job for job in jobs if results.paths(job.output_dir)]
+    if not there:
         raise BadInput(f"{folder}: holds no results of these students")
+    comparison.read([job.output_dir for job in there])  # BadInput where they do not belong in one table
+    rows = [row_of(job, content["sizes"][job.pair.base_name]) for job in there]
     teacher = rows[0]["teacher"]
     text = markdown(rows, teacher, content)
     files.write_text(folder / "sizes.md", text)

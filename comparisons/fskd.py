@@ -21,7 +21,7 @@ from grafting.least_squares import batches_of, mean_distance, pruned, solve, sol
 from grafting.method import Training
 from grafting.recipes import Phase, Recipe
 from grafting.teacher import FrozenTeacher
-from models.architectures import LAST_GRAFTED as CLASSIFIER
+from models.architectures import CLASSIFIER
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
 from grafting.scions import Adapter
 from grafting.teacher import FrozenTeacher
+from models.architectures import CLASSIFIER
 from models.checkpoints import State
 from models.networks import frozen, initialize, output_shapes, seeded
 from utils.errors import BadInput
@@ -44,6 +45,8 @@ class PlainStudent(Method):
     def require_plain(self, student: nn.Module, teacher: FrozenTeacher) -> None:
         """Raise BadInput where the student's blocks do not fit between the teacher's without adapters."""
         networks = teacher.networks
+        if networks.is_vgg and CLASSIFIER not in networks.grafted:
+            raise BadInput(f"--method {self.name}: has no adapters, so block {CLASSIFIER} must be among --grafted")
         shapes = output_shapes(frozen(networks.cut(student)), teacher.image_size)
         for block in (networks.first, networks.last + 1):
             if shapes[block] != teacher.shapes[block]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafting.inputs import Inputs
-from grafting.least_squares import batches_of, mean_distance
+from grafting.least_squares import all_views, mean_distance
 from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
 from grafting.teacher import FrozenTeacher
-from models.architectures import LAST_GRAFTED
+from models.architectures import CLASSIFIER
 
 
 class ClassMeans(nn.Module):
@@ -42,7 +42,7 @@ class NearestClassMean(Method):
     has_student: ClassVar[bool] = False
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        span = (recipe.blocks[0], LAST_GRAFTED + 1)
+        span = (recipe.blocks[0], CLASSIFIER + 1)
         return (Phase("means", span, 1, 0.0, 0.0, scaled=False, selects_among=1),)
 
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
@@ -52,8 +52,7 @@ class NearestClassMean(Method):
     def train(self, recipe: Recipe, training: Training) -> None:
         (phase,), (network,), inputs, started = self.phases(recipe), training.networks, training.inputs, perf_counter()
         network[0].means.copy_(class_means(inputs))
-        batches = batches_of(inputs, range(inputs.teacher.views.count))
-        loss = mean_distance(network, inputs, batches)
+        loss = mean_distance(network, inputs, all_views(inputs))
         training.record(phase, [network], loss, perf_counter() - started)
 
 

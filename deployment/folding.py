@@ -25,8 +25,7 @@ from torch.nn import functional
 from data.views import CIFAR_SIZE
 from grafting.scions import Adapter
 from grafting.teacher import FrozenTeacher
-from models.architectures import FIRST_GRAFTED
-from models.architectures import LAST_GRAFTED as CLASSIFIER
+from models.architectures import CLASSIFIER, FIRST_GRAFTED
 from models.networks import frozen
 from models.vgg import convolution_block
 

@@ -106,6 +106,7 @@ def cells_of(found: Sequence[Result]) -> Cells:
             measured.append((row.replace(GRAFTING.name, STAGE1, 1), joined["accuracy"], None, stage1))
         for name, last, best, of_it in measured:
             counts, seconds = [phase.get("steps") for phase in of_it], [p["seconds"]["training"] for p in of_it]
+            seconds.append(result.get("seconds", {}).get("start", 0.0))  # from the teacher
             steps = None if None in counts else sum(counts)  # older files do not say
             trial = {"last": last, "best": best, "steps": steps, "seconds": sum(seconds)}
             cells.setdefault(name, {}).setdefault(setting["shots"], []).append(trial)

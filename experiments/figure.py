@@ -177,9 +177,8 @@ def label(axes: Axes, shots: Sequence[int], title: str) -> None:
     axes.set_xlabel("N, images per class")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
-    axes.set_title(
-        title, loc="left", fontsize=9, fontweight="bold", parse_math=False
-    )  # a folder may have $ in its name
+    style = {"fontsize": 9, "fontweight": "bold", "parse_math": False}  # a folder may have $ in its name
+    axes.set_title(title, loc="left", **style)
 
 
 def _metadata(panels: Sequence[Panel], kind: str) -> dict[str, str | None]:

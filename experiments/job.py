@@ -56,9 +56,8 @@ class Job:
         self.is_trained = any(phase.lr_student for phase in self.method.phases(self.data_recipe))
         if not self.is_trained and (args.best_of or args.eval_every):
             raise BadInput(f"--best_of and --eval_every: not with --method {method}, which has no epochs to measure")
-        if not self.is_trained and args.start != "fresh":
-            raise BadInput(f"--start {args.start}: not with --method {method}, which trains nothing; leave it out")
         self.pair = self._pair()
+        self.require_possible(self.method)
         self.image_size = args.image_size or self.pair.image_size
         own_name = not self.pair.is_vgg or self.pair.name not in NETWORKS
         others = [self.pair.name] * own_name + [method] * (method != "grafting")
@@ -70,10 +69,18 @@ class Job:
     def _pair(self) -> Networks:
         """The networks that the flags name. The depth and widths of a VGG are known when its teacher is read."""
         named = self.args.networks or self.data_recipe.networks
-        pair = NETWORKS[named] if named in NETWORKS else own_networks.read(named)
-        if self.method.for_vggs and not pair.is_vgg:
-            raise BadInput(f"--method {self.method.name}: is for VGGs only, not for --networks {named}")
-        return self._as_asked(pair)
+        return self._as_asked(NETWORKS[named] if named in NETWORKS else own_networks.read(named))
+
+    def require_possible(self, method: Method) -> None:
+        """Raise BadInput for a method that these networks, their start or their width are not for."""
+        trains = any(phase.lr_student for phase in method.phases(self.data_recipe))
+        if method.for_vggs and not self.pair.is_vgg:
+            raise BadInput(f"--method {method.name}: is for VGGs only, not for --networks {self.pair.name}")
+        if not trains and self.args.start != "fresh":
+            start = self.args.start
+            raise BadInput(f"--start {start}: not with --method {method.name}, which trains nothing; leave it out")
+        if not method.has_student and self.args.student_width != STUDENT_WIDTH:
+            raise BadInput(f"--student_width: not with --method {method.name}, which has no student; leave it out")
 
     def _as_asked(self, networks: Networks) -> Networks:
         """With the blocks of --grafted, their width, and their start."""

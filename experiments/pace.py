@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from experiments.job import Job
 
 GROWTH = {"cpu": 0.5, "cuda": 0.15}  # of the seconds of a step with its multiply-adds: this power fits past results
-PRODUCTS = (
-    3.0  # times as many multiply-adds a second in a student's test as in the teacher's (acceleration/winograd.py)
-)
+# times as many multiply-adds a second in a student's test as in the teacher's (acceleration/winograd.py)
+PRODUCTS = 3.0
 TEACHER = "teacher"
 FIRST_SECONDS = 5.0  # of training and testing, before anything is said
 

@@ -16,13 +16,8 @@ Setting = dict[str, Any]
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
 SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
 SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among")  # of the schedule
-STUDENT_FIELDS = (
-    "method",
-    "schedule",
-    "start",
-    "student_width",
-    "batchnorm",
-)  # these say how a student is made, and which
+# these say how a student is made, and which
+STUDENT_FIELDS = ("method", "schedule", "start", "student_width", "batchnorm")
 
 
 def phase_content(phase: Phase, shots: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _teacher_of(path: Path, is_its: Callable[[], bool], job: Job) -> list[Candid
             if is_its():
                 teacher = exporting.OnRawImages(job.network, job.dataset.normalization)
                 return [Candidate(TEACHER, teacher, job.teacher_file)]
-            reason = "is not its teacher"
+            reason = "is not its teacher, or --student_width and --grafted are not the student's"
         except BadInput:
             if job.args.teacher:
                 raise

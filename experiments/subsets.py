@@ -39,7 +39,9 @@ def folder_of(output_dir: Path, seed: int) -> Path:
 def folders(output_dir: Path) -> list[Path]:
     """The folders of the subsets that have results."""
     found = [path for path in output_dir.glob("subset-*") if path.name.removeprefix("subset-").isdecimal()]
-    return sorted((path for path in found if results.paths(path)), key=lambda path: int(path.name[7:]))
+    return sorted(
+        (path for path in found if results.paths(path)), key=lambda path: int(path.name.removeprefix("subset-"))
+    )
 
 
 def read(output_dir: Path, except_for: Collection[Path] = ()) -> list[Result]:

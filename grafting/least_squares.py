@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.teacher import FrozenTeacher
-from models.architectures import LAST_GRAFTED as CLASSIFIER
+from models.architectures import CLASSIFIER
 
 BATCH = 324  # views at once
 Batches = Sequence[tuple[Tensor, Tensor]]  # of images (B,) and their views (B,)
@@ -111,6 +111,11 @@ def batches_of(inputs: Inputs, used: Sequence[int]) -> Batches:
     pairs = torch.cartesian_prod(torch.arange(len(inputs)), torch.tensor(used))
     image, view = pairs.to(inputs.teacher.device).T
     return list(zip(image.split(BATCH), view.split(BATCH), strict=True))
+
+
+def all_views(inputs: Inputs) -> Batches:
+    """All views of all images."""
+    return batches_of(inputs, range(inputs.teacher.views.count))
 
 
 def outputs(

@@ -13,7 +13,7 @@ from torch import nn
 
 from grafting.inputs import Inputs
 from grafting.least_squares import (
-    batches_of,
+    all_views,
     convolutions,
     pruned,
     solve,
@@ -22,7 +22,7 @@ from grafting.least_squares import (
     strongest,
 )  # fmt: skip
 from grafting.scions import Adapter
-from models.architectures import LAST_GRAFTED as CLASSIFIER
+from models.architectures import CLASSIFIER
 
 START = "start"  # the phase of a start that is kept (experiments/training.py)
 
@@ -50,10 +50,6 @@ def solved(inputs: Inputs) -> nn.Sequential:
     if CLASSIFIER in inputs.teacher.networks.grafted:
         solve_classifier(student, inputs, batches)
     return student
-
-
-def all_views(inputs: Inputs):
-    return batches_of(inputs, range(inputs.teacher.views.count))
 
 
 @torch.no_grad()

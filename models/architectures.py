@@ -5,7 +5,8 @@ models/vgg.py and torchvision build them; models/networks.py says how they are c
 
 from dataclasses import dataclass, replace
 
-FIRST_GRAFTED, LAST_GRAFTED = 3, 5  # the student uses the teacher's blocks 0 to 2; block 5 is the classifier
+CLASSIFIER = 5  # the last block
+FIRST_GRAFTED, LAST_GRAFTED = 3, CLASSIFIER  # the student uses the teacher's blocks 0 to 2
 STUDENT_WIDTH = 0.5  # the paper's: the share of the teacher's channels in the student's convolution blocks
 
 
@@ -50,7 +51,7 @@ def student_of(
         tuple(int(width * share) for width in block) if number in grafted else block
         for number, block in enumerate(teacher.widths)
     )
-    return replace(teacher, widths=tuple(widths), batchnorm=teacher.batchnorm and LAST_GRAFTED not in grafted)
+    return replace(teacher, widths=tuple(widths), batchnorm=teacher.batchnorm and CLASSIFIER not in grafted)
 
 
 TRAINABLE = tuple(ARCHITECTURES)  # teachers; the student below is only grafted

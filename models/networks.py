@@ -19,6 +19,7 @@ from data.views import CIFAR_SIZE
 from models import resnet
 from models.architectures import (
     ARCHITECTURES,
+    CLASSIFIER,
     FIRST_GRAFTED,
     LAST_GRAFTED,
     RESNETS,
@@ -99,16 +100,14 @@ class Networks:
 
     @property
     def base_name(self) -> str:
-        """The name without the start, which a student's file does not show."""
+        """The name without the start, which a student's record does not name."""
         return self.name.removesuffix(FROM_TEACHER)
 
     def of(self, teacher: nn.Module) -> "Networks":
         """The networks of a teacher from a file; the depth and widths of a VGG follow from the file."""
-        return (
-            vgg(teacher.architecture, self.grafted, self.student_width).started_from(self.start)
-            if self.is_vgg
-            else self
-        )
+        if not self.is_vgg:
+            return self
+        return vgg(teacher.architecture, self.grafted, self.student_width).started_from(self.start)
 
     def grafted_at(self, first: int, last: int) -> "Networks":
         """The same networks with only these blocks replaced. Raises BadInput for blocks that the student cannot."""
@@ -124,7 +123,7 @@ class Networks:
     @property
     def graftable(self) -> range:
         """The blocks that may be replaced: all of a VGG."""
-        return range(LAST_GRAFTED + 1) if self.is_vgg else self.grafted
+        return range(CLASSIFIER + 1) if self.is_vgg else self.grafted
 
     def at_width(self, share: float) -> "Networks":
         """The same networks with another share of the teacher's channels in grafted blocks. BadInput but for VGGs."""

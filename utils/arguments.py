@@ -27,7 +27,7 @@ METHOD_NAMES = (  # comparisons/methods.py
     "grafting", "whole", "kd", "fitnets", "fskd", "least-squares", "least-squares-images", "nearest-class-mean",
 )  # fmt: skip
 JOINS = ("front", "straight", "back")  # grafting/stages.py
-STARTS = ("fresh", "teacher")  # models/networks.py
+STARTS = ("fresh", "teacher")
 STUDENT_WIDTH = 0.5  # models/architectures.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")

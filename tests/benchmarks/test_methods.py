@@ -136,3 +136,18 @@ def test_the_measured_grids_decide(file, tmp_path):
     if folder.parent.name == "CIFAR10":
         assert shots == 10 and text.endswith(f"`{METHODS[folder.name]}`\n")
         assert methods.arguments(["--grid", folder.name]).nshot == [10]
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--methods", "kd", "fskd", "--start", "teacher"], "--start teacher: not with --method fskd"),
+        (
+            ["--methods", "kd", "nearest-class-mean", "--student_width", "0.25"],
+            "--student_width: not with --method near",
+        ),
+    ],
+)
+def test_a_start_or_width_that_a_method_cannot_have_is_refused_before_any_cell(with_teacher, capsys, flags, line):
+    assert methods.main([*ONE_CELL, *flags]) == 2
+    assert line in capsys.readouterr().err and not list(with_teacher.rglob("trial-*.json"))

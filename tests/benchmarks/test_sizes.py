@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from small import short_recipe
 
 from benchmarks import sizes
@@ -38,3 +39,18 @@ def test_every_student_is_made_in_every_way_and_measured(with_teacher, monkeypat
     monkeypatch.setattr(Cell, "run", lambda *_: 1 / 0)
     assert sizes.main(["--dataset", "Folder", "--table", "--output_dir", "all"]) == 0
     assert (folder / "sizes.md").read_text() == text and (folder / "sizes.svg").read_bytes() == drawn
+
+
+def test_results_that_do_not_belong_together_and_flags_of_its_own_are_refused(with_teacher, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "Folder", short_recipe((1,), (1,)))
+    monkeypatch.setattr(sizes, "STUDENTS", ((Blocks(3, 5), 0.5),))
+    monkeypatch.setattr(sizes, "WAYS", (Way("grafting", "fresh"), Way("least-squares", "fresh")))
+    monkeypatch.setattr("deployment.evaluation.ROUNDS", {1: 1, 256: 1})
+    one = [*COMMAND, "--nshot", "1", "--trials", "1"]
+    assert sizes.main([*one, "--ways", "0"]) == 0
+    assert sizes.main([*one, "--ways", "1", "--seed", "3"]) == 0  # its table is of these alone
+    assert sizes.main(["--dataset", "Folder", "--table", "--output_dir", "all"]) == 2
+    assert "in its seed; leave one of them out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sizes.main([*one, "--method", "kd"])
+    assert "--method: the students and ways are this program's own; leave it out" in capsys.readouterr().err
