@@ -75,7 +75,7 @@ class Job:
         """Raise BadInput for a method that these networks, their start or their width are not for."""
         trains = any(phase.lr_student for phase in method.phases(self.data_recipe))
         if method.for_vggs and not self.pair.is_vgg:
-            raise BadInput(f"--method {method.name}: is for VGGs only, not for --networks {self.pair.name}")
+            raise BadInput(f"--method {method.name}: is for VGGs only, not for --networks {self.args.networks}")
         if not trains and self.args.start != "fresh":
             start = self.args.start
             raise BadInput(f"--start {start}: not with --method {method.name}, which trains nothing; leave it out")
