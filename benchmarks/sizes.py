@@ -124,10 +124,10 @@ def write_table(folder: Path, jobs: Sequence[Job]) -> None:
     comparison.read([job.output_dir for job in there])  # BadInput where they do not belong in one table
     rows = [row_of(job, content["sizes"][job.pair.base_name]) for job in there]
     teacher = rows[0]["teacher"]
-    text = markdown(rows, teacher, content)
+    dataset, text = jobs[0].name, markdown(rows, teacher, content)
     files.write_text(folder / "sizes.md", text)
     with decoration(f"{folder}: the figure", say):
-        files.write_bytes(folder / "sizes.svg", figure(rows, teacher, content["sizes"]["teacher"]))
+        files.write_bytes(folder / "sizes.svg", figure(rows, teacher, content["sizes"]["teacher"], dataset))
     say(text)
 
 
@@ -169,7 +169,7 @@ def sizes_of(size: dict[str, float]) -> list[str]:
 
 
 @plain_matplotlib(SETTINGS)
-def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, float]) -> bytes:
+def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, float], dataset: str) -> bytes:
     """Accuracy over each size as SVG: a row for each N, a line for each way and grafted blocks."""
     from matplotlib.figure import Figure
 
@@ -189,6 +189,7 @@ def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, floa
             axes.axhline(teacher, color="black", linestyle=":", linewidth=1)
             axes.set_xlabel(label)
         of_shots[0].set_ylabel(f"N = {n}: last test accuracy, %")
+    canvas.suptitle(f"{dataset}, teacher {teacher:.2f}%", fontweight="bold")
     canvas.tight_layout(rect=(0, 0.7 / canvas.get_figheight(), 1, 1))
     canvas.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
     drawing = io.BytesIO()
