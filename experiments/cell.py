@@ -116,6 +116,12 @@ class Cell:
         """All that the cell writes, but for pictures and curves."""
         return [self.result, self.checkpoint, *self.students.values(), *map(records.path_of, self.students.values())]
 
+    def remove(self) -> None:
+        """Remove all of it. Raises locks.Timeout if a process is running it."""
+        with self.lock():
+            for path in self.written:
+                path.unlink(missing_ok=True)
+
     def run(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
         """Run the cell unless another process does, and write its result. Returns a line for the user.
 
@@ -123,16 +129,17 @@ class Cell:
         """
         try:
             with self.lock():
-                if self.is_done():
-                    return "done by another process"
-                with self._lock_students():
-                    self.require_free_students()  # again: another run may have written some meanwhile
-                    for path in self.written:
-                        files.remove_leftovers(path)  # of a killed process
-                    self.was_run = True
-                    return self._train(teacher, teacher_record, pace)
+                return "done by another process" if self.is_done() else self._run_held(teacher, teacher_record, pace)
         except locks.Timeout:
             return "another process is running it"
+
+    def _run_held(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
+        with self._lock_students():
+            self.require_free_students()  # again: another run may have written some meanwhile
+            for path in self.written:
+                files.remove_leftovers(path)  # of a killed process
+            self.was_run = True
+            return self._train(teacher, teacher_record, pace)
 
     def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
         teacher.settled.clear()

@@ -41,21 +41,20 @@ def run(jobs: Sequence[Job]) -> bool:
     if first.args.fresh:
         _remove_old(jobs, every_cell)
     left = [_left(job) for job in jobs]
-    _require_writable([cell for cells in left for cell in cells])
+    waiting = [cell for cells in left for cell in cells]
+    _require_writable(waiting)
     for job, cells in zip(jobs, left, strict=True):
         if done := len(job.cells) - len(cells):
             folder = f"{job.output_dir}: " if len(jobs) > 1 else ""
             job.announce(f"{folder}{done} of {len(job.cells)} cells are done already; --fresh runs them again")
-    if any(left):
-        with arithmetic(first.args.precision, device):
-            teacher, record = _prepared(first, left)
-            waiting = [cell for cells in left for cell in cells]
-            of_all = Pace(first, waiting, teacher, record["seconds"]) if first.args.subset_seeds else None
-            for job, cells in zip(jobs, left, strict=True):
-                if cells:
-                    pace = of_all or Pace(job, cells, teacher, record["seconds"])
-                    _run_cells(job, cells, teacher, record, pace)
-    return any(left)
+    if not waiting:
+        return False
+    with arithmetic(first.args.precision, device):
+        teacher, record = _prepared(first, waiting)
+        of_all = Pace(first, waiting, teacher, record["seconds"]) if first.args.subset_seeds else None
+        for job, cells in ((job, cells) for job, cells in zip(jobs, left, strict=True) if cells):
+            _run_cells(job, cells, teacher, record, of_all or Pace(job, cells, teacher, record["seconds"]))
+    return True
 
 
 def _require_writable(cells: Sequence[Cell]) -> None:
@@ -83,9 +82,7 @@ def _remove_old(jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
             with cell.lock():
                 pass
         for cell in cells:
-            with cell.lock():
-                for path in cell.written:
-                    path.unlink(missing_ok=True)
+            cell.remove()
     except locks.Timeout:
         raise BadInput(f"--fresh: another process is running the cell of {cell.result}; stop it first") from None
 
@@ -114,9 +111,9 @@ def _require_comparable(job: Job, except_for: Sequence[Cell] = ()) -> None:
     require_comparable(settings)
 
 
-def _prepared(job: Job, left: Sequence[Sequence[Cell]]) -> tuple[CachedTeacher, dict[str, Any]]:
+def _prepared(job: Job, left: Sequence[Cell]) -> tuple[CachedTeacher, dict[str, Any]]:
     """The teacher with room for the features of all cells that are left, and its entry in the result files."""
-    images = {(cell.shots, cell.job.subset_seed): cell.images for cells in left for cell in cells}
+    images = {(cell.shots, cell.job.subset_seed): cell.images for cell in left}
     in_order = [images[key] for key in sorted(images)]
     dtype = cache_dtype(job.args.precision)
     teacher = CachedTeacher(job.network, job.networks, job.dataset, in_order, job.memory, dtype)

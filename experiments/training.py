@@ -19,7 +19,7 @@ from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
 from grafting.least_squares import all_views, mean_distance
 from grafting.recipes import Phase
-from grafting.start import START, begin_from_teacher
+from grafting.start import START, begin_solved, copy_blocks
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.checkpoints import on_cpu
@@ -84,12 +84,15 @@ class CellTraining:
     def run(self) -> None:
         """Train and write the students' files. Raises NotFinite."""
         self.resume()
-        start = None
-        if self.teacher.networks.start == "teacher" and not self._restored:
-            self._begin_from_teacher(self.networks)
+        networks, start = self.teacher.networks, None
+        from_teacher, is_new = networks.start == "teacher", not self._restored
+        if from_teacher and is_new and networks.is_vgg:
+            self._begin_solved(self.networks)
             start = copy.deepcopy(self.networks)
+        elif from_teacher and is_new:
+            copy_blocks(self.networks, self.teacher)
         self.method.train(self.cell.job.recipe, self)
-        if self.teacher.networks.start == "teacher" and self.teacher.networks.is_vgg:
+        if from_teacher and networks.is_vgg:
             self._keep_the_closer(start)
         kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
         for kind, state in kinds:
@@ -99,9 +102,9 @@ class CellTraining:
         fresh = self.method.fresh(self.teacher, torch_generator(*self.seed_key, "scions"))
         return [network.to(self.teacher.device) for network in fresh]
 
-    def _begin_from_teacher(self, networks: Sequence[nn.Sequential]) -> None:
+    def _begin_solved(self, networks: Sequence[nn.Sequential]) -> None:
         inputs, started = self.inputs, perf_counter()
-        begin_from_teacher(networks, inputs)
+        begin_solved(networks, inputs)
         self.seconds["start"] += perf_counter() - started
 
     def _keep_the_closer(self, start: list[nn.Sequential] | None) -> None:
@@ -112,7 +115,7 @@ class CellTraining:
         interruption, when it is computed again.
         """
         if start is None:
-            self._begin_from_teacher(start := self._fresh())
+            self._begin_solved(start := self._fresh())
         grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
         start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
         views = all_views(self.inputs)

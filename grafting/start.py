@@ -22,25 +22,37 @@ from grafting.least_squares import (
     strongest,
 )  # fmt: skip
 from grafting.scions import Adapter
+from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
 
 START = "start"  # the phase of a start that is kept (experiments/training.py)
 
 
-def begin_from_teacher(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
-    """Put the teacher's weights into fresh student blocks, with or without adapters, one for each grafted block."""
-    teacher = inputs.teacher
-    blocks = solved(inputs) if teacher.networks.is_vgg else [None] * len(networks)
-    for index, (network, block) in enumerate(zip(networks, teacher.networks.grafted, strict=False)):
-        (own,) = (layer for layer in network if not isinstance(layer, Adapter))
-        if not teacher.networks.is_vgg:
-            teacher.networks.copy_block(own, teacher.blocks[block])
-            continue
-        own.load_state_dict(blocks[index].state_dict())
+def begin_solved(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
+    """Let fresh blocks of a VGG's student, with or without adapters, begin as the least-squares student.
+
+    networks: one for each grafted block; others behind them stay as they are.
+    """
+    teacher, blocks = inputs.teacher, solved(inputs)
+    for index, (network, solved_block) in enumerate(zip(networks, blocks, strict=False)):
+        _own(network).load_state_dict(solved_block.state_dict())
         if isinstance(network[0], Adapter):
-            pick(network[0], convolutions(teacher.blocks[block - 1])[-1])
+            wide = teacher.blocks[teacher.networks.first + index - 1]
+            pick(network[0], convolutions(wide)[-1])
         if isinstance(network[-1], Adapter):
             solve_adapter(network[-1], blocks[: index + 1], inputs, all_views(inputs))
+
+
+def copy_blocks(networks: Sequence[nn.Sequential], teacher: FrozenTeacher) -> None:
+    """Let fresh student blocks begin with the teacher's, as the networks' rule says. Raises BadInput."""
+    for network, block in zip(networks, teacher.networks.grafted, strict=True):
+        teacher.networks.copy_block(_own(network), teacher.blocks[block])
+
+
+def _own(network: nn.Sequential) -> nn.Module:
+    """The student's block between its adapters."""
+    (own,) = (layer for layer in network if not isinstance(layer, Adapter))
+    return own
 
 
 def solved(inputs: Inputs) -> nn.Sequential:

@@ -17,10 +17,11 @@ from small import (
 from torch import nn
 
 from comparisons.methods import METHODS
+from experiments.training import CellTraining
 from grafting.inputs import Inputs
 from grafting.least_squares import convolutions, strongest
 from grafting.scions import adapters_of, graft, scions
-from grafting.start import begin_from_teacher, solved
+from grafting.start import begin_solved, copy_blocks, solved
 from grafting.students import graft_of
 from models.networks import vgg
 from utils.errors import BadInput
@@ -31,7 +32,7 @@ def started(network, grafted=(3, 5), width=0.5, images=4):
     teacher = frozen_teacher(network)
     teacher.networks = vgg(network.architecture).grafted_at(*grafted).at_width(width).started_from("teacher")
     inputs, made = Inputs(teacher, pictures(images)), scions(teacher, torch.Generator().manual_seed(0))
-    begin_from_teacher(made, inputs)
+    begin_solved(made, inputs)
     return teacher, nn.Sequential(*made).eval(), inputs
 
 
@@ -104,7 +105,7 @@ def test_student_blocks_begin_with_the_teachers_residual_blocks(method):
     teacher = resnet_teacher("resnet18-resnet10")
     teacher.networks = teacher.networks.started_from("teacher")
     made = METHODS[method].fresh(teacher, torch.Generator())
-    begin_from_teacher(made, Inputs(teacher, pictures(1)))
+    copy_blocks(made, teacher)
     for scion, stage in zip(made, teacher.blocks[1:5], strict=True):
         ours, theirs = scion[0].state_dict(), stage[:1].state_dict()
         assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -115,7 +116,7 @@ def test_blocks_of_other_shapes_have_no_such_start():
     teacher = resnet_teacher("resnet50-resnet18")
     teacher.networks = teacher.networks.started_from("teacher")
     with pytest.raises(BadInput, match="--start teacher: the residual blocks of teacher and student differ in shape"):
-        begin_from_teacher(scions(teacher, torch.Generator()), Inputs(teacher, pictures(1)))
+        copy_blocks(scions(teacher, torch.Generator()), teacher)
 
 
 def test_widths_and_starts_that_cannot_be(tmp_path):
@@ -148,7 +149,17 @@ def test_the_start_is_kept_where_training_does_not_bring_it_closer(teacher, tmp_
     training.run()
     assert (training.current.phase.name == "start") == keeps_start
     if keeps_start:
-        begin_from_teacher(start := training._fresh(), training.inputs)
+        begin_solved(start := training._fresh(), training.inputs)
         state = nn.Sequential(*start).state_dict()
         assert all(torch.equal(value, state[key]) for key, value in training.current.scion.state_dict().items())
     assert len(training.written) == 3
+
+
+def test_residual_blocks_of_other_shapes_are_refused_before_any_feature_is_computed(tmp_path, monkeypatch):
+    teacher = resnet_teacher("resnet50-resnet18")
+    teacher.networks = teacher.networks.started_from("teacher")
+    flags = ("--networks", "resnet50-resnet18", "--image_size", "32", "--start", "teacher", "--nshot", "1")
+    training = small_training(small_job(tmp_path, *flags, network=teacher.network), teacher, pictures(3), 1)
+    monkeypatch.setattr(CellTraining, "inputs", property(lambda _: pytest.fail("features were computed")))
+    with pytest.raises(BadInput, match="--start teacher: the residual blocks of teacher and student differ in shape"):
+        training.run()
