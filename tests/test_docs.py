@@ -22,7 +22,8 @@ from models.vgg import BlockwiseVGG
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 CIFAR = ("CIFAR10", "CIFAR100")
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
 METHOD = (ROOT / "docs/method.md").read_text()
 
 
@@ -121,13 +122,26 @@ def test_schedules_batches_and_published_results_are_the_recipes():
     written |= {schedule(row, "graft", *stage2) for row in method(stage2[0])}
     phases = [(name, phase) for name in CIFAR for phase in RECIPES[name].phases]
     assert written == {(name, p.name, p.span, p.epochs, p.lr_student, p.lr_adapter) for name, p in phases}
-    written = [tuple(map(int, row.values())) for row in method("batch size")]
+    written = {tuple(map(int, row.values())) for row in method("batch size")}
     steps = {n: [-(-n * classes // batch_size(n)) for classes in (10, 100)] for n in PUBLISHED_SHOTS}
-    assert written == [(n, batch_size(n), *steps[n]) for n in PUBLISHED_SHOTS]
+    assert len(written) == 5 and written <= {(n, batch_size(n), *steps[n]) for n in PUBLISHED_SHOTS}
+    assert {tuple(steps[n]) for n in PUBLISHED_SHOTS if n >= 3} == {(2, 16)}  # "From N = 3 on"
     assert f"take {2 * RECIPES['CIFAR10'].epochs} steps on CIFAR10" in METHOD
-    for name in CIFAR:
-        rows = [row for row in method("CIFAR10") if "±" in row[name]]
-        assert {int(row["N"]): tuple(map(float, row[name].split(" ± "))) for row in rows} == RECIPES[name].published
+
+
+def test_the_front_pages_table_is_that_of_the_paper_and_of_the_results():
+    """Paper, best, last of CIFAR10; paper, best, last, n of CIFAR100: from the folders named below the table."""
+    text = README.read_text()
+    ((_, _, *rows),) = [table for table in tables_of(text) if "CIFAR10: paper" in table[0]]
+    below = text.partition("|CIFAR10: paper|")[2]
+    folders = re.findall(r"`(benchmarks/results/[\w-]+)`", below)[:2]
+    for name, folder, (first, last) in zip(CIFAR, folders, ((1, 4), (4, 8)), strict=True):
+        (made,) = tables_of((ROOT / folder / "table.md").read_text())
+        found = {row[0]: dict(zip(made[0], row, strict=True)) for row in made[1:]}
+        for shots, *cells in rows:
+            row, (paper, *ours) = found.get(shots), cells[first - 1 : last - 1]
+            assert tuple(map(float, paper.split(" ± "))) == RECIPES[name].published[int(shots)]
+            assert ours == ([row["best"], row["last"], row["n"]] if row else ["-"] * 3)[: len(ours)]
 
 
 def test_networks_are_the_models():
