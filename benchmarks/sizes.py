@@ -10,7 +10,6 @@ At the end it measures the sizes and the speed of each student on this machine a
 import argparse
 import copy
 import io
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,12 +23,14 @@ from torch import nn
 from deployment.evaluation import Candidate, seconds_in_turn
 from deployment.export import OnRawImages
 from deployment.folding import fold
-from experiments import comparison, results, sweep
+from experiments import comparison, sweep
 from experiments.commands import require_sweep
 from experiments.comparison import mean_and_deviation
 from experiments.drawing import decoration, plain_matplotlib
 from experiments.figure import SETTINGS
 from experiments.job import SHARED, Job
+from experiments.results import Result
+from experiments.setting import method_name, student_name
 from experiments.tables import DEVIATION
 from grafting.scions import scions
 from train_fskd import command_line
@@ -45,10 +46,6 @@ class Way(NamedTuple):
     method: str
     start: str
 
-    @property
-    def name(self) -> str:
-        return self.method if self.start == "fresh" else f"{self.method}, start from the teacher"
-
 
 STUDENTS = (  # grafted blocks, and the share of the teacher's channels in them; those of the same blocks stand together
     (Blocks(3, 5), 0.5), (Blocks(3, 5), 0.25), (Blocks(3, 5), 0.125), (Blocks(1, 5), 0.5), (Blocks(1, 5), 0.25),
@@ -63,8 +60,9 @@ MEASURED = "sizes.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 done, 1 a cell failed, 2 bad input."""
     parser = command_line("benchmarks.sizes", __doc__)
+    named = ", ".join(f"{k} {way.method} (start {way.start})" for k, way in enumerate(WAYS))
     parser.add_argument("--ways", type=int, nargs="+", choices=range(len(WAYS)), default=list(range(len(WAYS))),
-                        help=f"which of {', '.join(f'{k} {way.name}' for k, way in enumerate(WAYS))}")  # fmt: skip
+                        help=f"which of {named} (default: all)")  # fmt: skip
     args = parser.parse_args(argv)
     if given := [name for name in OWN if getattr(args, name) != parser.get_default(name)]:
         parser.error(f"--{given[0]}: the students and ways are this program's own; leave it out")
@@ -77,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for _, of_same_blocks in groupby(jobs, key=lambda job: job.pair.grafted):
                 sweep.run(list(of_same_blocks))  # with one cache of teacher features
             files.write_json(base.output_dir / MEASURED, measured(jobs))
-        write_table(base.output_dir, jobs)
+        write_table(base.output_dir)
         return 0 if args.table else int(sweep.any_failed(jobs))
     except BadInput as error:
         sys.stderr.write(f"benchmarks.sizes: {error}\n")
@@ -99,7 +97,7 @@ def job_of(base: Job, grafted: Blocks, width: float, way: Way) -> Job:
 
 def measured(jobs: Sequence[Job]) -> dict[str, Any]:
     """Sizes and speed of the teacher and of each student, folded, on this machine; random weights do for that."""
-    by_name = {job.pair.base_name: job for job in jobs}
+    by_name = {size_name(*job.args.grafted, job.args.student_width): job for job in jobs}
     first = next(iter(by_name.values()))
     teacher = OnRawImages(copy.deepcopy(first.network).cpu(), first.dataset.normalization)
     networks: dict[str, nn.Module] = {"teacher": teacher}
@@ -115,33 +113,35 @@ def measured(jobs: Sequence[Job]) -> dict[str, Any]:
     return {"machine": machine.description(torch.device("cpu")), "threads": torch.get_num_threads(), "sizes": sizes}
 
 
-def write_table(folder: Path, jobs: Sequence[Job]) -> None:
-    """Write sizes.md and sizes.svg from what there is in the folder."""
+def write_table(folder: Path) -> None:
+    """Write sizes.md and sizes.svg from what there is in the folder. Raises BadInput."""
     content = files.read_json(folder / MEASURED, "the sizes; run the command without --table")
-    there = [job for job in jobs if results.paths(job.output_dir)]
-    if not there:
-        raise BadInput(f"{folder}: holds no results of these students")
-    comparison.read([job.output_dir for job in there])  # BadInput where they do not belong in one table
-    rows = [row_of(job, content["sizes"][job.pair.base_name]) for job in there]
-    teacher = rows[0]["teacher"]
-    dataset, text = jobs[0].name, markdown(rows, teacher, content)
+    found = comparison.read([folder])
+    teacher, rows = found[0]["teacher"]["accuracy"], rows_of(found, content["sizes"])
+    text, dataset = markdown(rows, teacher, content), found[0]["setting"]["dataset"]
     files.write_text(folder / "sizes.md", text)
     with decoration(f"{folder}: the figure", say):
         files.write_bytes(folder / "sizes.svg", figure(rows, teacher, content["sizes"]["teacher"], dataset))
     say(text)
 
 
-def row_of(job: Job, size: dict[str, float]) -> dict[str, Any]:
-    """A student made in one way: what it is, and the last test accuracies of its trials by N."""
-    found = [result for result in results.read_all(job.output_dir) if result["status"] == "done"]
-    accuracies: dict[int, list[float]] = {}
-    for result in found:
-        accuracies.setdefault(result["setting"]["shots"], []).append(result["last"])
-    way = Way(job.args.method, job.args.start)
-    blocks = f"{job.args.grafted.first}-{job.args.grafted.last}"
-    teacher = found[0]["teacher"]["accuracy"] if found else math.nan
-    return {"blocks": blocks, "width": job.args.student_width, "way": way.name, "accuracies": accuracies,
-            "teacher": teacher, **size}  # fmt: skip
+def rows_of(found: Sequence[Result], sizes: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each student is, how it was made, and the last test accuracies of its trials by N; those of a size together.
+
+    sizes: as `measured` names them.
+    """
+    cells, rows = comparison.cells_of(found), {}
+    for setting in (result["setting"] for result in found):
+        (start, end), width, name = setting["schedule"][-1]["span"], setting["student_width"], student_name(setting)
+        accuracies = {n: [trial["last"] for trial in trials] for n, trials in cells.get(name, {}).items()}
+        rows[name] = {"blocks": f"{start}-{end - 1}", "width": width, "way": method_name(setting),
+                      "accuracies": accuracies, **sizes[size_name(start, end - 1, width)]}  # fmt: skip
+    in_order = sorted(rows.values(), key=lambda row: row["way"])
+    return sorted(in_order, key=lambda row: (row["blocks"], row["width"]), reverse=True)
+
+
+def size_name(first: int, last: int, width: float) -> str:
+    return f"blocks {first}-{last}, width {width:g}"
 
 
 def markdown(rows: Sequence[dict[str, Any]], teacher: float, content: dict[str, Any]) -> str:

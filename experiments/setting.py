@@ -57,11 +57,15 @@ def require_same(ours: Setting, other: Setting, path: Path) -> None:
             raise BadInput(f"{path}: made with another {what} ({saved_now}); {advice}")
 
 
+def method_name(setting: Setting) -> str:
+    """How a student is made: "kd", or "grafting, start teacher"."""
+    start = setting.get("start", "fresh")
+    return setting["method"] if start == "fresh" else f"{setting['method']}, start {start}"
+
+
 def student_name(setting: Setting) -> str:
     """What tables call a student, by its method and what is not as usual: "kd, start teacher, blocks 3-3"."""
-    name, span = setting["method"], setting["schedule"][-1]["span"]
-    if (start := setting.get("start", "fresh")) != "fresh":
-        name += f", start {start}"
+    name, span = method_name(setting), setting["schedule"][-1]["span"]
     if (width := setting.get("student_width", STUDENT_WIDTH)) != STUDENT_WIDTH:
         name += f", width {width:g}"
     usual = NETWORKS.get(setting.get("networks", "vgg16"))  # VGGs, all cut alike, are not named

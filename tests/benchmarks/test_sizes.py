@@ -30,12 +30,12 @@ def test_every_student_is_made_in_every_way_and_measured(with_teacher, monkeypat
     }
     assert len(list(folder.rglob("trial-*.json"))) == 3 * (4 + 2 + 4)
     text, drawn = (folder / "sizes.md").read_text(), (folder / "sizes.svg").read_bytes()
-    assert text.count("\n|") == 12 and "| 1-5 | 0.5 | grafting, start from the teacher |" in text
+    assert text.count("\n|") == 12 and "| 1-5 | 0.5 | grafting, start teacher |" in text
     measured = json.loads((folder / "sizes.json").read_text())["sizes"]
-    assert set(measured) == {"teacher", *names}
-    assert (
-        measured["teacher"]["parameters"] > measured["vgg16"]["parameters"] > measured["vgg16-width0.25"]["parameters"]
-    )
+    students = ("teacher", "blocks 3-5, width 0.5", "blocks 3-5, width 0.25", "blocks 1-5, width 0.5")
+    assert set(measured) == set(students)
+    parameters = [measured[name]["parameters"] for name in students[:3]]
+    assert parameters == sorted(parameters, reverse=True)
     monkeypatch.setattr(Cell, "run", lambda *_: 1 / 0)
     assert sizes.main(["--dataset", "Folder", "--table", "--output_dir", "all"]) == 0
     assert (folder / "sizes.md").read_text() == text and (folder / "sizes.svg").read_bytes() == drawn
@@ -48,7 +48,8 @@ def test_results_that_do_not_belong_together_and_flags_of_its_own_are_refused(wi
     monkeypatch.setattr("deployment.evaluation.ROUNDS", {1: 1, 256: 1})
     one = [*COMMAND, "--nshot", "1", "--trials", "1"]
     assert sizes.main([*one, "--ways", "0"]) == 0
-    assert sizes.main([*one, "--ways", "1", "--seed", "3"]) == 0  # its table is of these alone
+    assert sizes.main([*one, "--ways", "1", "--seed", "3"]) == 2
+    assert "in its seed; leave one of them out" in capsys.readouterr().err
     assert sizes.main(["--dataset", "Folder", "--table", "--output_dir", "all"]) == 2
     assert "in its seed; leave one of them out" in capsys.readouterr().err
     with pytest.raises(SystemExit):
