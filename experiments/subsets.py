@@ -5,7 +5,7 @@ Each subset has an output directory of its own, `subset-<seed>`, inside the run'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,20 +105,15 @@ def write(output_dir: Path) -> tuple[list[Row], str]:
 def rows(found: Sequence[Result]) -> list[Row]:
     """A row for each N, over subsets and trials. Without "best" where cells choose it among different epochs."""
     recipe = recipe_of(found[0]["setting"]["dataset"])
-    table = [tables.row(shots, cells, recipe) for shots, cells in _by_shots(found).items()]
+    table = [tables.row(shots, cells, recipe) for shots, cells in tables.by_shots(found).items()]
     if len({result["setting"]["schedule"][-1].get("selects_among") for result in found}) > 1:
         table = [replace(row, best=None, best_deviation=None, to_teacher=None) for row in table]
     return table
 
 
-def _by_shots(found: Sequence[Result]) -> Mapping[int, list[Result]]:
-    every_n = sorted({result["setting"]["shots"] for result in found})
-    return {shots: [result for result in found if result["setting"]["shots"] == shots] for shots in every_n}
-
-
 def markdown(table: list[Row], found: Sequence[Result]) -> str:
     """The table as Markdown, and below it what n and the deviation are over."""
-    counts = {shots: _count(cells) for shots, cells in _by_shots(found).items()}
+    counts = {shots: _count(cells) for shots, cells in tables.by_shots(found).items()}
     line = DEVIATION
     if any(row.paper is not None for row in table):
         line += OF_PAPER

@@ -4,7 +4,7 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.results import Result, name_of
@@ -44,10 +44,13 @@ class Row:
 def rows(results: list[Result], recipe: Recipe) -> list[Row]:
     """The table's rows. Raises BadInput if results of different settings would be averaged. recipe: of the data set."""
     require_comparable({name_of(result): result["setting"] for result in results})
-    return [
-        row(shots, [result for result in results if result["setting"]["shots"] == shots], recipe)
-        for shots in sorted({result["setting"]["shots"] for result in results})
-    ]
+    return [row(shots, cells, recipe) for shots, cells in by_shots(results).items()]
+
+
+def by_shots(results: Sequence[Result]) -> dict[int, list[Result]]:
+    """The cells of each N, the smallest N first."""
+    every_n = sorted({result["setting"]["shots"] for result in results})
+    return {shots: [result for result in results if result["setting"]["shots"] == shots] for shots in every_n}
 
 
 def row(shots: int, cells: list[Result], recipe: Recipe) -> Row:
@@ -88,8 +91,8 @@ def remarks(results: list[Result]) -> list[str]:
     """What a reader of the table should know: missing trials, cells from different machines."""
     trials = max((result["setting"]["trial"] for result in results), default=0) + 1
     shots_of_missing: dict[tuple[int, ...], list[int]] = {}
-    for shots in sorted({result["setting"]["shots"] for result in results}):
-        present = {result["setting"]["trial"] for result in results if result["setting"]["shots"] == shots}
+    for shots, cells in by_shots(results).items():
+        present = {cell["setting"]["trial"] for cell in cells}
         if missing := tuple(sorted(set(range(trials)) - present)):
             shots_of_missing.setdefault(missing, []).append(shots)
     missing = [f"N = {_listed(n)}, trial {_listed(missing)}" for missing, n in shots_of_missing.items()]
