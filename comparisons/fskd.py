@@ -17,7 +17,7 @@ from torch import nn
 
 from comparisons.kd import PlainStudent
 from grafting.inputs import Inputs
-from grafting.least_squares import batches_of, mean_distance, pruned, solve, solve_classifier
+from grafting.least_squares import enough_views, mean_distance, one_view, pruned, solve, solve_classifier
 from grafting.method import Training
 from grafting.recipes import Phase, Recipe
 from grafting.teacher import FrozenTeacher
@@ -26,12 +26,12 @@ from models.architectures import CLASSIFIER
 
 @dataclass(frozen=True)
 class LeastSquares(PlainStudent):
-    """solves_classifier: solve the first linear layer too. all_views: use all views of each image, not it alone."""
+    """solves_classifier: solve the first linear layer too. uses_views: use views of each image, not it alone."""
 
     for_vggs: ClassVar[bool] = True
     name: str
     solves_classifier: bool
-    all_views: bool
+    uses_views: bool
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """One pass over the layers counts as an epoch, without a learning rate."""
@@ -44,10 +44,9 @@ class LeastSquares(PlainStudent):
 
     def train(self, recipe: Recipe, training: Training) -> None:
         (phase,) = self.phases(recipe)
-        inputs = training.inputs if self.all_views else Inputs(training.teacher, training.images)
+        inputs = training.inputs if self.uses_views else Inputs(training.teacher, training.images)
         started, student = perf_counter(), nn.Sequential(*(block for (block,) in training.networks))
-        views = inputs.teacher.views
-        batches = batches_of(inputs, range(views.count) if self.all_views else (views.middle,))
+        batches = enough_views(inputs) if self.uses_views else one_view(inputs, inputs.teacher.views.middle)
         solve(student, inputs, batches)
         if self.solves_classifier and CLASSIFIER in recipe.blocks:
             solve_classifier(student, inputs, batches)
@@ -57,7 +56,7 @@ class LeastSquares(PlainStudent):
 
 
 LEAST_SQUARES: Sequence[LeastSquares] = (
-    LeastSquares("fskd", solves_classifier=False, all_views=False),
-    LeastSquares("least-squares", solves_classifier=True, all_views=True),
-    LeastSquares("least-squares-images", solves_classifier=True, all_views=False),
+    LeastSquares("fskd", solves_classifier=False, uses_views=False),
+    LeastSquares("least-squares", solves_classifier=True, uses_views=True),
+    LeastSquares("least-squares-images", solves_classifier=True, uses_views=False),
 )

@@ -17,7 +17,7 @@ from acceleration.feature_cache import CachedTeacher
 from experiments.setting import require_same
 from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
-from grafting.least_squares import all_views, mean_distance
+from grafting.least_squares import enough_views, mean_distance
 from grafting.recipes import Phase
 from grafting.start import START, begin_solved, copy_blocks
 from grafting.teacher import FrozenTeacher
@@ -110,15 +110,15 @@ class CellTraining:
     def _keep_the_closer(self, start: list[nn.Sequential] | None) -> None:
         """Take the start itself as the student, if training has not brought it closer to the teacher.
 
-        Both are compared by grafting's loss, whatever the method's is, on all views of the few-shot images: no label
-        and no test image decides. A start that is kept is recorded as the last phase. start: None after an
+        Both are compared by grafting's loss, whatever the method's is, on views of the few-shot images: no label and no
+        test image decides. A start that is kept is recorded as the last phase. start: None after an
         interruption, when it is computed again.
         """
         if start is None:
             self._begin_solved(start := self._fresh())
         grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
         start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
-        views = all_views(self.inputs)
+        views = enough_views(self.inputs)
         of_start, of_trained = (
             mean_distance(network, self.inputs, views) for network in (start, self.current.scion_and_tail(self.teacher))
         )

@@ -19,6 +19,7 @@ from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
 
 BATCH = 324  # views at once
+ENOUGH = 16_200  # views: a map has 513 unknowns for an output at most, and more views change little (docs/start.md)
 Batches = Sequence[tuple[Tensor, Tensor]]  # of images (B,) and their views (B,)
 
 
@@ -106,16 +107,23 @@ def solve_adapter(s2t: nn.Conv2d, student: nn.Sequential, inputs: Inputs, batche
     s2t.bias.copy_(bias)
 
 
-def batches_of(inputs: Inputs, used: Sequence[int]) -> Batches:
-    """The used views of all images, in batches."""
-    pairs = torch.cartesian_prod(torch.arange(len(inputs)), torch.tensor(used))
-    image, view = pairs.to(inputs.teacher.device).T
-    return list(zip(image.split(BATCH), view.split(BATCH), strict=True))
+def one_view(inputs: Inputs, view: int) -> Batches:
+    """The same view of each image."""
+    return _batches(inputs, torch.arange(len(inputs)), torch.full((len(inputs),), view))
 
 
-def all_views(inputs: Inputs) -> Batches:
-    """All views of all images."""
-    return batches_of(inputs, range(inputs.teacher.views.count))
+def enough_views(inputs: Inputs) -> Batches:
+    """All views of each image; of many images, as many of each as make up ENOUGH, spread over all views in turn."""
+    count = inputs.teacher.views.count
+    each = min(count, max(1, ENOUGH // len(inputs)))
+    image = torch.arange(len(inputs)).repeat_interleave(each)
+    view = torch.arange(each).repeat(len(inputs)) * count // each
+    return _batches(inputs, image, view if each == count else (view + image) % count)
+
+
+def _batches(inputs: Inputs, image: Tensor, view: Tensor) -> Batches:
+    device = inputs.teacher.device
+    return list(zip(image.to(device).split(BATCH), view.to(device).split(BATCH), strict=True))
 
 
 def outputs(

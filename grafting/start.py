@@ -13,8 +13,8 @@ from torch import nn
 
 from grafting.inputs import Inputs
 from grafting.least_squares import (
-    all_views,
     convolutions,
+    enough_views,
     pruned,
     solve,
     solve_adapter,
@@ -40,7 +40,7 @@ def begin_solved(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
             wide = teacher.blocks[teacher.networks.first + index - 1]
             pick(network[0], convolutions(wide)[-1])
         if isinstance(network[-1], Adapter):
-            solve_adapter(network[-1], blocks[: index + 1], inputs, all_views(inputs))
+            solve_adapter(network[-1], blocks[: index + 1], inputs, enough_views(inputs))
 
 
 def copy_blocks(networks: Sequence[nn.Sequential], teacher: FrozenTeacher) -> None:
@@ -56,8 +56,8 @@ def _own(network: nn.Sequential) -> nn.Module:
 
 
 def solved(inputs: Inputs) -> nn.Sequential:
-    """The grafted blocks of the least-squares student, from all views of the images."""
-    student, batches = pruned(inputs.teacher), all_views(inputs)
+    """The grafted blocks of the least-squares student."""
+    student, batches = pruned(inputs.teacher), enough_views(inputs)
     solve(student, inputs, batches)
     if CLASSIFIER in inputs.teacher.networks.grafted:
         solve_classifier(student, inputs, batches)

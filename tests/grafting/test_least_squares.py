@@ -83,16 +83,30 @@ def test_the_student_is_the_same_from_cached_features(dataset, frozen):
     fast.fast_network = lambda network, start: accelerated.append(start) or fast_network(network, start)
     for inputs in (plain, fast):
         student = least_squares.pruned(frozen)
-        solve_all(student, inputs, least_squares.batches_of(inputs, range(COUNT)))
+        solve_all(student, inputs, least_squares.enough_views(inputs))
         students.append(student(plain.features(FIRST_GRAFTED, torch.arange(6), torch.full((6,), MIDDLE))))
     assert accelerated == [3, 3, 3, 3, 3, 4, 3, 5]
     assert torch.allclose(*students, rtol=0, atol=1e-3 * students[0].abs().max().item())
 
 
+def test_all_views_of_few_images_and_some_of_each_of_many(frozen, monkeypatch):
+    def used(images):
+        batches = least_squares.enough_views(Inputs(frozen, pictures(images)))
+        return [pair for batch in batches for pair in zip(*(part.tolist() for part in batch), strict=True)]
+
+    assert used(3) == [(image, view) for image in range(3) for view in range(COUNT)]
+    monkeypatch.setattr(least_squares, "ENOUGH", 4 * COUNT)
+    assert used(4) == [(image, view) for image in range(4) for view in range(COUNT)]
+    many = used(2 * COUNT)
+    assert len(many) == len(set(many)) == 4 * COUNT and {image for image, _ in many} == set(range(2 * COUNT))
+    assert all(sum(view == one for _, view in many) == 4 for one in range(COUNT))  # each view as often
+    assert len(used(5 * COUNT)) == 5 * COUNT  # one of each image
+
+
 def test_each_layer_is_solved_against_the_teachers_outputs(frozen):
     """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
     student, inputs = least_squares.pruned(frozen), Inputs(frozen, pictures(2))
-    batches = least_squares.batches_of(inputs, range(COUNT))
+    batches = least_squares.enough_views(inputs)
     before = least_squares.mean_distance(student, inputs, batches)
     solve_all(student, inputs, batches)
     assert least_squares.mean_distance(student, inputs, batches) < before / 2
