@@ -3,7 +3,7 @@
 FSKD, few-sample knowledge distillation, prunes the teacher's convolutions and solves a 1x1 convolution behind each of
 them (grafting/least_squares.py). The first linear layer keeps the columns of the channels that are left, as in the
 authors' code, and each image is used once, as it is. `least-squares` solves that linear layer too, which is most of
-what it reaches; `least-squares` uses all views of each image, as the methods that train, `least-squares-images` each
+what it reaches; `least-squares` uses views of each image, as the methods that train, `least-squares-images` each
 image alone.
 """
 
