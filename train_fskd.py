@@ -4,7 +4,7 @@
     python train_fskd.py --dataset CIFAR10 --diagnose                    can this teacher be grafted?
     python train_fskd.py --dataset CIFAR10                               the paper's table: twelve N, five trials each
 
-CIFAR10 at N = 10, five trials, a teacher of 91.88% of the recipe quick: best 91.85%, last 91.72% (README.md).
+CIFAR10 at N = 10, five trials, a teacher of 91.58% that ships: best 91.31%, last 91.17% (README.md).
 Results, table, figure and curves are in runs/<dataset>; the last lines of a run say how to look at them.
 """
 
