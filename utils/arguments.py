@@ -220,8 +220,8 @@ def add_commands(add: Callable[..., Any]) -> None:
 def add_training(add: Callable[..., Any]) -> None:
     add("--teacher_recipe", choices=("published", "quick", "plain"),
         help="published: a common recipe, not the authors'; no BatchNorm in the blocks, 300 epochs (CIFAR100: 200);"
-             " quick: BatchNorm folded at the end, one cycle, heads that make the teacher graftable, balanced; plain: as"
-             " quick, but nothing that makes the teacher graftable (default: published)")
+             " quick: BatchNorm folded at the end, one cycle, heads that make the teacher graftable, balanced; plain:"
+             " as quick, but nothing that makes the teacher graftable (default: published)")
     add("--teacher_from", type=path, metavar="FILE",
         help="make a finished teacher more graftable: continue with it for a few epochs with the two heads of quick,"
              " and balance it; write the result to --teacher; with --teacher_epochs 0, only balance it (default: a new"
