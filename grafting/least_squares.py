@@ -113,12 +113,13 @@ def one_view(inputs: Inputs, view: int) -> Batches:
 
 
 def enough_views(inputs: Inputs) -> Batches:
-    """All views of each image; of many images, as many of each as make up ENOUGH, spread over all views in turn."""
-    count = inputs.teacher.views.count
-    each = min(count, max(1, ENOUGH // len(inputs)))
-    image = torch.arange(len(inputs)).repeat_interleave(each)
-    view = torch.arange(each).repeat(len(inputs)) * count // each
-    return _batches(inputs, image, view if each == count else (view + image) % count)
+    """All views of each image; of many images, as many crops of each, with their mirror images, as make up ENOUGH."""
+    crops, images = inputs.teacher.views.count // 2, len(inputs)
+    each = min(crops, max(1, ENOUGH // (2 * images)))
+    image = torch.arange(images).repeat_interleave(2 * each)
+    crop = torch.arange(each).repeat_interleave(2).repeat(images) * crops // each
+    crop = crop if each == crops else (crop + image) % crops  # so that all crops are used as often
+    return _batches(inputs, image, 2 * crop + torch.arange(2).repeat(each * images))
 
 
 def _batches(inputs: Inputs, image: Tensor, view: Tensor) -> Batches:

@@ -97,10 +97,11 @@ def test_all_views_of_few_images_and_some_of_each_of_many(frozen, monkeypatch):
     assert used(3) == [(image, view) for image in range(3) for view in range(COUNT)]
     monkeypatch.setattr(least_squares, "ENOUGH", 4 * COUNT)
     assert used(4) == [(image, view) for image in range(4) for view in range(COUNT)]
-    many = used(2 * COUNT)
-    assert len(many) == len(set(many)) == 4 * COUNT and {image for image, _ in many} == set(range(2 * COUNT))
+    many = used(COUNT)  # two crops of each, and their mirror images
+    assert len(many) == len(set(many)) == 4 * COUNT and {(image, view ^ 1) for image, view in many} == set(many)
+    assert {image for image, _ in many} == set(range(COUNT))
     assert all(sum(view == one for _, view in many) == 4 for one in range(COUNT))  # each view as often
-    assert len(used(5 * COUNT)) == 5 * COUNT  # one of each image
+    assert len(used(3 * COUNT)) == 6 * COUNT  # one of each
 
 
 def test_each_layer_is_solved_against_the_teachers_outputs(frozen):
