@@ -76,7 +76,6 @@ def job_of(base: Job, folder: str, method: Method, one_shot: Mapping[str, Method
     job = base.in_folders(base.output_dir / folder, base.student_dir / folder)
     job.require_possible(method)
     job.method, job.one_shot_method = method, one_shot.get(method.name)
-    job.is_trained = any(phase.lr_student for phase in method.phases(base.data_recipe))
     return job
 
 

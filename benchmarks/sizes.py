@@ -67,16 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given := [name for name in OWN if getattr(args, name) != parser.get_default(name)]:
         parser.error(f"--{given[0]}: the students and ways are this program's own; leave it out")
     try:
-        if not args.table:
-            require_sweep(args)
         base = Job(args)
+        if args.table:
+            write_table(base.output_dir)
+            return 0
+        require_sweep(args)
         jobs = [job_of(base, *student, WAYS[way]) for student in STUDENTS for way in args.ways]
-        if not args.table:
-            for _, of_same_blocks in groupby(jobs, key=lambda job: job.pair.grafted):
-                sweep.run(list(of_same_blocks))  # with one cache of teacher features
-            files.write_json(base.output_dir / MEASURED, measured(jobs))
+        for _, of_same_blocks in groupby(jobs, key=lambda job: job.pair.grafted):
+            sweep.run(list(of_same_blocks))  # with one cache of teacher features
+        files.write_json(base.output_dir / MEASURED, measured(jobs))
         write_table(base.output_dir)
-        return 0 if args.table else int(sweep.any_failed(jobs))
+        return int(sweep.any_failed(jobs))
     except BadInput as error:
         sys.stderr.write(f"benchmarks.sizes: {error}\n")
         return 2
@@ -91,13 +92,13 @@ def job_of(base: Job, grafted: Blocks, width: float, way: Way) -> Job:
     job = Job(args, report=base.report)
     folder = base.output_dir / f"{job.pair.name}-{way.method}"
     job.output_dir, job.student_dir = folder, folder / "student"
-    vars(job).update({name: getattr(base, name) for name in SHARED if not base.args.table}, _subsets=base._subsets)
+    vars(job).update({name: getattr(base, name) for name in SHARED}, _subsets=base._subsets)
     return job
 
 
 def measured(jobs: Sequence[Job]) -> dict[str, Any]:
     """Sizes and speed of the teacher and of each student, folded, on this machine; random weights do for that."""
-    by_name = {size_name(*job.args.grafted, job.args.student_width): job for job in jobs}
+    by_name = {f"blocks {j.args.grafted.first}-{j.args.grafted.last}, width {j.args.student_width}": j for j in jobs}
     first = next(iter(by_name.values()))
     teacher = OnRawImages(copy.deepcopy(first.network).cpu(), first.dataset.normalization)
     networks: dict[str, nn.Module] = {"teacher": teacher}
@@ -132,16 +133,15 @@ def rows_of(found: Sequence[Result], sizes: dict[str, Any]) -> list[dict[str, An
     """
     cells, rows = comparison.cells_of(found), {}
     for setting in (result["setting"] for result in found):
-        (start, end), width, name = setting["schedule"][-1]["span"], setting["student_width"], student_name(setting)
+        (start, end), width, name = setting["schedule"][-1]["span"], setting.get("student_width"), student_name(setting)
+        size = f"blocks {start}-{end - 1}, width {width}"
+        if size not in sizes:
+            raise BadInput(f"{MEASURED}: has no {size}, of the run of {name}; move that run elsewhere")
         accuracies = {n: [trial["last"] for trial in trials] for n, trials in cells.get(name, {}).items()}
         rows[name] = {"blocks": f"{start}-{end - 1}", "width": width, "way": method_name(setting),
-                      "accuracies": accuracies, **sizes[size_name(start, end - 1, width)]}  # fmt: skip
+                      "accuracies": accuracies, **sizes[size]}  # fmt: skip
     in_order = sorted(rows.values(), key=lambda row: row["way"])
     return sorted(in_order, key=lambda row: (row["blocks"], row["width"]), reverse=True)
-
-
-def size_name(first: int, last: int, width: float) -> str:
-    return f"blocks {first}-{last}, width {width:g}"
 
 
 def markdown(rows: Sequence[dict[str, Any]], teacher: float, content: dict[str, Any]) -> str:

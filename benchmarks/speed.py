@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         job = Job(train_fskd.arguments(flags))
         require_sweep(job.args)
-        if job.args.method != "grafting":
-            raise BadInput("--method: leave it out; the plain procedure is grafting's")
+        if job.args.method != "grafting" or job.args.start != "fresh":
+            raise BadInput("--method and --start: leave them out; the plain procedure is grafting's, from fresh blocks")
         files.require_writable(args.output)
         report = measure(args, flags, job)
         name = f"{'random-' if report['random'] else ''}{job.name}-{job.device.type}-{report['date']}"

@@ -2,9 +2,8 @@
 
 FSKD, few-sample knowledge distillation, prunes the teacher's convolutions and solves a 1x1 convolution behind each of
 them (grafting/least_squares.py). The first linear layer keeps the columns of the channels that are left, as in the
-authors' code, and each image is used once, as it is. `least-squares` solves that linear layer too, which is most of
-what it reaches; `least-squares` uses views of each image, as the methods that train, `least-squares-images` each
-image alone.
+authors' code, and each image is used once, as it is. `least-squares` and `least-squares-images` also solve that linear
+layer; most of their accuracy comes from that. The first uses many views of each image, the second each image alone.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from grafting.least_squares import enough_views, mean_distance, one_view, pruned
 from grafting.method import Training
 from grafting.recipes import Phase, Recipe
 from grafting.teacher import FrozenTeacher
-from models.architectures import CLASSIFIER
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class LeastSquares(PlainStudent):
     """solves_classifier: solve the first linear layer too. uses_views: use views of each image, not it alone."""
 
     for_vggs: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     name: str
     solves_classifier: bool
     uses_views: bool
@@ -48,10 +47,9 @@ class LeastSquares(PlainStudent):
         started, student = perf_counter(), nn.Sequential(*(block for (block,) in training.networks))
         batches = enough_views(inputs) if self.uses_views else one_view(inputs, inputs.teacher.views.middle)
         solve(student, inputs, batches)
-        if self.solves_classifier and CLASSIFIER in recipe.blocks:
+        if self.solves_classifier:
             solve_classifier(student, inputs, batches)
-        network = nn.Sequential(student, inputs.teacher.blocks[recipe.blocks[-1] + 1 :])
-        loss = mean_distance(network, inputs, batches)
+        loss = mean_distance(student, inputs, batches)
         training.record(phase, training.networks, loss, perf_counter() - started)
 
 

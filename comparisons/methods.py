@@ -8,17 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import nn
-
 from comparisons.fskd import LEAST_SQUARES
 from comparisons.kd import KD, FitNets
 from comparisons.nearest_class_mean import NearestClassMean
 from grafting.method import Method
 from grafting.recipes import Phase, Recipe
-from grafting.scions import scions
 from grafting.stages import JOINS, Grafting
-from grafting.teacher import FrozenTeacher
 
 
 @dataclass(frozen=True)
@@ -35,9 +30,6 @@ class Whole(Method):
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         last, rates = recipe.phases[-1], (self.lr_student, self.lr_adapter)
         return (Phase("whole", last.span, recipe.epochs, *rates, scaled=False, selects_among=last.selects_among),)
-
-    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
-        return scions(teacher, generator)
 
 
 GRID: Mapping[str, tuple[Method, ...]] = {

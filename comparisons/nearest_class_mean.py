@@ -39,6 +39,7 @@ class NearestClassMean(Method):
 
     name: ClassVar[str] = "nearest-class-mean"
     for_vggs: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     has_student: ClassVar[bool] = False
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:

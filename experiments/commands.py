@@ -26,15 +26,14 @@ from utils.precision import arithmetic
 from utils.signals import Terminated
 from utils.torchrun import this_process
 
-Command = Callable[[Job], int]  # to the exit status
-
 
 def status(args: argparse.Namespace) -> int:
     """Run the command and return its exit status (train_fskd.main). Every error becomes one line."""
+    job = None
     try:
         signals.raise_exceptions()
-        command = command_of(args)  # only a sweep is shared by the processes of torchrun
-        return command(Job(args, this_process() if command is _sweep else None))
+        job = Job(args, None if args.command else this_process())  # only a sweep is shared by torchrun's processes
+        return COMMANDS[args.command](job)
     except BadInput as error:
         return stop(2, str(error))
     except OSError as error:
@@ -42,7 +41,7 @@ def status(args: argparse.Namespace) -> int:
         if error.errno == errno.ENAMETOOLONG:
             advice = f"; {files.TOO_LONG}"
         else:
-            advice = f"; {how_to_continue(args)}" if command_of(args) is _sweep else ""
+            advice = "" if args.command or not job else f"; {how_to_continue(job)}"
         return stop(2, f"{where}: {error.strerror or error}{advice}")
     except torch.cuda.OutOfMemoryError:
         return stop(2, "the GPU's memory is full; take --device cpu, or in a sweep give less to --memory")
@@ -52,7 +51,7 @@ def status(args: argparse.Namespace) -> int:
         return stop(2, "the memory is full; run less beside it, or in a sweep give less to --memory")
     except (KeyboardInterrupt, Terminated) as error:
         number, word = (130, "interrupted") if isinstance(error, KeyboardInterrupt) else (143, "terminated")
-        return stop(number, f"{word}; {how_to_continue(args)}")
+        return stop(number, f"{word}; {how_to_continue(job) if job else 'nothing was begun'}")
 
 
 def stop(status: int, message: str) -> int:
@@ -61,39 +60,24 @@ def stop(status: int, message: str) -> int:
     return status
 
 
-def how_to_continue(args: argparse.Namespace) -> str:
+def how_to_continue(job: Job) -> str:
     """What is done after an interruption, and how to continue."""
-    if args.train_teacher:
+    if job.args.train_teacher:
         return "the same command continues after the last finished epoch"
-    if command_of(args) is not _sweep:
+    if job.args.command:
         return "the same command starts again"
-    output_dir, same = Job(args).output_dir, "the same command" + " without --fresh" * args.fresh
-    folders = subsets.folders(output_dir) if args.subset_seeds else [output_dir]
+    output_dir, same = job.output_dir, "the same command" + " without --fresh" * job.args.fresh
+    folders = subsets.folders(output_dir) if job.args.subset_seeds else [output_dir]
     done = sum(len(results.paths(folder)) for folder in folders)
     return f"cells done in {output_dir}: {done}; {same} goes on where it stopped"
 
 
 def require_sweep(args: argparse.Namespace) -> None:
     """Raise BadInput where the flags ask for anything but cells."""
-    if command_of(args) is not _sweep:
+    if args.command:
         raise BadInput('runs cells only; for what --help lists under "instead of the sweep", use train_fskd.py')
     if args.subset_seeds:
         raise BadInput("--subset_seeds: only of train_fskd.py; here --subset_seed names one subset")
-
-
-def command_of(args: argparse.Namespace) -> Command:
-    """The command that the flags ask for: a sweep, where they ask for no other."""
-    asked = {
-        _build_dataset: args.build_dataset,
-        _train_teacher: args.train_teacher,
-        _diagnose: args.diagnose,
-        student_commands.evaluate: args.evaluate,
-        student_commands.export: args.export,
-        student_commands.predict: args.predict,
-        _table: args.table,
-        _compare: args.compare,
-    }
-    return next((command for command, is_asked in asked.items() if is_asked), _sweep)
 
 
 def _sweep(job: Job) -> int:
@@ -139,11 +123,11 @@ def afterwards(job: Job, found: list[Result]) -> str:
     if done := [result for result in found if result["students"].get("best")]:
         students = [result["students"]["best"] for result in done]
         command, student = ["python", "train_fskd.py"], _first_of_most_shots(done)["students"]["best"]
-        inputs = job.flags(*teachers.INPUTS)
+        inputs, to = job.flags(*teachers.INPUTS), ["--to", "student.pt2"] * job.pair.is_own
         lines += [
             f"students: {', '.join(sorted({str(Path(student).parent) for student in students}))}",
             f"compare one with its teacher: {shlex.join([*command, *job.flags(), '--evaluate', student])}",
-            f"use one: {shlex.join([*command, *inputs, '--export', student])}",
+            f"use one: {shlex.join([*command, *inputs, '--export', student, *to])}",
         ]
     return "\n".join(lines)
 
@@ -200,3 +184,16 @@ def _diagnose(job: Job) -> int:
         found = diagnose(job.frozen_teacher(), images)
     job.report(found.text(job.flags("data_path"), job.teacher_file))
     return 0
+
+
+COMMANDS: dict[str, Callable[[Job], int]] = {  # to the exit status; by the flag that asks for it (utils/arguments.py)
+    "": _sweep,
+    "build_dataset": _build_dataset,
+    "train_teacher": _train_teacher,
+    "diagnose": _diagnose,
+    "evaluate": student_commands.evaluate,
+    "export": student_commands.export,
+    "predict": student_commands.predict,
+    "table": _table,
+    "compare": _compare,
+}

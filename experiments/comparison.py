@@ -59,7 +59,7 @@ def read(folders: Sequence[Path]) -> list[Result]:
     """
     found = []
     for folder in folders:
-        inside = [folder] if (folder / "results").is_dir() else sorted(path.parent for path in folder.glob("*/results"))
+        inside = [path.parent for path in (folder / "results", *sorted(folder.glob("*/results"))) if path.is_dir()]
         there = [(directory, result) for directory in inside for result in results.read_all(directory)]
         if not there:
             raise BadInput(f"{folder}: no results found; name output directories, or a folder that holds some")

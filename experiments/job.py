@@ -35,7 +35,8 @@ SHARED = ("device", "dataset", "network", "test_sha256", "teacher_sha256")  # by
 class Job:
     """A command line on one data set, with its defaults resolved. What costs time is done when it is first needed.
 
-    process: which one of torchrun's this is, for a sweep. report: called with each message for the user.
+    pair: the networks as the flags say; networks: as the teacher's file says. process: which one of torchrun's this is,
+    for a sweep. report: called with each message for the user.
     """
 
     def __init__(self, args: argparse.Namespace, process: Process | None = None, report: Callable[[str], None] = say):
@@ -53,8 +54,7 @@ class Job:
             raise BadInput(f"--optimize_span {args.optimize_span}: only with --method grafting")
         method = args.method if args.optimize_span == "front" else f"grafting-{args.optimize_span}"
         self.method, self.one_shot_method = METHODS[method], ONE_SHOT.get(method)
-        self.is_trained = any(phase.lr_student for phase in self.method.phases(self.data_recipe))
-        if not self.is_trained and (args.best_of or args.eval_every):
+        if not self.method.trains and (args.best_of or args.eval_every):
             raise BadInput(f"--best_of and --eval_every: not with --method {method}, which has no epochs to measure")
         self.pair = self._pair()
         self.require_possible(self.method)
@@ -67,25 +67,21 @@ class Job:
         self.teacher_file = teachers.file_of(self)
 
     def _pair(self) -> Networks:
-        """The networks that the flags name. The depth and widths of a VGG are known when its teacher is read."""
+        """The networks as the flags say: blocks, width, start. A VGG's depth is known when its teacher is read."""
         named = self.args.networks or self.data_recipe.networks
-        return self._as_asked(NETWORKS[named] if named in NETWORKS else own_networks.read(named))
+        networks = NETWORKS[named] if named in NETWORKS else own_networks.read(named)
+        networks = networks.grafted_at(*self.args.grafted) if self.args.grafted else networks
+        return networks.at_width(self.args.student_width).started_from(self.args.start)
 
     def require_possible(self, method: Method) -> None:
-        """Raise BadInput for a method that these networks, their start or their width are not for."""
-        trains = any(phase.lr_student for phase in method.phases(self.data_recipe))
+        """Raise BadInput if the method cannot run with these networks, this start or this width."""
         if method.for_vggs and not self.pair.is_vgg:
             raise BadInput(f"--method {method.name}: is for VGGs only, not for --networks {self.args.networks}")
-        if not trains and self.args.start != "fresh":
+        if not method.trains and self.args.start != "fresh":
             start = self.args.start
             raise BadInput(f"--start {start}: not with --method {method.name}, which trains nothing; leave it out")
         if not method.has_student and self.args.student_width != STUDENT_WIDTH:
             raise BadInput(f"--student_width: not with --method {method.name}, which has no student; leave it out")
-
-    def _as_asked(self, networks: Networks) -> Networks:
-        """With the blocks of --grafted, their width, and their start."""
-        networks = networks.grafted_at(*self.args.grafted) if self.args.grafted else networks
-        return networks.at_width(self.args.student_width).started_from(self.args.start)
 
     def announce(self, line: str) -> None:
         """Say once, for all processes, what comes next and takes a while."""
@@ -172,7 +168,7 @@ class Job:
     @property
     def _every_cell(self) -> list[tuple[int, int]]:
         """N and trial of the cells of all shards."""
-        trials = range(self.args.trials if self.is_trained else 1)
+        trials = range(self.args.trials if self.method.trains else 1)
         return [(shots, trial) for shots in sorted(set(self.args.nshot)) for trial in trials]
 
     @cached_property

@@ -29,6 +29,7 @@ from utils.errors import BadInput
 from utils.precision import arithmetic
 from utils.text import in_one_line
 
+OR_FLAGS = ", or --student_width and --grafted are not the student's"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -67,7 +68,7 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         network, header = formats.read(path)
         _require_dataset(path, header["dataset"], job)
         student = exported(path, network, header, job.dataset, job.device)
-        return [*_teacher_of(path, lambda: job.teacher_sha256 == header["teacher_sha256"], job), student]
+        return [*_teacher_of(path, lambda: job.teacher_sha256 == header["teacher_sha256"], "", job), student]
     kind, state = _read(path, job)
     if kind != "network":
         return candidates(kind, state, path, _recorded_teacher(kind, state, path, job), job.dataset)
@@ -78,7 +79,7 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
         if not job.pair.is_vgg:
             _require_networks(path, job.pair)
         return [
-            *_teacher_of(path, lambda: is_plain_student_of(found.network.network, job.frozen_teacher()), job),
+            *_teacher_of(path, lambda: is_plain_student_of(found.network.network, job.frozen_teacher()), OR_FLAGS, job),
             found,
         ]
     if job.args.teacher and not path.samefile(job.teacher_file):
@@ -86,7 +87,7 @@ def _networks_in(path: Path, job: Job) -> list[Candidate]:
     return [found]
 
 
-def _teacher_of(path: Path, is_its: Callable[[], bool], job: Job) -> list[Candidate]:
+def _teacher_of(path: Path, is_its: Callable[[], bool], other_reason: str, job: Job) -> list[Candidate]:
     """The command's teacher, if it is the one that the student in `path` was made with, as `is_its` says.
 
     Raises BadInput if the command names a file that is no teacher of this data set.
@@ -97,7 +98,7 @@ def _teacher_of(path: Path, is_its: Callable[[], bool], job: Job) -> list[Candid
             if is_its():
                 teacher = exporting.OnRawImages(job.network, job.dataset.normalization)
                 return [Candidate(TEACHER, teacher, job.teacher_file)]
-            reason = "is not its teacher, or --student_width and --grafted are not the student's"
+            reason = f"is not its teacher{other_reason}"
         except BadInput:
             if job.args.teacher:
                 raise

@@ -14,18 +14,13 @@ from utils import files, locks
 from utils.errors import BadInput
 
 
-def write_summary(output_dir: Path, report: Report) -> tuple[list[Row], str]:
+def write_summary(output_dir: Path, report: Report) -> tuple[list[Row], str, list[str]]:
     """Write table.md, table.csv, accuracy.png, accuracy.svg and TensorBoard's accuracy over N from the result files.
 
     The paper's numbers are for the results' data set. report: called with what cannot be drawn. Returns
-    the rows and the table's text. Raises BadInput if there are no results, or if they do not belong in one table.
+    the rows, the table's text, and the names of the tables and figures. Raises BadInput if there are no results, or if
+    they do not belong in one table.
     """
-    rows, text, _ = _written(output_dir, report)
-    return rows, text
-
-
-def _written(output_dir: Path, report: Report) -> tuple[list[Row], str, list[str]]:
-    """As `write_summary`, and the names of what was written."""
     if not results.paths(output_dir):
         raise BadInput(f"{output_dir}/results: no results found; give their --dataset or --output_dir")
     with locks.hold(output_dir / ".table.lock", timeout=-1):  # two processes may finish a cell at the same time
@@ -40,7 +35,7 @@ def _written(output_dir: Path, report: Report) -> tuple[list[Row], str, list[str
             _write(output_dir, drawn)
             names += drawn
             picture = decoded(drawn["accuracy.png"])
-            dataset, shown = found[0]["setting"]["dataset"], text(panel, found)
+            dataset, shown = found[0]["setting"]["dataset"], as_text(panel, found)
             tensorboard.write_over_shots(output_dir, dataset, panel.accuracies, picture, shown, report)
             tensorboard.write_trials(output_dir, found, report)
     return panel.table, "\n".join([table, *remarks(found)]), names
@@ -63,7 +58,7 @@ def rebuild(output_dir: Path, report: Report) -> tuple[list[Row], str]:
 
     Raises BadInput for a damaged result.
     """
-    rows, text, names = _written(output_dir, report)
+    rows, text, names = write_summary(output_dir, report)
     for result in results.read_all(output_dir):
         path = results.path_of(output_dir, result["setting"]["shots"], result["setting"]["trial"])
         with files.reading(path, results.KIND):  # its curves
@@ -72,7 +67,7 @@ def rebuild(output_dir: Path, report: Report) -> tuple[list[Row], str]:
     return rows, f"{text}\nwritten in {output_dir}: {', '.join([*names, *[curves.name] * curves.is_dir()])}"
 
 
-def text(panel: Panel, found: Sequence[Result]) -> str:
+def as_text(panel: Panel, found: Sequence[Result]) -> str:
     """Table, teacher and commands as Markdown."""
     files_of_teacher = sorted({result["teacher"].get("file", "?") for result in found})
     commands = sorted({shlex.join(["python", *result["command"]]) for result in found if "command" in result})

@@ -26,7 +26,7 @@ LITTLE = 0.2  # of the way from chance to 100%; a network of other data with as 
 
 
 def run(jobs: Sequence[Job]) -> bool:
-    """Run the cells of the jobs that are neither done nor running; whether there were any that are not done.
+    """Run the cells of the jobs that are neither done nor running. Returns False if every cell was done already.
 
     The jobs share teacher, grafted blocks and precision.
 

@@ -122,9 +122,10 @@ class CellTraining:
         of_start, of_trained = (
             mean_distance(network, self.inputs, views) for network in (start, self.current.scion_and_tail(self.teacher))
         )
+        self.seconds["start"] += perf_counter() - began
         if not of_trained < of_start:
             kept = Phase(START, span, 1, 0.0, 0.0, scaled=False, selects_among=1)
-            self.record(kept, start[:grafted], of_start, perf_counter() - began)
+            self.record(kept, start[:grafted], of_start, 0.0)
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
         """Distil the networks, in sequence, over the phase's span, unless the checkpoint is from a later phase."""

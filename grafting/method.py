@@ -41,20 +41,25 @@ class Training(Protocol):
 class Method(ABC):
     """Its fields hold what the recipe does not say.
 
-    name: in result files and tables. for_vggs: only for VGGs. has_student: whether there is a student to be written.
+    name: in result files and tables. for_vggs: only for VGGs. trains: whether there are steps of an optimiser.
+    has_student: whether there is a student to be written.
     """
 
-    name: ClassVar[str]
+    name: str
     for_vggs: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     has_student: ClassVar[bool] = True
 
     @abstractmethod
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """The whole schedule. The last phase gives the student."""
 
-    @abstractmethod
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
-        """What is trained, fresh: a network for each block that is replaced, and others that only training needs."""
+        """What is trained, fresh: a network for each block that is replaced, and others that only training needs.
+
+        Here scions.
+        """
+        return scions(teacher, generator)
 
     def train(self, recipe: Recipe, training: Training) -> None:
         """The default, for a method of one phase: train all networks at once."""

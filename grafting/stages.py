@@ -11,13 +11,8 @@ Every phase ends with the weights of its last epoch. The student is the last pha
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
-
 from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
-from grafting.scions import scions
-from grafting.teacher import FrozenTeacher
 
 
 def front(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -52,9 +47,6 @@ class Grafting(Method):
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         return recipe.stage1 + JOINS[self.optimize_span](recipe.stage2)
-
-    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
-        return scions(teacher, generator)
 
     def train(self, recipe: Recipe, training: Training) -> None:
         for phase, scion in zip(recipe.stage1, training.networks, strict=True):

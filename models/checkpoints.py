@@ -135,7 +135,8 @@ def vgg_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
 def require_classes(kind: str, state: Any, path: Path, classes: int) -> None:
     """Raise BadInput if a student of stage 1 or 2 has another number of classes. kind, state: from read()."""
     with files.reading(path, "a checkpoint"):
-        last = state[-1].get("1.1.1.weight") if kind == "stage 1" else state.get("2.1.1.1.weight")
+        state = state[-1] if kind == "stage 1" else state
+        last = next((value for name, value in state.items() if name.endswith(".1.1.weight")), None)  # the classifier's
         if last is not None:
             _require_classes(len(last), classes, path)
 

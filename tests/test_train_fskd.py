@@ -84,7 +84,7 @@ def test_defaults():
 
 def test_the_choices_are_those_of_the_method_and_every_flag_is_read():
     known = {flag for flags in READS.values() for flag in flags}
-    assert known | {"dataset", "data_path", *READS} - {""} == set(vars(train_fskd.arguments([])))
+    assert known | {"dataset", "data_path", "command", *READS} - {""} == set(vars(train_fskd.arguments([])))
     assert tuple(JOINS) == JOIN_CHOICES
     assert set(METHODS) == {*METHOD_NAMES, "grafting-straight", "grafting-back"}
 
@@ -99,7 +99,8 @@ def test_help_shows_three_examples_and_every_default(capsys):
     assert len(examples) == 3 and all(train_fskd.arguments(example.split()) for example in examples)
     version, *options = options
     assert version.startswith("--version ")
-    assert [option.split()[0] for option in options] == [f"--{flag}" for flag in vars(train_fskd.arguments([]))]
+    flags = [name for name in vars(train_fskd.arguments([])) if name != "command"]
+    assert [option.split()[0] for option in options] == [f"--{flag}" for flag in flags]
     assert [option for option in options if "(default: " not in " ".join(option.split())] == []
     assert "(default: 0)" in text and "(default: off)" in text  # values, though they count as false
 

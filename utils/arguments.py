@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         found = super().parse_args(args, namespace)
-        command = next((name for name in READS if name and getattr(found, name)), "")
+        command = found.command = next((name for name in READS if name and getattr(found, name)), "")
         for flag in dict.fromkeys(flag for flags in READS.values() for flag in flags):
             readers = [name for name, flags in READS.items() if flag in flags]
             if command not in readers and getattr(found, flag) != self.get_default(flag):
@@ -183,7 +183,7 @@ def add_paths(add: Callable[..., Any]) -> None:
              " ckpt/teacher/<networks>-blockwise-<dataset>.pth, if missing downloaded, for Shapes10 trained; of other"
              " networks than VGGs ckpt/teacher/<teacher>-<dataset>-<S>px.pth)")
     add("--output_dir", type=path, metavar="DIR",
-        help="results, curves and tables (default: runs/<dataset>, with other networks or methods"
+        help="results, curves and tables (default: runs/<dataset>, with ResNets, other widths, blocks or methods"
              " runs/<dataset>-<networks>-<method>)")
     add("--to", type=path, metavar="FILE",
         help="with --export: .pth, .pt2, .onnx or .int8.onnx (default: the student's name with -exported.pth)")

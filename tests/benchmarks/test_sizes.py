@@ -1,6 +1,8 @@
 """Students of several sizes in one command: which cells, one table and one figure, made again from the files."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from small import short_recipe
@@ -52,6 +54,11 @@ def test_results_that_do_not_belong_together_and_flags_of_its_own_are_refused(wi
     assert "in its seed; leave one of them out" in capsys.readouterr().err
     assert sizes.main(["--dataset", "Folder", "--table", "--output_dir", "all"]) == 2
     assert "in its seed; leave one of them out" in capsys.readouterr().err
+    shutil.rmtree("all/vgg16-least-squares")
+    content = json.loads(Path("all/sizes.json").read_text())
+    Path("all/sizes.json").write_text(json.dumps({**content, "sizes": {"teacher": content["sizes"]["teacher"]}}))
+    assert sizes.main(["--dataset", "Folder", "--table", "--output_dir", "all"]) == 2
+    assert "sizes.json: has no blocks 3-5, width 0.5, of the run of grafting; move" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         sizes.main([*one, "--method", "kd"])
     assert "--method: the students and ways are this program's own; leave it out" in capsys.readouterr().err

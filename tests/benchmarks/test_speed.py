@@ -76,7 +76,11 @@ def test_random_images_stand_for_a_data_set(tmp_path, name, classes):
     assert job.dataset.name == name and job.recipe.epochs == 5
 
 
-FAULTS = {"file/": ["--output", "file/results"], "--method: leave": ["--method", "kd"], "runs cells": ["--diagnose"]}
+FAULTS = {
+    "file/": ["--output", "file/results"],
+    "--method and --start: leave": ["--start", "teacher"],
+    "runs cells": ["--diagnose"],
+}
 
 
 @pytest.mark.parametrize(("line", "flags"), FAULTS.items())

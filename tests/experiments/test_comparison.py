@@ -9,6 +9,7 @@ from experiments import comparison, figure, results
 from experiments.setting import student_name
 from experiments.tables import DEVIATION
 from utils import files
+from utils.errors import BadInput
 
 pytestmark = pytest.mark.usefixtures("real_pictures")
 PHASE = {"seconds": {"training": 2.0, "evaluation": 9.0}, "steps": 100}
@@ -160,3 +161,14 @@ def test_no_axis_goes_over_100():
 def test_committed_tables_are_made_from_the_files_beside_them(file, tmp_path):
     folder = as_committed(file.parent, tmp_path)
     assert (folder / file.name).read_text() == comparison.markdown(comparison.read([folder]))
+
+
+def test_runs_inside_a_run_are_read_too(tmp_path):
+    """A sweep and `benchmarks.methods` have the same default folder."""
+    for folder, result in (("", CELLS[1]), ("kd", KD), ("grafting", CELLS[2])):
+        setting = result["setting"]
+        files.write_json(results.path_of(tmp_path / folder, setting["shots"], setting["trial"]), result)
+    assert sorted(comparison.cells_of(comparison.read([tmp_path]))) == ["grafting", "kd", "stage1"]
+    files.write_json(results.path_of(tmp_path / "again", 1, 0), CELLS[1])
+    with pytest.raises(BadInput, match=r"holds grafting, 1-shot trial 0, as .* does"):
+        comparison.read([tmp_path])

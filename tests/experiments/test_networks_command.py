@@ -1,6 +1,7 @@
 """train_fskd.py with other networks than VGGs, from the teacher's training to the exported student."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -70,6 +71,8 @@ def test_from_teacher_to_exported_student(with_teacher, capsys):
     assert records.of(file)["networks"] == "small"
     before = torch.load(file, weights_only=True)
     assert run("--nshot", "1", "--trials", "1") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("use one: ")]
+    assert train_fskd.main(shlex.split(line)[4:]) == 0
     folder = with_teacher / "runs/Folder-small"
     result = json.loads((folder / "results/1-shot/trial-0.json").read_text())
     assert result["setting"]["networks"] == "small" and result["setting"]["batchnorm"] == "training mode"
@@ -92,6 +95,13 @@ def test_from_teacher_to_exported_student(with_teacher, capsys):
     assert "--to s.pth: a .pth file of small could not be loaded again; take .pt2 or .onnx" in capsys.readouterr().err
     assert run("--evaluate", str(student), "--grafted", "1-1") == 2
     assert "is a student of small, not small-blocks1-1; give --networks, --grafted" in capsys.readouterr().err
+
+
+def test_an_interruption_of_the_users_file_is_one_line(with_teacher, capsys):
+    (with_teacher / "small.py").write_text("raise KeyboardInterrupt")
+    capsys.readouterr()
+    assert run("--nshot", "1", "--trials", "1") == 130
+    assert capsys.readouterr().err == "train_fskd.py: interrupted; nothing was begun\n"
 
 
 def test_without_absorb_a_student_keeps_its_adapters(with_teacher, capsys):

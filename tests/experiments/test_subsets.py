@@ -8,6 +8,7 @@ from small import numbers, small_job
 
 import train_fskd
 from experiments import commands, results, subsets, sweep
+from experiments.job import Job
 from utils import files
 from utils.errors import BadInput
 
@@ -36,7 +37,7 @@ def test_cells_are_those_of_one_subset_at_a_time_and_the_table_is_over_all(with_
         assert numbers(Path(seed)) == numbers(Path("both", f"subset-{seed}"))
     before = {path: path.stat().st_mtime_ns for path in Path("both").rglob("trial-0.json")}
     args = train_fskd.arguments(["--dataset", "Folder", "--subset_seeds", "6", "7", "--output_dir", "both"])
-    assert commands.how_to_continue(args).startswith("cells done in both: 4; the same command")
+    assert commands.how_to_continue(Job(args)).startswith("cells done in both: 4; the same command")
     Path("both/subsets.md").unlink()
     capsys.readouterr()
     assert command(*RUN, "--subset_seeds", "6", "7", "--output_dir", "both") == 0

@@ -47,7 +47,7 @@ def test_files_of_a_summary(folder):
     leftovers = [folder / f".{name}.0123abcd.tmp" for name in ("table.md", "table.csv")]  # of a killed process
     for leftover in leftovers:
         leftover.write_text("torn")
-    rows, text = summary.write_summary(folder, pytest.fail)
+    rows, text, _ = summary.write_summary(folder, pytest.fail)
     assert [row.shots for row in rows] == [1, 10]
     assert text.startswith((folder / "table.md").read_text()) and "missing: N = 10, trial 1, 2" in text
     (panel,) = figure.read_panels([folder])
@@ -78,12 +78,12 @@ def test_the_text_names_table_teacher_and_commands():
     command = {"command": ["train_fskd.py", "--teacher", "a b.pth"]}
     found = [CELLS[0] | command | {"teacher": {"file": "a b.pth", "accuracy": 92.3}}]
     panel = figure.panel(found)
-    assert tables.markdown(panel.table) in (text := summary.text(panel, found))
+    assert tables.markdown(panel.table) in (text := summary.as_text(panel, found))
     assert "Teacher a b.pth: test accuracy 92.30%." in text and "`python train_fskd.py --teacher 'a b.pth'`" in text
 
 
 def test_what_the_results_hold_can_be_rebuilt(folder):
-    rows, text = summary.write_summary(folder, pytest.fail)
+    rows, text, _ = summary.write_summary(folder, pytest.fail)
     written = f"written in {folder}: table.md, table.csv, accuracy.png, accuracy.svg, tensorboard"
     assert summary.rebuild(folder, pytest.fail) == (rows, f"{text}\n{written}")
     runs = sorted(str(path.parent.relative_to(folder / "tensorboard")) for path in folder.rglob("events.*"))

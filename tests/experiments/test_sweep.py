@@ -61,7 +61,7 @@ def job(tmp_path):
 def run(job):
     """Run the job; how many cells have failed, and the table."""
     sweep.run([job])
-    rows, text = summary.write_summary(job.output_dir, pytest.fail)
+    rows, text, _ = summary.write_summary(job.output_dir, pytest.fail)
     return sum(row.failed for row in rows), text
 
 

@@ -148,7 +148,9 @@ def test_the_start_is_kept_where_training_does_not_bring_it_closer(teacher, tmp_
     monkeypatch.setattr(frozen, "test_labels", frozen.test_labels.flip(0))
     training.run()
     assert (training.current.phase.name == "start") == keeps_start
+    assert training.seconds["start"] > 0  # the comparison is part of it, whatever is kept
     if keeps_start:
+        assert training.current.curve.seconds["training"] == 0
         begin_solved(start := training._fresh(), training.inputs)
         state = nn.Sequential(*start).state_dict()
         assert all(torch.equal(value, state[key]) for key, value in training.current.scion.state_dict().items())

@@ -1,11 +1,13 @@
 import io
 from argparse import Namespace
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small import CLASSES, TINY, frozen_teacher, small_teacher
+from torch import nn
 
 from deployment.networks import candidates
 from grafting.scions import scions
@@ -252,3 +254,15 @@ def test_the_hash_of_weights_does_not_change():
     expected = b"weight torch.float32 (1, 2) " + np.float32([1, 2]).tobytes()
     expected += b"bias torch.float32 (1,) " + np.float32([3]).tobytes()
     assert checkpoints.weights_sha256(layer) == files.sha256(expected)
+
+
+@pytest.mark.parametrize("grafted", [(3, 5), (1, 5), (5, 5)])
+@pytest.mark.parametrize("kind", ["stage 1", "stage 2"])
+def test_the_classes_of_a_student_of_any_blocks_are_seen(grafted, kind):
+    teacher = frozen_teacher()
+    teacher.networks = teacher.networks.grafted_at(*grafted)
+    made = scions(teacher, torch.Generator())
+    state = [scion.state_dict() for scion in made] if kind == "stage 1" else nn.Sequential(*made).state_dict()
+    checkpoints.require_classes(kind, state, Path("s.pth"), 3)
+    with pytest.raises(BadInput, match=r"s\.pth: has 3 classes, the data set 4; name its --dataset"):
+        checkpoints.require_classes(kind, state, Path("s.pth"), 4)
