@@ -9,7 +9,6 @@ At the end it measures the sizes and the speed of each student on this machine a
 
 import argparse
 import copy
-import io
 import statistics
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from deployment.folding import fold
 from experiments import comparison, sweep
 from experiments.commands import require_sweep
 from experiments.comparison import mean_and_deviation
-from experiments.drawing import decoration, plain_matplotlib
+from experiments.drawing import decoration, file_of, plain_matplotlib
 from experiments.figure import SETTINGS
 from experiments.job import SHARED, Job
 from experiments.results import Result
@@ -192,9 +191,7 @@ def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, floa
     canvas.suptitle(f"{dataset}, teacher {teacher:.2f}%", fontweight="bold")
     canvas.tight_layout(rect=(0, 0.7 / canvas.get_figheight(), 1, 1))
     canvas.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
-    drawing = io.BytesIO()
-    canvas.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
-    return drawing.getvalue()
+    return file_of(canvas, "svg")
 
 
 if __name__ == "__main__":

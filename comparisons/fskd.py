@@ -33,9 +33,8 @@ class LeastSquares(PlainStudent):
     uses_views: bool
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        """One pass over the layers counts as an epoch, without a learning rate."""
-        name = "solve" if self.solves_classifier else "recover"
-        return (Phase(name, recipe.phases[-1].span, 1, 0.0, 0.0, scaled=False, selects_among=1),)
+        """One pass over the layers."""
+        return (Phase.without_steps("solve" if self.solves_classifier else "recover", recipe.phases[-1].span),)
 
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
         self.require_plain(teacher.networks.student(teacher.classes), teacher)

@@ -95,14 +95,7 @@ class KD(PlainStudent):
     temperature: float
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        """All blocks at once. The student is chosen among as many epochs as grafting's."""
-        last = recipe.phases[-1]
-        return (
-            Phase(
-                "kd", last.span, recipe.epochs, self.lr, self.lr, scaled=False, selects_among=last.selects_among,
-                loss=Softened(self.temperature),
-            ),
-        )  # fmt: skip
+        return (recipe.at_once("kd", self.lr, self.lr, Softened(self.temperature)),)
 
 
 @dataclass(frozen=True)

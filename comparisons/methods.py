@@ -28,8 +28,7 @@ class Whole(Method):
     lr_adapter: float
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        last, rates = recipe.phases[-1], (self.lr_student, self.lr_adapter)
-        return (Phase("whole", last.span, recipe.epochs, *rates, scaled=False, selects_among=last.selects_among),)
+        return (recipe.at_once("whole", self.lr_student, self.lr_adapter),)
 
 
 GRID: Mapping[str, tuple[Method, ...]] = {

@@ -43,8 +43,7 @@ class NearestClassMean(Method):
     has_student: ClassVar[bool] = False
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
-        span = (recipe.blocks[0], CLASSIFIER + 1)
-        return (Phase("means", span, 1, 0.0, 0.0, scaled=False, selects_among=1),)
+        return (Phase.without_steps("means", (recipe.blocks[0], CLASSIFIER + 1)),)
 
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
         features = math.prod(teacher.shapes[teacher.networks.first])

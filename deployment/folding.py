@@ -24,10 +24,11 @@ from torch.nn import functional
 
 from data.views import CIFAR_SIZE
 from grafting.scions import Adapter
+from grafting.students import layers_of
 from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER, FIRST_GRAFTED
 from models.networks import frozen
-from models.vgg import convolution_block
+from models.vgg import convolution_block, convolutions
 
 USUALLY_FOLDED = (FIRST_GRAFTED + 1,)  # the blocks whose first convolution takes in adapters, if 3 to 5 are grafted
 
@@ -77,13 +78,13 @@ def fold(teacher: FrozenTeacher, scions: Iterable[nn.Sequential], temperature: f
     Products of weights are computed in float64. The result is frozen, and a copy: it shares no memory with its sources.
     """
     blocks, adapters = in_parts(teacher, scions)
-    convolutions = [[layer for layer in block if isinstance(layer, nn.Conv2d)] for block in blocks[:CLASSIFIER]]
-    widths = [[layer.out_channels for layer in of_block] for of_block in convolutions]
+    layers_of_block = [convolutions(block) for block in blocks[:CLASSIFIER]]
+    widths = [[layer.out_channels for layer in layers] for layers in layers_of_block]
     folded = tuple(number for number in range(CLASSIFIER) if adapters[number])
     network = FoldedStudent(widths, teacher.classes, folded)
     network.mean.copy_(255 * torch.tensor(teacher.normalization.mean)[:, None, None])
     network.std.copy_(255 * torch.tensor(teacher.normalization.std)[:, None, None])
-    for number, layers in enumerate(convolutions):
+    for number, layers in enumerate(layers_of_block):
         targets = [layer for layer in network.blocks[number] if isinstance(layer, nn.Conv2d | ConvolutionWithBiasMap)]
         for target, layer in zip(targets, layers, strict=True):
             if isinstance(target, nn.Conv2d):
@@ -98,10 +99,8 @@ def fold(teacher: FrozenTeacher, scions: Iterable[nn.Sequential], temperature: f
 
 def in_parts(teacher: FrozenTeacher, scions: Iterable[nn.Sequential]) -> tuple[list[nn.Module], list[list[Adapter]]]:
     """The student's six blocks, and the adapters in front of each of them."""
-    networks = teacher.networks
-    layers = [*teacher.blocks[: networks.first], *(layer for scion in scions for layer in scion)]
     blocks, adapters = [], [[]]
-    for layer in (*layers, *teacher.blocks[networks.last + 1 :]):
+    for layer in layers_of(teacher.networks, teacher.blocks, scions):
         if isinstance(layer, Adapter):
             adapters[-1].append(layer)
         else:

@@ -11,7 +11,7 @@ from deployment.evaluation import TEACHER, Candidate
 from deployment.export import OnRawImages
 from deployment.formats import Header, Network, empty_network
 from deployment.plain import deployed
-from grafting.scions import Adapter, adapters_of, scions
+from grafting.scions import adapters_of, own_block, scions
 from grafting.students import empty_student, graft_of, load_plain
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
@@ -49,8 +49,7 @@ def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> n
         nn.init.dirac_(adapter.weight)
         nn.init.zeros_(adapter.bias)
     for scion, block in zip(student, cut(network)[networks.first :], strict=True):
-        (own,) = (layer for layer in scion if not isinstance(layer, Adapter))
-        own.load_state_dict(block.state_dict())
+        own_block(scion).load_state_dict(block.state_dict())
     return frozen(graft_of(teacher, student.to(teacher.device)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from comparisons.methods import METHODS
 from experiments import results
-from experiments.drawing import Report, decoration, plain_matplotlib
-from experiments.figure import DPI, FORMATS, SETTINGS, label
+from experiments.drawing import Report, decoration, file_of, plain_matplotlib
+from experiments.figure import FORMATS, SETTINGS, label
 from experiments.results import Result
 from experiments.setting import STUDENT_FIELDS, require_comparable, student_name
 from experiments.tables import DEVIATION
@@ -161,7 +160,7 @@ def figure(found: Sequence[Result], kind: str) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    cells, dataset, drawing = cells_of(found), found[0]["setting"]["dataset"], io.BytesIO()
+    cells, dataset = cells_of(found), found[0]["setting"]["dataset"]
     joined = [row for row in cells if row.startswith(STAGE1)]
     panels = {"methods": [row for row in cells if row not in joined]}
     if joined:
@@ -174,9 +173,7 @@ def figure(found: Sequence[Result], kind: str) -> bytes:
         label(axes, sorted({n for of_row in cells.values() for n in of_row}), f"{dataset}: {title}")
         axes.set_ylabel("test accuracy of the last epoch, %")
         axes.legend(fontsize="small")
-    without_version = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    canvas.savefig(drawing, format=kind, dpi=DPI, metadata=without_version)
-    return drawing.getvalue()
+    return file_of(canvas, kind)
 
 
 def _draw(axes: Axes, cells: Cells, shown: Sequence[str]) -> None:

@@ -1,15 +1,22 @@
 """The one place where pictures are drawn and guarded: whatever goes wrong there is a line, and costs no result."""
 
+from __future__ import annotations
+
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import BadInput
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 150  # of PNG files
 Report = Callable[[str], None]
 
 
@@ -40,3 +47,14 @@ def plain_matplotlib(settings: Mapping[str, Any] = MappingProxyType({})) -> Iter
         defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
         with matplotlib.rc_context({**defaults, **settings}):
             yield
+
+
+def file_of(figure: Figure, kind: str, **metadata: str) -> bytes:
+    """The figure as "png" or "svg", without date and version, so that it changes only with what it shows.
+
+    metadata: more of it, in an SVG file.
+    """
+    drawing = io.BytesIO()
+    about = {"Date": None, "Creator": None, **metadata} if kind == "svg" else {"Software": None}
+    figure.savefig(drawing, format=kind, dpi=DPI, metadata=about)
+    return drawing.getvalue()

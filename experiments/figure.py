@@ -10,7 +10,6 @@ the paper does not report its teacher, as on CIFAR100, the panel shows test accu
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import results
-from experiments.drawing import decoration, plain_matplotlib
+from experiments.drawing import decoration, file_of, plain_matplotlib
 from experiments.results import Result
 from experiments.setting import student_name
 from experiments.tables import Row, is_papers, markdown, rows
@@ -33,7 +32,6 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, and most commands
 
 FORMATS = ("png", "svg")
 PANEL_WIDTH, HEIGHT = 4.6, 3.7  # inches
-DPI = 150
 OURS, PAPER = "#0072B2", "#D55E00"  # Okabe and Ito: told apart by colour-blind readers, and in grey by shape
 LAST = "#56B4E9"
 SETTINGS = {
@@ -142,9 +140,7 @@ def draw(panels: Sequence[Panel], kind: str) -> bytes:
     figure.subplots_adjust(left=0.68 / width, right=1 - 0.42 / width, bottom=0.26, top=0.87, wspace=0.32)
     columns = 3 if len(panels) == 1 else len(drawn)
     figure.legend(drawn.values(), drawn, loc="lower center", ncols=columns, frameon=False, columnspacing=1.4)
-    drawing = io.BytesIO()
-    figure.savefig(drawing, format=kind, dpi=DPI, metadata=_metadata(panels, kind))
-    return drawing.getvalue()
+    return file_of(figure, kind, Title="Students over N", Description=numbers(panels))
 
 
 def _draw_panel(axes: Axes, shown: Panel) -> dict[str, object]:
@@ -179,13 +175,6 @@ def label(axes: Axes, shots: Sequence[int], title: str) -> None:
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
     style = {"fontsize": 9, "fontweight": "bold", "parse_math": False}  # a folder may have $ in its name
     axes.set_title(title, loc="left", **style)
-
-
-def _metadata(panels: Sequence[Panel], kind: str) -> dict[str, str | None]:
-    """Without date and version, so that the file changes only with the results; in SVG also the numbers drawn."""
-    if kind == "png":
-        return {"Software": None}
-    return {"Date": None, "Creator": None, "Title": "Students over N", "Description": numbers(panels)}
 
 
 def numbers(panels: Sequence[Panel]) -> str:

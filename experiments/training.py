@@ -124,8 +124,7 @@ class CellTraining:
         )
         self.seconds["start"] += perf_counter() - began
         if not of_trained < of_start:
-            kept = Phase(START, span, 1, 0.0, 0.0, scaled=False, selects_among=1)
-            self.record(kept, start[:grafted], of_start, 0.0)
+            self.record(Phase.without_steps(START, span), start[:grafted], of_start, 0.0)
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
         """Distil the networks, in sequence, over the phase's span, unless the checkpoint is from a later phase."""

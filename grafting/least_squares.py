@@ -17,6 +17,7 @@ from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
+from models.vgg import convolutions
 
 BATCH = 324  # views at once
 ENOUGH = 16_200  # views: a map has 513 unknowns for an output at most, and more views change little (docs/start.md)
@@ -27,10 +28,6 @@ def strongest(layer: nn.Conv2d, count: int) -> Tensor:
     """The filters with the largest L1 norms, in their order: (count,)."""
     norms = layer.weight.abs().flatten(1).sum(1)
     return norms.argsort(descending=True, stable=True)[:count].sort().values
-
-
-def convolutions(blocks: nn.Module) -> list[nn.Conv2d]:
-    return [layer for layer in blocks.modules() if isinstance(layer, nn.Conv2d)]
 
 
 @torch.no_grad()

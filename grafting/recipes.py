@@ -17,6 +17,8 @@ from models.teacher_recipe import TeacherRecipe
 if TYPE_CHECKING:
     from torch import Tensor  # not loaded here: the command line is parsed without it
 
+    Loss = Callable[[Tensor, Tensor], Tensor]
+
 BATCH_AT_TEN_SHOTS = 64
 CURVE_POINTS = 5  # test accuracies in a phase where they decide nothing, however long the phase is
 
@@ -41,8 +43,13 @@ class Phase:
     lr_adapter: float
     scaled: bool
     selects_among: int = 0
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    loss: Loss | None = None
     at_logits: bool = True
+
+    @classmethod
+    def without_steps(cls, name: str, span: tuple[int, int]) -> Phase:
+        """What is computed at once; it counts as one epoch."""
+        return cls(name, span, 1, 0.0, 0.0, scaled=False, selects_among=1)
 
     def learning_rates(self, shots: int) -> tuple[float, float]:
         """(student blocks, adapters) at N shots."""
@@ -108,6 +115,11 @@ class Recipe:
         ]
         last = phases.pop()
         return (*phases, replace(last, selects_among=min(self.selects_among or last.epochs, last.epochs)))
+
+    def at_once(self, name: str, lr_student: float, lr_adapter: float, loss: Loss | None = None) -> Phase:
+        """All blocks, for the epochs of all phases; the student is chosen among as many epochs as grafting's."""
+        last = self.phases[-1]
+        return Phase(name, last.span, self.epochs, lr_student, lr_adapter, False, last.selects_among, loss)
 
     @property
     def stage1(self) -> tuple[Phase, ...]:

@@ -59,6 +59,12 @@ def adapters_of(scion: nn.Module) -> list[Adapter]:
     return [layer for layer in scion.modules() if isinstance(layer, Adapter)]
 
 
+def own_block(scion: nn.Sequential) -> nn.Module:
+    """The student's block between its adapters."""
+    (own,) = (layer for layer in scion if not isinstance(layer, Adapter))
+    return own
+
+
 def graft(teacher: nn.Sequential, scion: nn.Module, span: tuple[int, int], images: Tensor) -> Tensor:
     """The logits (B, classes) of normalised images, with `scion` instead of the teacher's blocks [i, j)."""
     i, j = span

@@ -12,18 +12,11 @@ import torch
 from torch import nn
 
 from grafting.inputs import Inputs
-from grafting.least_squares import (
-    convolutions,
-    enough_views,
-    pruned,
-    solve,
-    solve_adapter,
-    solve_classifier,
-    strongest,
-)  # fmt: skip
-from grafting.scions import Adapter
+from grafting.least_squares import enough_views, pruned, solve, solve_adapter, solve_classifier, strongest
+from grafting.scions import Adapter, own_block
 from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
+from models.vgg import convolutions
 
 START = "start"  # the phase of a start that is kept (experiments/training.py)
 
@@ -35,7 +28,7 @@ def begin_solved(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
     """
     teacher, blocks = inputs.teacher, solved(inputs)
     for index, (network, solved_block) in enumerate(zip(networks, blocks, strict=False)):
-        _own(network).load_state_dict(solved_block.state_dict())
+        own_block(network).load_state_dict(solved_block.state_dict())
         if isinstance(network[0], Adapter):
             wide = teacher.blocks[teacher.networks.first + index - 1]
             pick(network[0], convolutions(wide)[-1])
@@ -46,13 +39,7 @@ def begin_solved(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
 def copy_blocks(networks: Sequence[nn.Sequential], teacher: FrozenTeacher) -> None:
     """Let fresh student blocks begin with the teacher's, as the networks' rule says. Raises BadInput."""
     for network, block in zip(networks, teacher.networks.grafted, strict=True):
-        teacher.networks.copy_block(_own(network), teacher.blocks[block])
-
-
-def _own(network: nn.Sequential) -> nn.Module:
-    """The student's block between its adapters."""
-    (own,) = (layer for layer in network if not isinstance(layer, Adapter))
-    return own
+        teacher.networks.copy_block(own_block(network), teacher.blocks[block])
 
 
 def solved(inputs: Inputs) -> nn.Sequential:

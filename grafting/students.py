@@ -6,7 +6,7 @@ ResNet18 from a ResNet34 is torchvision's.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +29,12 @@ def graft_of(teacher: FrozenTeacher, scions: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*teacher.blocks[: networks.first], *scions, *teacher.blocks[networks.last + 1 :])
 
 
+def layers_of(networks: Networks, teacher: nn.Sequential, scions: Iterable[nn.Sequential]) -> list[nn.Module]:
+    """The whole student's blocks and adapters, front to back. teacher: its blocks."""
+    behind = teacher[networks.last + 1 :]
+    return [*teacher[: networks.first], *(layer for scion in scions for layer in scion), *behind]
+
+
 @torch.no_grad()
 def without_adapters(
     networks: Networks, teacher: nn.Sequential, scions: Sequence[nn.Sequential]
@@ -37,13 +43,8 @@ def without_adapters(
 
     teacher: its blocks. scions: one for each grafted block, with or without adapters.
     """
-    layers = [
-        *teacher[: networks.first],
-        *(layer for scion in scions for layer in scion),
-        *teacher[networks.last + 1 :],
-    ]
     blocks, behind = [], None  # behind: the map of channels behind the last block, where there is one
-    for layer in layers:
+    for layer in layers_of(networks, teacher, scions):
         if isinstance(layer, Adapter):
             if layer.bias is not None:
                 return None

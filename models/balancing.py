@@ -12,11 +12,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.datasets import ImageDataset
 from models.architectures import FIRST_GRAFTED
-from models.vgg import BlockwiseVGG, cut
+from models.vgg import BlockwiseVGG, convolutions, cut
 
 IMAGES, BATCH = 2000, 500
 TARGET_RMS = 2.0  # on CIFAR10, the first teacher's student was better at 1.08 than at 0.27
@@ -37,7 +37,8 @@ def balance(network: BlockwiseVGG, dataset: ImageDataset, device: torch.device) 
     if not 0 < size < math.inf:
         return 1.0
     factor = 2.0 ** round(math.log2(TARGET_RMS / size))
-    last, first = convolutions_of(network, FIRST_GRAFTED - 1)[-1], convolutions_of(network, FIRST_GRAFTED)[0]
+    last = convolutions(network.features[FIRST_GRAFTED - 1])[-1]
+    first = convolutions(network.features[FIRST_GRAFTED])[0]
     last.weight.mul_(factor)
     last.bias.mul_(factor)
     first.weight.div_(factor)
@@ -53,7 +54,3 @@ def output_rms(network: BlockwiseVGG, batches: Iterable[Tensor]) -> float:
         squares += features.double().square().sum().item()
         count += features.numel()
     return math.sqrt(squares / count)
-
-
-def convolutions_of(network: BlockwiseVGG, block: int) -> list[nn.Conv2d]:
-    return [layer for layer in network.features[block] if isinstance(layer, nn.Conv2d)]

@@ -38,6 +38,11 @@ class BlockwiseVGG(nn.Module):
         return cut(self)(images)
 
 
+def convolutions(blocks: nn.Module) -> list[nn.Conv2d]:
+    """Of a block or several, front to back."""
+    return [layer for layer in blocks.modules() if isinstance(layer, nn.Conv2d)]
+
+
 def cut(network: BlockwiseVGG) -> nn.Sequential:
     """The network's six blocks. They share its parameters; slices of the sequence do too."""
     return nn.Sequential(*network.features, nn.Sequential(nn.Flatten(), network.classifier))

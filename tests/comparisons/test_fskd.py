@@ -8,8 +8,9 @@ from comparisons.nearest_class_mean import class_means
 from data.views import Views
 from grafting.distillation import NotFinite
 from grafting.inputs import Inputs
-from grafting.least_squares import convolutions, pruned
+from grafting.least_squares import pruned
 from models.architectures import FIRST_GRAFTED
+from models.vgg import convolutions
 
 COUNT, MIDDLE = Views(32).count, Views(32).middle
 

@@ -13,6 +13,7 @@ from grafting import least_squares
 from grafting.inputs import Inputs
 from models.architectures import FIRST_GRAFTED
 from models.networks import vgg
+from models.vgg import convolutions
 from utils.precision import arithmetic
 
 COUNT, MIDDLE = Views(32).count, Views(32).middle
@@ -38,7 +39,7 @@ def test_the_filters_with_the_largest_norms_are_kept_in_their_order():
 def test_pruning_what_the_teacher_does_not_use_changes_nothing(teacher):
     """With half the filters zero, and nothing of them used behind, the pruned student is the teacher."""
     frozen = frozen_teacher(teacher)
-    wide = least_squares.convolutions(frozen.blocks[FIRST_GRAFTED:-1])
+    wide = convolutions(frozen.blocks[FIRST_GRAFTED:-1])
     for layer, follower in zip(wide, [*wide[1:], teacher.classifier[0]], strict=True):
         weak = torch.arange(1, layer.out_channels, 2)
         layer.weight.data[weak], layer.bias.data[weak] = 0.0, 0.0

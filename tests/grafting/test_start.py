@@ -19,11 +19,12 @@ from torch import nn
 from comparisons.methods import METHODS
 from experiments.training import CellTraining
 from grafting.inputs import Inputs
-from grafting.least_squares import convolutions, strongest
+from grafting.least_squares import strongest
 from grafting.scions import adapters_of, graft, scions
 from grafting.start import begin_solved, copy_blocks, solved
 from grafting.students import graft_of
 from models.networks import vgg
+from models.vgg import convolutions
 from utils.errors import BadInput
 
 

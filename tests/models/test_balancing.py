@@ -3,7 +3,8 @@ import torch
 from small import frozen_teacher
 
 from models import balancing
-from models.balancing import balance, convolutions_of, output_rms
+from models.balancing import balance, output_rms
+from models.vgg import convolutions
 
 CPU = torch.device("cpu")
 
@@ -16,7 +17,7 @@ def images(dataset):
 
 @pytest.mark.parametrize("size", [2.0**-9, 0.1, 1.0, 1000.0])
 def test_logits_stay_the_same_to_the_last_bit_and_only_two_convolutions_change(teacher, dataset, images, size):
-    last, first = convolutions_of(teacher, 2)[-1], convolutions_of(teacher, 3)[0]
+    last, first = convolutions(teacher.features[2])[-1], convolutions(teacher.features[3])[0]
     last.bias.copy_(torch.linspace(-0.1, 0.2, len(last.bias)))
     last.weight.mul_(size)
     last.bias.mul_(size)
@@ -32,7 +33,7 @@ def test_logits_stay_the_same_to_the_last_bit_and_only_two_convolutions_change(t
 
 
 def test_a_silent_block_is_left_alone(teacher, dataset):
-    last = convolutions_of(teacher, 2)[-1]
+    last = convolutions(teacher.features[2])[-1]
     last.weight.zero_()
     last.bias.fill_(-1.0)
     assert balance(teacher, dataset, CPU) == 1.0
