@@ -5,6 +5,7 @@ from conftest import ROOT
 
 from experiments import results
 from models import checkpoints, records
+from utils import files
 from utils.errors import BadInput
 
 EXPECTED = {"teacher_sha256": "t", "normalization": {"mean": [0.5], "std": [0.25]}, "class_names": ["a", "b"]}
@@ -72,11 +73,18 @@ def test_what_decides_predictions(dataset):
     assert "teacher_sha256" not in records.deciding(dataset)
 
 
-@pytest.mark.parametrize("folder", ["CIFAR10-second-teacher", "CIFAR10-second-teacher-cpu"])
-def test_the_committed_teacher_is_that_of_its_record_and_of_its_results(folder):
-    path = ROOT / "ckpt/teacher/vgg16-blockwise-cifar10-second.pth"
-    record, weights = records.of(path), checkpoints.weights_sha256(checkpoints.read_teacher(path, 10))
-    assert record["dataset"] == "CIFAR10" and record["weights_sha256"] == weights
-    found = results.read_all(ROOT / "benchmarks/results" / folder)
+SECOND, QUICK = "vgg16-blockwise-cifar10-second.pth", "vgg16-blockwise-cifar100-quick.pth"
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [(SECOND, "CIFAR10-second-teacher"), (SECOND, "CIFAR10-second-teacher-cpu"), (QUICK, "CIFAR100-quick")],
+)
+def test_a_committed_teacher_is_that_of_its_record_and_of_its_results(file, folder):
+    path, found = ROOT / "ckpt/teacher" / file, results.read_all(ROOT / "benchmarks/results" / folder)
+    record, dataset = records.of(path), found[0]["setting"]["dataset"]
+    weights = checkpoints.weights_sha256(checkpoints.read_teacher(path, 10 if dataset == "CIFAR10" else 100))
+    assert record["dataset"] == dataset and record["weights_sha256"] == weights
+    assert record["sha256"] == files.sha256_of_file(path)
     assert {result["setting"]["teacher_sha256"] for result in found} == {weights}
     assert record["normalization"] == found[0]["setting"]["normalization"]
