@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_sweep(args)
         base = Job(args)
+        comparison.require_no_run(base.output_dir)
         grid = {label_of(entry): entry for entry in GRID.get(args.grid, ())}
         methods = grid or {name: METHODS[name] for name in args.methods or METHODS}
         jobs = [job_of(base, folder, method, {} if grid else ONE_SHOT) for folder, method in methods.items()]

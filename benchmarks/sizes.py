@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_table(base.output_dir)
             return 0
         require_sweep(args)
+        comparison.require_no_run(base.output_dir)
         jobs = [job_of(base, *student, WAYS[way]) for student in STUDENTS for way in args.ways]
         for _, of_same_blocks in groupby(jobs, key=lambda job: job.pair.grafted):
             sweep.run(list(of_same_blocks))  # with one cache of teacher features
@@ -97,7 +98,7 @@ def job_of(base: Job, grafted: Blocks, width: float, way: Way) -> Job:
 
 def measured(jobs: Sequence[Job]) -> dict[str, Any]:
     """Sizes and speed of the teacher and of each student, folded, on this machine; random weights do for that."""
-    by_name = {f"blocks {j.args.grafted.first}-{j.args.grafted.last}, width {j.args.student_width}": j for j in jobs}
+    by_name = {size_name(*job.args.grafted, job.args.student_width): job for job in jobs}
     first = next(iter(by_name.values()))
     teacher = OnRawImages(copy.deepcopy(first.network).cpu(), first.dataset.normalization)
     networks: dict[str, nn.Module] = {"teacher": teacher}
@@ -133,7 +134,7 @@ def rows_of(found: Sequence[Result], sizes: dict[str, Any]) -> list[dict[str, An
     cells, rows = comparison.cells_of(found), {}
     for setting in (result["setting"] for result in found):
         (start, end), width, name = setting["schedule"][-1]["span"], setting.get("student_width"), student_name(setting)
-        size = f"blocks {start}-{end - 1}, width {width}"
+        size = size_name(start, end - 1, width)
         if size not in sizes:
             raise BadInput(f"{MEASURED}: has no {size}, of the run of {name}; move that run elsewhere")
         accuracies = {n: [trial["last"] for trial in trials] for n, trials in cells.get(name, {}).items()}
@@ -141,6 +142,11 @@ def rows_of(found: Sequence[Result], sizes: dict[str, Any]) -> list[dict[str, An
                       "accuracies": accuracies, **sizes[size]}  # fmt: skip
     in_order = sorted(rows.values(), key=lambda row: row["way"])
     return sorted(in_order, key=lambda row: (row["blocks"], row["width"]), reverse=True)
+
+
+def size_name(first: int, last: int, width: float | None) -> str:
+    """What a size is called in sizes.json. width: None for a network that is no VGG, of which there is none."""
+    return f"blocks {first}-{last}, width {width}"
 
 
 def markdown(rows: Sequence[dict[str, Any]], teacher: float, content: dict[str, Any]) -> str:

@@ -67,6 +67,12 @@ def read(folders: Sequence[Path]) -> list[Result]:
     return sorted((result for _, result in found), key=_place)
 
 
+def require_no_run(folder: Path) -> None:
+    """Raise BadInput, before runs are made inside a folder, if it is a run itself, which would stand beside them."""
+    if results.paths(folder):
+        raise BadInput(f"{folder}: holds a run of train_fskd.py; name another --output_dir")
+
+
 def _require_comparable(found: Sequence[tuple[Path, Result]]) -> None:
     """Raise BadInput where results cannot stand in one table. found: each with its output directory."""
     shared, of_row, first = {}, {}, {}

@@ -26,14 +26,14 @@ def begin_solved(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
 
     networks: one for each grafted block; others behind them stay as they are.
     """
-    teacher, blocks = inputs.teacher, solved(inputs)
+    teacher, blocks, views = inputs.teacher, solved(inputs), enough_views(inputs)
     for index, (network, solved_block) in enumerate(zip(networks, blocks, strict=False)):
         own_block(network).load_state_dict(solved_block.state_dict())
         if isinstance(network[0], Adapter):
             wide = teacher.blocks[teacher.networks.first + index - 1]
             pick(network[0], convolutions(wide)[-1])
         if isinstance(network[-1], Adapter):
-            solve_adapter(network[-1], blocks[: index + 1], inputs, enough_views(inputs))
+            solve_adapter(network[-1], blocks[: index + 1], inputs, views)
 
 
 def copy_blocks(networks: Sequence[nn.Sequential], teacher: FrozenTeacher) -> None:

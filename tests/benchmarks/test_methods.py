@@ -8,7 +8,7 @@ from small import short_recipe
 
 import train_fskd
 from acceleration.feature_cache import FeatureCache
-from benchmarks import methods
+from benchmarks import methods, sizes
 from comparisons.methods import GRID, METHODS, Whole
 from experiments import results
 from experiments.cell import Cell
@@ -151,3 +151,11 @@ def test_the_measured_grids_decide(file, tmp_path):
 def test_a_start_or_width_that_a_method_cannot_have_is_refused_before_any_cell(with_teacher, capsys, flags, line):
     assert methods.main([*ONE_CELL, *flags]) == 2
     assert line in capsys.readouterr().err and not list(with_teacher.rglob("trial-*.json"))
+
+
+@pytest.mark.parametrize("program", [methods, sizes])
+def test_a_folder_that_is_a_run_itself_is_refused_before_anything_is_run(program, at_home, monkeypatch, capsys):
+    files.write_json(results.path_of(at_home / "all", 1, 0), {})
+    monkeypatch.setattr("experiments.sweep.run", lambda jobs: pytest.fail("cells were run"))
+    assert program.main(COMMAND) == 2
+    assert "all: holds a run of train_fskd.py; name another --output_dir" in capsys.readouterr().err
