@@ -18,6 +18,7 @@ from small import numbers, pixel, pixels, short_recipe, small_job
 import train_fskd
 from experiments import figure, pictures, training
 from experiments import sweep as sweeps
+from experiments.summary import write_summary
 
 CELLS = ("1 0", "1 1", "2 0", "2 1")
 EPOCHS = 90  # of a cell
@@ -50,7 +51,9 @@ def sweep(folder: str) -> None:
     recipe = short_recipe((25, 15), (15, 20))
     assert recipe.epochs == EPOCHS
     flags = ("--nshot", "1", "2", "--trials", "2", "--eval_every", "2", "--memory", "1")
-    sweeps.run([small_job(root, *flags, recipe=recipe)])
+    job = small_job(root, *flags, recipe=recipe)
+    if not sweeps.run([job]):  # killed between the last result and the table, which the command then makes
+        write_summary(job.output_dir, job.report_once)
 
 
 def run_in(folder: Path):
