@@ -3,6 +3,7 @@
 import json
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,26 @@ def test_the_front_pages_table_is_that_of_the_paper_and_of_the_results():
             row, (paper, *ours) = found.get(shots), cells[first - 1 : last - 1]
             assert tuple(map(float, paper.split(" ± "))) == RECIPES[name].published[int(shots)]
             assert ours == ([row["best"], row["last"], row["n"]] if row else ["-"] * 3)[: len(ours)]
+
+
+def last_of(table: Path) -> dict[str, str]:
+    """The accuracy at the last epoch of each N in a table.md."""
+    ((head, *rows),) = tables_of(table.read_text())
+    return {row["N"]: row["last"] for row in (dict(zip(head, row, strict=True)) for row in rows)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_numbers_with_a_link_to_a_table_are_in_it(page):
+    """A number that is such a link is that table's, at the N of its row; so are a row's columns N = ... beside one."""
+    for head, *rows in tables_of(page.read_text()):
+        for row in (dict(zip(head, row, strict=True)) for row in rows):
+            for text, target in re.findall(r"\[([^]]*)\]\(([^)]*/table\.md)\)", " ".join(row.values())):
+                last = last_of(page.parent / target)
+                if text == "table":
+                    columns = [column for column in head if column.startswith("N = ")]
+                    assert [row[c] for c in columns] == [last.get(c.removeprefix("N = "), "-") for c in columns], row
+                else:
+                    assert text == last[row["N"]], row
 
 
 def test_networks_are_the_models():
