@@ -21,6 +21,7 @@ from grafting.method import Method
 from grafting.recipes import RECIPES, Recipe
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
+from models.checkpoints import State
 from models.networks import NETWORKS, Networks, frozen
 from utils import machine
 from utils.arguments import DATA_PATH, PRECISIONS, STUDENT_WIDTH
@@ -45,6 +46,7 @@ class Job:
         self.report = report
         self.report_once = cache(report)
         self._subsets: dict[tuple[int, int], np.ndarray] = {}
+        self.starts: dict[str, list[State]] = {}  # what --start teacher has solved, by the subset's sha256
         self.cells_before = 0  # those of other jobs of the command, with which --shard deals them out
         self.name = dataset_name(args.dataset, args.data_path)
         self.data_recipe = RECIPES[args.dataset]

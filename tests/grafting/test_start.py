@@ -158,6 +158,29 @@ def test_the_start_is_kept_where_training_does_not_bring_it_closer(teacher, tmp_
     assert len(training.written) == 3
 
 
+@pytest.mark.parametrize("method", ["grafting", "fitnets"])
+def test_trials_on_the_same_images_share_what_is_solved(teacher, tmp_path, monkeypatch, method):
+    """The second trial solves nothing, and is what it is alone; other images are solved again."""
+    solves = []
+    monkeypatch.setattr("experiments.training.begin_solved", lambda *args: (solves.append(1), begin_solved(*args)))
+
+    def run(job, images, shots, trial):
+        frozen = frozen_teacher(teacher)
+        frozen.networks = job.networks
+        cell = small_training(job, frozen, images, shots, trial)
+        cell.run()
+        return cell
+
+    flags = ("--method", method, "--start", "teacher", "--nshot", "1", "2")
+    together, alone = (small_job(tmp_path / name, *flags, network=teacher) for name in ("together", "alone"))
+    run(together, pictures(3), 1, 0)
+    second, expected = (run(job, pictures(3), 1, 1) for job in (together, alone))
+    assert len(solves) == 2  # one of each job
+    assert [c.losses for c in second.curves.values()] == [c.losses for c in expected.curves.values()]
+    run(together, pictures(6), 2, 0)
+    assert len(solves) == 3
+
+
 def test_residual_blocks_of_other_shapes_are_refused_before_any_feature_is_computed(tmp_path, monkeypatch):
     teacher = resnet_teacher("resnet50-resnet18")
     teacher.networks = teacher.networks.started_from("teacher")
