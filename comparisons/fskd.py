@@ -1,9 +1,9 @@
-"""Students without training: FSKD (Li et al., CVPR 2020), and least squares with a solved classifier. For VGGs.
+"""Students without training: FSKD (Li et al., CVPR 2020), and least squares (grafting/least_squares.py). For VGGs.
 
-FSKD, few-sample knowledge distillation, prunes the teacher's convolutions and solves a 1x1 convolution behind each of
-them (grafting/least_squares.py). The first linear layer keeps the columns of the channels that are left, as in the
-authors' code, and each image is used once, as it is. `least-squares` and `least-squares-images` also solve that linear
-layer; most of their accuracy comes from that. The first uses many views of each image, the second each image alone.
+FSKD, few-sample knowledge distillation, keeps the filters of largest L1 norm, without what they read of the others, and
+solves a 1x1 convolution behind each of them. The first linear layer keeps the columns of the channels that are left, as
+in the authors' code, and each image is used once, as it is. `least-squares` uses many views of each image,
+`least-squares-images` each image alone; both solve the linear layer too.
 """
 
 from collections.abc import Sequence
@@ -12,48 +12,61 @@ from time import perf_counter
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from comparisons.kd import PlainStudent
 from grafting.inputs import Inputs
-from grafting.least_squares import enough_views, mean_distance, one_view, pruned, solve, solve_classifier
+from grafting.least_squares import (
+    Batches,
+    Keep,
+    Kept,
+    Place,
+    enough_views,
+    fitted,
+    mean_distance,
+    most_telling,
+    one_view,
+)
 from grafting.method import Training
 from grafting.recipes import Phase, Recipe
-from grafting.teacher import FrozenTeacher
+
+
+def strongest(inputs: Inputs, batches: Batches, place: Place, count: int) -> Kept:
+    """The filters with the largest L1 norms. Of the other channels nothing is predicted: they are 0."""
+    norms = inputs.teacher.blocks[place.block][place.position].weight.abs().flatten(1).sum(1)
+    channels = norms.argsort(descending=True, stable=True)[:count].sort().values
+    nothing = torch.zeros_like(norms, dtype=torch.float64)
+    return Kept(channels, torch.eye(len(norms), dtype=torch.float64, device=norms.device)[:, channels], nothing)
 
 
 @dataclass(frozen=True)
 class LeastSquares(PlainStudent):
-    """solves_classifier: solve the first linear layer too. uses_views: use views of each image, not it alone."""
+    """keep: which channels. solves_classifier: the first linear layer too. uses_views: of each image, not it alone."""
 
     for_vggs: ClassVar[bool] = True
     trains: ClassVar[bool] = False
     name: str
+    keep: Keep
     solves_classifier: bool
     uses_views: bool
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """One pass over the layers."""
-        return (Phase.without_steps("solve" if self.solves_classifier else "recover", recipe.phases[-1].span),)
-
-    def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
-        self.require_plain(teacher.networks.student(teacher.classes), teacher)
-        return [nn.Sequential(block) for block in pruned(teacher)]
+        return (Phase.without_steps("fit" if self.solves_classifier else "recover", recipe.phases[-1].span),)
 
     def train(self, recipe: Recipe, training: Training) -> None:
         (phase,) = self.phases(recipe)
         inputs = training.inputs if self.uses_views else Inputs(training.teacher, training.images)
-        started, student = perf_counter(), nn.Sequential(*(block for (block,) in training.networks))
+        started = perf_counter()
         batches = enough_views(inputs) if self.uses_views else one_view(inputs, inputs.teacher.views.middle)
-        solve(student, inputs, batches)
-        if self.solves_classifier:
-            solve_classifier(student, inputs, batches)
+        student, _ = fitted(inputs, batches, self.keep, self.solves_classifier)
+        for (block,), found in zip(training.networks, student, strict=True):
+            block.load_state_dict(found.state_dict())
         loss = mean_distance(student, inputs, batches)
         training.record(phase, training.networks, loss, perf_counter() - started)
 
 
 LEAST_SQUARES: Sequence[LeastSquares] = (
-    LeastSquares("fskd", solves_classifier=False, uses_views=False),
-    LeastSquares("least-squares", solves_classifier=True, uses_views=True),
-    LeastSquares("least-squares-images", solves_classifier=True, uses_views=False),
+    LeastSquares("fskd", strongest, solves_classifier=False, uses_views=False),
+    LeastSquares("least-squares", most_telling, solves_classifier=True, uses_views=True),
+    LeastSquares("least-squares-images", most_telling, solves_classifier=True, uses_views=False),
 )

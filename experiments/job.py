@@ -46,7 +46,7 @@ class Job:
         self.report = report
         self.report_once = cache(report)
         self._subsets: dict[tuple[int, int], np.ndarray] = {}
-        self.starts: dict[str, list[State]] = {}  # what --start teacher has solved, by the subset's sha256
+        self.starts: dict[str, list[State]] = {}  # what --start teacher has fitted, by the subset's sha256
         self.cells_before = 0  # those of other jobs of the command, with which --shard deals them out
         self.name = dataset_name(args.dataset, args.data_path)
         self.data_recipe = RECIPES[args.dataset]
@@ -127,7 +127,8 @@ class Job:
     def networks_setting(self) -> dict[str, Any]:
         """What a cell's setting says of the networks, besides the teacher's sha256."""
         if self.networks.is_vgg:
-            return {"start": self.networks.start, "student_width": self.networks.student_width}
+            filters = {"filters": "most telling"} if self.networks.start == "teacher" else {}
+            return {"start": self.networks.start, "student_width": self.networks.student_width, **filters}
         mode = "training mode" if self.networks.trains_batchnorm else "evaluation mode"
         return {**self.networks.content, "start": self.networks.start, "batchnorm": mode}
 

@@ -19,7 +19,7 @@ from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
 from grafting.least_squares import enough_views, mean_distance
 from grafting.recipes import Phase
-from grafting.start import START, begin_solved, copy_blocks
+from grafting.start import START, begin_fitted, copy_blocks
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.checkpoints import on_cpu
@@ -87,7 +87,7 @@ class CellTraining:
         networks, start = self.teacher.networks, None
         from_teacher, is_new = networks.start == "teacher", not self._restored
         if from_teacher and is_new and networks.is_vgg:
-            self._begin_solved(self.networks)
+            self._begin_fitted(self.networks)
             start = copy.deepcopy(self.networks)
         elif from_teacher and is_new:
             copy_blocks(self.networks, self.teacher)
@@ -102,15 +102,15 @@ class CellTraining:
         fresh = self.method.fresh(self.teacher, torch_generator(*self.seed_key, "scions"))
         return [network.to(self.teacher.device) for network in fresh]
 
-    def _begin_solved(self, networks: Sequence[nn.Sequential]) -> None:
-        """Let the networks begin solved. All trials on the same images begin alike: a job computes that once."""
+    def _begin_fitted(self, networks: Sequence[nn.Sequential]) -> None:
+        """Let the networks begin fitted. All trials on the same images begin alike: a job computes that once."""
         inputs, started, subset = self.inputs, perf_counter(), self.cell.setting["subset_sha256"]
         grafted, starts = networks[: len(self.teacher.networks.grafted)], self.cell.job.starts
         if subset in starts:
             for network, state in zip(grafted, starts[subset], strict=True):
                 network.load_state_dict(state)
         else:
-            begin_solved(networks, inputs)
+            begin_fitted(networks, inputs)
             starts[subset] = [on_cpu(network) for network in grafted]
         self.seconds["start"] += perf_counter() - started
 
@@ -122,7 +122,7 @@ class CellTraining:
         interruption, when it is computed again.
         """
         if start is None:
-            self._begin_solved(start := self._fresh())
+            self._begin_fitted(start := self._fresh())
         grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
         start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
         views = enough_views(self.inputs)

@@ -1,14 +1,20 @@
-"""A student that is a part of its VGG teacher: pruned filters, and least squares instead of training.
+"""A student that is a part of its VGG teacher: filters are chosen and fitted by least squares instead of trained.
 
-Each grafted convolution keeps the filters with the largest L1 norm. Behind it, in front of its ReLU, comes a 1x1
-convolution with a bias that brings its outputs as close as possible to those that the same filters have in the teacher.
-As the 1x1 convolution follows the other one directly, both are one convolution. The layers are solved in their order,
-each with those before it already solved; the classifier's first linear layer comes last. No label, no gradient.
+For each grafted convolution, from front to back:
 
-`--start teacher` begins here (grafting/start.py). The convolutions are those of FSKD (comparisons/fskd.py).
+1. Of the teacher's channels, those are kept from which the others follow best on the few-shot images (`most_telling`).
+2. The student takes the filters of these channels. Where they read a channel of the convolution before that is not
+   kept, they read instead what the kept ones predict of it.
+3. Behind the convolution, in front of its ReLU, comes a 1x1 convolution with a bias that brings its outputs as close as
+   possible to those that the same filters have in the teacher. As it follows directly, both are one convolution.
+
+The classifier's first linear layer comes last. No label, no gradient. `--start teacher` begins here
+(grafting/start.py); FSKD keeps other channels and drops what the rest would say (comparisons/fskd.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,62 +23,131 @@ from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
-from models.vgg import convolutions
 
 BATCH = 324  # views at once
 ENOUGH = 16_200  # views: a map has 513 unknowns for an output at most, and more views change little (docs/start.md)
+RIDGE = 1e-6  # of the mean variance, added to each: from few images, many channels follow exactly from others
 Batches = Sequence[tuple[Tensor, Tensor]]  # of images (B,) and their views (B,)
 
 
-def strongest(layer: nn.Conv2d, count: int) -> Tensor:
-    """The filters with the largest L1 norms, in their order: (count,)."""
-    norms = layer.weight.abs().flatten(1).sum(1)
-    return norms.argsort(descending=True, stable=True)[:count].sort().values
+class Place(NamedTuple):
+    """Where a convolution is: its block, its position there, and the position behind its ReLU, or behind the pool."""
+
+    block: int
+    position: int
+    end: int
+
+
+class Kept(NamedTuple):
+    """The channels (K,) of a teacher's convolution that are kept, and the affine map from them to all channels.
+
+    weight (C, K) and bias (C,) in float64. The map gives the kept channels unchanged.
+    """
+
+    channels: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+Keep = Callable[[Inputs, Batches, Place, int], Kept]  # ..., the number of channels
+
+
+def most_telling(inputs: Inputs, batches: Batches, place: Place, count: int) -> Kept:
+    """The channels from which the next layer's outputs follow best, by linear maps on the views."""
+    mean, covariance = moments(inputs, batches, place)
+    channels = greedy(covariance, readers(inputs.teacher, place), count)
+    weight = torch.linalg.solve(covariance[channels][:, channels], covariance[channels]).T
+    return Kept(*(part.to(inputs.teacher.device) for part in (channels, weight, mean - weight @ mean[channels])))
+
+
+def greedy(covariance: Tensor, readers: Tensor, count: int) -> Tensor:
+    """Greedy column subset selection: (count,) channels, in order.
+
+    Each in turn is the one that explains most of what the others have left unexplained in the layer that reads them.
+    covariance, readers: (C, C); for a reader with the weights W (C', C), readers is the product of W's transpose and W.
+    """
+    left, read, taken = covariance.clone(), readers @ covariance, []
+    for _ in range(count):
+        explained = (left * read).sum(0) / left.diag()
+        explained[taken] = -torch.inf
+        taken.append(int(explained.argmax()))
+        share = left[taken[-1]] / left[taken[-1], taken[-1]]
+        read = read - torch.outer(read[:, taken[-1]], share)
+        left = left - torch.outer(left[:, taken[-1]], share)
+    return torch.tensor(sorted(taken))
+
+
+def moments(inputs: Inputs, batches: Batches, place: Place) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and covariance (C, C) of the teacher's channels, in float64 on the CPU, with RIDGE; 0 if not finite."""
+    count = total = gram = 0.0
+    for rows in rows_of(inputs, batches, inputs.teacher.blocks[place.block][: place.end], place.block):
+        y = rows.double()
+        count, total, gram = count + len(y), total + y.sum(0), gram + y.T @ y
+    mean, square = (sums.cpu() / count for sums in (total, gram))
+    covariance = square - torch.outer(mean, mean)
+    covariance = covariance if covariance.isfinite().all() else torch.zeros_like(covariance)
+    ridge = RIDGE * covariance.diag().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return mean, covariance + ridge * torch.eye(len(mean), dtype=torch.float64)
+
+
+def readers(teacher: FrozenTeacher, place: Place) -> Tensor:
+    """How the layer behind a convolution reads its channels, as `greedy` takes it: (C, C) in float64 on the CPU."""
+    layers = [layer for layer in teacher.blocks.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    behind = layers[layers.index(teacher.blocks[place.block][place.position]) + 1].weight.double().cpu()
+    weight = behind.flatten(2).movedim(2, 0).flatten(0, 1) if behind.dim() == 4 else behind
+    return weight.T @ weight
 
 
 @torch.no_grad()
-def pruned(teacher: FrozenTeacher) -> nn.Sequential:
-    """The student's grafted blocks, on the teacher's device, with the weights of the filters that are kept.
+def fitted(
+    inputs: Inputs, batches: Batches, keep: Keep = most_telling, solves_classifier: bool = True
+) -> tuple[nn.Sequential, list[Kept]]:
+    """The student's grafted blocks, and what is kept at the end of each block of convolutions.
 
-    The classifier takes the inputs that are kept; the BatchNorm between its layers is absorbed into the first of them.
+    keep: which channels. The BatchNorm between the classifier's layers is absorbed into the first of them.
     """
-    networks = teacher.networks
-    student = networks.cut(networks.student(teacher.classes).to(teacher.device))
-    inputs = torch.arange(teacher.shapes[networks.first][0], device=teacher.device)
-    for block in networks.grafted:
-        if block == CLASSIFIER:
-            prune_classifier(student[block][1], teacher.network.classifier, inputs)
-            continue
-        for wide, narrow in zip(convolutions(teacher.blocks[block]), convolutions(student[block]), strict=True):
-            kept = strongest(wide, narrow.out_channels)
-            narrow.weight.copy_(wide.weight[kept][:, inputs])
-            narrow.bias.copy_(wide.bias[kept])
-            inputs = kept
-    return student[networks.first : networks.last + 1]
-
-
-def prune_classifier(ours: nn.Sequential, theirs: nn.Sequential, inputs: Tensor) -> None:
-    linear = nn.utils.fusion.fuse_linear_bn_eval(theirs[0], theirs[1]) if len(theirs) == 3 else theirs[0]
-    ours[0].weight.copy_(linear.weight[:, inputs])
-    ours[0].bias.copy_(linear.bias)
-    ours[-1].load_state_dict(theirs[-1].state_dict())
-
-
-@torch.no_grad()
-def solve(student: nn.Sequential, inputs: Inputs, batches: Batches) -> None:
-    """Solve every convolution in order: each takes its inputs from the solved layers before.
-
-    student: the grafted blocks, pruned; changed in place.
-    """
-    first = inputs.teacher.networks.first
+    teacher, networks = inputs.teacher, inputs.teacher.networks
+    student = networks.cut(networks.student(teacher.classes).to(teacher.device))[networks.first : networks.last + 1]
+    before = all_of(teacher.shapes[networks.first][0], teacher.device)
+    at_ends = []
     for index, narrow in enumerate(student):
-        wide = inputs.teacher.blocks[first + index]
-        for position, layer in enumerate(narrow):
-            if isinstance(layer, nn.Conv2d):
-                kept = strongest(wide[position], layer.out_channels)
-                ours = nn.Sequential(*student[:index], narrow[: position + 1])
-                found = outputs(inputs, batches, ours, first + index, wide[: position + 1])
-                absorb(layer, *affine_map((x, y[:, kept]) for x, y in found))
+        block = networks.first + index
+        if block == CLASSIFIER:
+            begin_classifier(narrow[1], teacher.network.classifier, before)
+            continue
+        wide = teacher.blocks[block]
+        for position, end in pairwise([*positions(wide), len(wide)]):
+            layer = narrow[position]
+            kept = keep(inputs, batches, Place(block, position, end), layer.out_channels)
+            filters = wide[position].weight[kept.channels].double()
+            layer.weight.copy_(torch.einsum("oihw,ic->ochw", filters, before.weight))
+            layer.bias.copy_(wide[position].bias[kept.channels])  # the 1x1 convolution adds what before.bias would
+            ours = nn.Sequential(*student[:index], narrow[: position + 1])
+            found = outputs(inputs, batches, ours, block, wide[: position + 1])
+            absorb(layer, *affine_map((x, y[:, kept.channels]) for x, y in found))
+            before = kept
+        at_ends.append(before)
+    if solves_classifier and CLASSIFIER in networks.grafted:
+        solve_classifier(student, inputs, batches)
+    return student, at_ends
+
+
+def positions(block: nn.Sequential) -> list[int]:
+    """Where a block's convolutions are."""
+    return [position for position, layer in enumerate(block) if isinstance(layer, nn.Conv2d)]
+
+
+def all_of(channels: int, device: torch.device) -> Kept:
+    exact = {"dtype": torch.float64, "device": device}
+    return Kept(torch.arange(channels, device=device), torch.eye(channels, **exact), torch.zeros(channels, **exact))
+
+
+def begin_classifier(ours: nn.Sequential, theirs: nn.Sequential, before: Kept) -> None:
+    linear = nn.utils.fusion.fuse_linear_bn_eval(theirs[0], theirs[1]) if len(theirs) == 3 else theirs[0]
+    weight = linear.weight.double()
+    ours[0].weight.copy_(weight @ before.weight)
+    ours[0].bias.copy_(linear.bias + weight @ before.bias)
+    ours[-1].load_state_dict(theirs[-1].state_dict())
 
 
 @torch.no_grad()
@@ -87,21 +162,6 @@ def solve_classifier(student: nn.Sequential, inputs: Inputs, batches: Batches) -
     linear = student[-1][1][0]
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
-
-
-@torch.no_grad()
-def solve_adapter(s2t: nn.Conv2d, student: nn.Sequential, inputs: Inputs, batches: Batches) -> None:
-    """Solve the adapter behind the student's last block, in place: the kept channels unchanged, the others fitted.
-
-    student: the grafted blocks up to the one in front of the adapter, solved.
-    """
-    block = inputs.teacher.networks.first + len(student) - 1
-    wide, narrow = inputs.teacher.blocks[block], student[-1]
-    kept = strongest(convolutions(wide)[-1], convolutions(narrow)[-1].out_channels)
-    weight, bias = affine_map(outputs(inputs, batches, student, block, wide))
-    weight[kept], bias[kept] = torch.eye(len(kept), dtype=weight.dtype, device=weight.device), 0.0
-    s2t.weight.copy_(weight[:, :, None, None])
-    s2t.bias.copy_(bias)
 
 
 def one_view(inputs: Inputs, view: int) -> Batches:
@@ -132,10 +192,14 @@ def outputs(
     ours: from the input of the first grafted block. theirs: from the input of `block`.
     """
     first = inputs.teacher.networks.first
-    ours, theirs = inputs.fast_network(ours, first), inputs.fast_network(theirs, block)
+    return zip(rows_of(inputs, batches, ours, first), rows_of(inputs, batches, theirs, block), strict=True)
+
+
+def rows_of(inputs: Inputs, batches: Batches, network: nn.Module, block: int) -> Iterator[Tensor]:
+    """What a network from the input of `block` gives for each batch of views, a row for every pixel: (rows, C)."""
+    network = inputs.fast_network(network, block)
     for image, view in batches:
-        x, y = ours(inputs.features(first, image, view)), theirs(inputs.features(block, image, view))
-        yield tuple(maps.float().movedim(1, -1).flatten(0, -2) for maps in (x, y))
+        yield network(inputs.features(block, image, view)).float().movedim(1, -1).flatten(0, -2)
 
 
 def affine_map(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -2,38 +2,35 @@
 
 A ResNet's stage takes the teacher's residual blocks of the same index. A VGG's blocks and its classifier begin as the
 least-squares student (grafting/least_squares.py), and each pair of adapters as one identity: s2t gives the channels
-that are kept unchanged and the others by least squares, t2s picks the kept ones. So each scion is close to the
+that are kept unchanged and predicts the others from them, t2s picks the kept ones. So each scion is close to the
 teacher's block, and joined they are the least-squares student.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grafting.inputs import Inputs
-from grafting.least_squares import enough_views, pruned, solve, solve_adapter, solve_classifier, strongest
+from grafting.least_squares import Kept, enough_views, fitted
 from grafting.scions import Adapter, own_block
 from grafting.teacher import FrozenTeacher
-from models.architectures import CLASSIFIER
-from models.vgg import convolutions
 
 START = "start"  # the phase of a start that is kept (experiments/training.py)
 
 
-def begin_solved(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
+def begin_fitted(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
     """Let fresh blocks of a VGG's student, with or without adapters, begin as the least-squares student.
 
     networks: one for each grafted block; others behind them stay as they are.
     """
-    teacher, blocks, views = inputs.teacher, solved(inputs), enough_views(inputs)
-    for index, (network, solved_block) in enumerate(zip(networks, blocks, strict=False)):
-        own_block(network).load_state_dict(solved_block.state_dict())
+    blocks, kept = fitted(inputs, enough_views(inputs))
+    for index, (network, block) in enumerate(zip(networks, blocks, strict=False)):
+        own_block(network).load_state_dict(block.state_dict())
         if isinstance(network[0], Adapter):
-            wide = teacher.blocks[teacher.networks.first + index - 1]
-            pick(network[0], convolutions(wide)[-1])
+            pick(network[0], kept[index - 1].channels)
         if isinstance(network[-1], Adapter):
-            solve_adapter(network[-1], blocks[: index + 1], inputs, views)
+            predict(network[-1], kept[index])
 
 
 def copy_blocks(networks: Sequence[nn.Sequential], teacher: FrozenTeacher) -> None:
@@ -42,18 +39,16 @@ def copy_blocks(networks: Sequence[nn.Sequential], teacher: FrozenTeacher) -> No
         teacher.networks.copy_block(own_block(network), teacher.blocks[block])
 
 
-def solved(inputs: Inputs) -> nn.Sequential:
-    """The grafted blocks of the least-squares student."""
-    student, batches = pruned(inputs.teacher), enough_views(inputs)
-    solve(student, inputs, batches)
-    if CLASSIFIER in inputs.teacher.networks.grafted:
-        solve_classifier(student, inputs, batches)
-    return student
+@torch.no_grad()
+def pick(t2s: nn.Conv2d, channels: Tensor) -> None:
+    """Let the adapter give the teacher's channels that are kept."""
+    t2s.weight.zero_()
+    t2s.weight[range(t2s.out_channels), channels] = 1.0
+    t2s.bias.zero_()
 
 
 @torch.no_grad()
-def pick(t2s: nn.Conv2d, wide: nn.Conv2d) -> None:
-    """Let the adapter give the teacher's channels that are kept. wide: the convolution that they come from."""
-    t2s.weight.zero_()
-    t2s.weight[range(t2s.out_channels), strongest(wide, t2s.out_channels)] = 1.0
-    t2s.bias.zero_()
+def predict(s2t: nn.Conv2d, kept: Kept) -> None:
+    """Let the adapter give all the teacher's channels from those that are kept."""
+    s2t.weight.copy_(kept.weight[:, :, None, None])
+    s2t.bias.copy_(kept.bias)

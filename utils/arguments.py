@@ -130,7 +130,7 @@ def add_networks(add: Callable[..., Any], names: Sequence[str]) -> None:
         help="for VGGs: the share of the teacher's channels that grafted blocks have")
     add("--start", choices=STARTS, default=STARTS[0],
         help="how student blocks begin: fresh, with random weights, as in the paper; teacher, with the teacher's: a"
-             " VGG's filters, pruned and fitted by least squares, or a ResNet's residual blocks. From few images it is"
+             " VGG's filters, chosen and fitted by least squares, or a ResNet's residual blocks. From few images it is"
              " the better start (docs/start.md)")
 
 

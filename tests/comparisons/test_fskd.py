@@ -3,12 +3,14 @@
 import pytest
 import torch
 from small import frozen_teacher, pictures, small_job, small_training
+from torch import nn
 
+from comparisons.fskd import strongest
 from comparisons.nearest_class_mean import class_means
 from data.views import Views
 from grafting.distillation import NotFinite
 from grafting.inputs import Inputs
-from grafting.least_squares import pruned
+from grafting.least_squares import Place
 from models.architectures import FIRST_GRAFTED
 from models.vgg import convolutions
 
@@ -40,13 +42,24 @@ def test_the_views_that_a_method_uses(teacher, frozen, tmp_path, monkeypatch, me
     assert set(used[5]) == (set() if method == "fskd" else set(expected))
 
 
+def test_fskd_keeps_the_filters_with_the_largest_norms_in_their_order(frozen):
+    layer = frozen.blocks[4][0]
+    for index, size in enumerate((2.0, 3.0, -5.0, 1.0, 0.0, 4.0, 0.5, 0.1)):
+        layer.weight[index] = size
+    channels, weight, bias = strongest(Inputs(frozen, pictures(1)), [], Place(4, 0, 2), 3)
+    assert channels.tolist() == [1, 2, 5] and bias.eq(0).all()
+    assert weight.nonzero().tolist() == [[1, 0], [2, 1], [5, 2]] and weight.max() == 1  # of the others, nothing
+
+
 def test_fskd_keeps_the_columns_of_the_classifier_and_least_squares_solves_them(teacher, frozen, tmp_path):
     first_linear = {}
     for method in ("fskd", "least-squares-images"):
         training = small_training(small_job(tmp_path, "--method", method, network=teacher), frozen, pictures(3), 1)
         training.method.train(training.cell.job.recipe, training)
         first_linear[method] = training.networks[-1][0][1][0].weight
-    kept = pruned(frozen)[-1][1][0].weight
+    last = len(frozen.blocks[4]) - 3
+    channels = strongest(Inputs(frozen, pictures(3)), [], Place(4, last, last + 3), 4).channels
+    kept = nn.utils.fusion.fuse_linear_bn_eval(*teacher.classifier[:2]).weight[:, channels]
     assert torch.equal(first_linear["fskd"], kept)
     assert not torch.allclose(first_linear["least-squares-images"], kept, atol=1e-3)
 

@@ -8,9 +8,8 @@ from small import frozen_teacher, small_dataset
 from torch import nn
 
 from deployment.networks import candidates, student_in
-from grafting.least_squares import pruned
 from grafting.scions import scions
-from models.networks import frozen
+from models.networks import frozen, initialize
 from models.vgg import cut
 from utils.errors import BadInput
 
@@ -18,9 +17,9 @@ FILE = Path("student.pth")
 
 
 def plain_student(teacher):
-    """A student without adapters: the teacher's blocks 0 to 2, and its pruned blocks."""
-    network = teacher.networks.student(teacher.classes)
-    for ours, theirs in zip(cut(network), (*teacher.blocks[:3], *pruned(teacher)), strict=True):
+    """A student without adapters: the teacher's blocks 0 to 2, and fresh blocks."""
+    network = initialize(teacher.networks.student(teacher.classes), torch.Generator().manual_seed(1))
+    for ours, theirs in zip(cut(network)[:3], teacher.blocks[:3], strict=True):
         ours.load_state_dict(theirs.state_dict())
     return frozen(network)
 

@@ -1,4 +1,4 @@
-"""Least squares: what is kept, what is solved, and that absorbing changes nothing."""
+"""Least squares: which channels are kept, what is solved, and that absorbing changes nothing."""
 
 import copy
 
@@ -24,29 +24,63 @@ def frozen(teacher):
     return frozen_teacher(teacher)
 
 
-def solve_all(student, inputs, batches):
-    least_squares.solve(student, inputs, batches)
-    least_squares.solve_classifier(student, inputs, batches)
+def fit(frozen, images):
+    inputs = Inputs(frozen, pictures(images))
+    return least_squares.fitted(inputs, least_squares.enough_views(inputs))[0]
 
 
-def test_the_filters_with_the_largest_norms_are_kept_in_their_order():
-    layer = nn.Conv2d(1, 4, 3)
-    for index, size in enumerate((2.0, 3.0, -5.0, 1.0)):
-        layer.weight.data[index] = size
-    assert least_squares.strongest(layer, 2).tolist() == [1, 2]
+def test_the_channels_that_are_kept_leave_least_unexplained():
+    """Each choice is the best one in the layer that reads the channels, given those before it."""
+    random = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(*size, generator=random, dtype=torch.float64) for size in ((50, 9), (7, 9)))
+    rows = rows @ torch.randn(9, 9, generator=random, dtype=torch.float64)
+
+    def unexplained(channels):
+        found = torch.linalg.lstsq(rows[:, channels], rows).solution
+        return ((rows - rows[:, channels] @ found) @ weight.T).square().sum().item()
+
+    taken = []
+    for count in range(1, 6):
+        taken = min(([*taken, channel] for channel in range(9) if channel not in taken), key=unexplained)
+        assert least_squares.greedy(rows.T @ rows, weight.T @ weight, count).tolist() == sorted(taken)
 
 
-def test_pruning_what_the_teacher_does_not_use_changes_nothing(teacher):
-    """With half the filters zero, and nothing of them used behind, the pruned student is the teacher."""
+def test_channels_that_follow_from_the_kept_ones_are_predicted(frozen):
+    """In a layer whose second half is a multiple of the first, either is kept of each two, and gives the other."""
+    layer = frozen.blocks[3][0]
+    layer.weight.data[4:] = 2 * layer.weight.data[:4]
+    layer.bias.data[:4], layer.bias.data[4:] = 10.0, 20.0  # no channel is 0 everywhere
+    inputs = Inputs(frozen, pictures(4))
+    place = least_squares.Place(3, 0, 2)
+    kept = least_squares.most_telling(inputs, least_squares.enough_views(inputs), place, 4)
+    assert (kept.channels % 4).sort().values.tolist() == [0, 1, 2, 3]
+    expected = frozen.blocks[3][:2](torch.rand(3, 8, 4, 4)).movedim(1, -1).double()
+    found = expected[..., kept.channels] @ kept.weight.T + kept.bias
+    assert torch.allclose(found, expected, atol=1e-3 * expected.max().item())
+
+
+@torch.no_grad()
+def test_a_channel_counts_by_the_weights_of_the_next_layer(frozen):
+    (_, last), (first, *_) = convolutions(frozen.blocks[3]), convolutions(frozen.blocks[4])
+    places = {least_squares.Place(3, 0, 2): last, least_squares.Place(3, 2, 5): first}
+    for place, reader in places.items():
+        expected = torch.einsum("ocij,odij->cd", reader.weight, reader.weight)
+        assert torch.allclose(least_squares.readers(frozen, place).float(), expected, atol=1e-5)
+    linear = frozen.network.classifier[0].weight
+    behind = least_squares.Place(4, len(frozen.blocks[4]) - 3, len(frozen.blocks[4]))
+    assert torch.allclose(least_squares.readers(frozen, behind).float(), linear.T @ linear, atol=1e-5)
+
+
+def test_a_teacher_whose_channels_follow_from_half_of_them_loses_nothing(teacher):
+    """Each filter is there twice, the second time with twice the weights, and everything behind reads both."""
     frozen = frozen_teacher(teacher)
-    wide = convolutions(frozen.blocks[FIRST_GRAFTED:-1])
-    for layer, follower in zip(wide, [*wide[1:], teacher.classifier[0]], strict=True):
-        weak = torch.arange(1, layer.out_channels, 2)
-        layer.weight.data[weak], layer.bias.data[weak] = 0.0, 0.0
-        follower.weight.data[:, weak] = 0.0
-    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    student = nn.Sequential(*frozen.blocks[:FIRST_GRAFTED], least_squares.pruned(frozen))
-    assert torch.allclose(student(images), teacher(images), atol=1e-5)
+    for layer in convolutions(frozen.blocks[FIRST_GRAFTED:-1]):
+        half = layer.out_channels // 2
+        layer.weight.data[half:], layer.bias.data[half:] = 2 * layer.weight.data[:half], 2 * layer.bias.data[:half]
+    shown = frozen.views.pad(torch.from_numpy(pictures(3, seed=5)))
+    images = frozen.normalization(frozen.views.crop(shown, torch.arange(3), torch.full((3,), MIDDLE)))
+    student, expected = nn.Sequential(*frozen.blocks[:FIRST_GRAFTED], fit(frozen, 3)), teacher(images)
+    assert torch.allclose(student(images), expected, atol=1e-3 * expected.abs().max().item())
 
 
 def test_absorbing_a_1x1_convolution_is_exact_also_at_the_border():
@@ -83,10 +117,9 @@ def test_the_student_is_the_same_from_cached_features(dataset, frozen):
     students, accelerated, fast_network = [], [], fast.fast_network
     fast.fast_network = lambda network, start: accelerated.append(start) or fast_network(network, start)
     for inputs in (plain, fast):
-        student = least_squares.pruned(frozen)
-        solve_all(student, inputs, least_squares.enough_views(inputs))
+        student, _ = least_squares.fitted(inputs, least_squares.enough_views(inputs))
         students.append(student(plain.features(FIRST_GRAFTED, torch.arange(6), torch.full((6,), MIDDLE))))
-    assert accelerated == [3, 3, 3, 3, 3, 4, 3, 5]
+    assert accelerated == [3, 3, 3] * 2 + [4, 3, 4] * (len(accelerated) // 3 - 2) + [3, 5]
     assert torch.allclose(*students, rtol=0, atol=1e-3 * students[0].abs().max().item())
 
 
@@ -107,18 +140,18 @@ def test_all_views_of_few_images_and_some_of_each_of_many(frozen, monkeypatch):
 
 def test_each_layer_is_solved_against_the_teachers_outputs(frozen):
     """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
-    student, inputs = least_squares.pruned(frozen), Inputs(frozen, pictures(2))
+    inputs = Inputs(frozen, pictures(2))
     batches = least_squares.enough_views(inputs)
-    before = least_squares.mean_distance(student, inputs, batches)
-    solve_all(student, inputs, batches)
-    assert least_squares.mean_distance(student, inputs, batches) < before / 2
-    block, position = FIRST_GRAFTED, 2  # the second convolution: its inputs are no longer the teacher's
-    narrow, wide = student[0], frozen.blocks[block]
-    kept = least_squares.strongest(wide[position], narrow[position].out_channels)
-    pairs = least_squares.outputs(inputs, batches, narrow[: position + 1], block, wide[: position + 1])
-    weight, bias = least_squares.affine_map((x, y[:, kept]) for x, y in pairs)
-    assert torch.allclose(weight.float(), torch.eye(len(weight)), atol=1e-3)
-    assert torch.allclose(bias.float(), torch.zeros(len(bias)), atol=1e-3)
+    student, _ = least_squares.fitted(inputs, batches)
+    first, second = 0, 2  # the inputs of the second convolution are no longer the teacher's
+    for block, position, end in ((FIRST_GRAFTED, first, second), (FIRST_GRAFTED, second, 4)):
+        narrow, wide = student[0], frozen.blocks[block]
+        place, count = least_squares.Place(block, position, end), narrow[position].out_channels
+        kept = least_squares.most_telling(inputs, batches, place, count).channels
+        pairs = least_squares.outputs(inputs, batches, narrow[: position + 1], block, wide[: position + 1])
+        weight, bias = least_squares.affine_map((x, y[:, kept]) for x, y in pairs)
+        assert torch.allclose(weight.float(), torch.eye(len(weight)), atol=1e-3)
+        assert torch.allclose(bias.float(), torch.zeros(len(bias)), atol=1e-3)
 
 
 def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():

@@ -19,12 +19,11 @@ from torch import nn
 from comparisons.methods import METHODS
 from experiments.training import CellTraining
 from grafting.inputs import Inputs
-from grafting.least_squares import strongest
+from grafting.least_squares import enough_views, fitted
 from grafting.scions import adapters_of, graft, scions
-from grafting.start import begin_solved, copy_blocks, solved
+from grafting.start import begin_fitted, copy_blocks
 from grafting.students import graft_of
 from models.networks import vgg
-from models.vgg import convolutions
 from utils.errors import BadInput
 
 
@@ -33,7 +32,7 @@ def started(network, grafted=(3, 5), width=0.5, images=4):
     teacher = frozen_teacher(network)
     teacher.networks = vgg(network.architecture).grafted_at(*grafted).at_width(width).started_from("teacher")
     inputs, made = Inputs(teacher, pictures(images)), scions(teacher, torch.Generator().manual_seed(0))
-    begin_solved(made, inputs)
+    begin_fitted(made, inputs)
     return teacher, nn.Sequential(*made).eval(), inputs
 
 
@@ -43,7 +42,7 @@ def started(network, grafted=(3, 5), width=0.5, images=4):
 def test_joined_scions_are_the_least_squares_student(teacher, grafted, width):
     frozen, made, inputs = started(teacher, grafted, width)
     images = torch.randn(20, 3, 32, 32)
-    student = nn.Sequential(*frozen.blocks[: grafted[0]], *solved(inputs))
+    student = nn.Sequential(*frozen.blocks[: grafted[0]], *fitted(inputs, enough_views(inputs))[0])
     if grafted[1] < 5:
         student = nn.Sequential(*student, *made[-1][2:], *frozen.blocks[grafted[1] + 1 :])
     expected = student(images)
@@ -52,9 +51,9 @@ def test_joined_scions_are_the_least_squares_student(teacher, grafted, width):
 
 @torch.no_grad()
 def test_adapters_give_and_pick_the_channels_that_are_kept(teacher):
-    frozen, made, _ = started(teacher)
+    _, made, inputs = started(teacher)
     (block3, s2t), (t2s, *_), _ = made
-    kept = strongest(convolutions(frozen.blocks[3])[-1], 4)
+    kept = fitted(inputs, enough_views(inputs))[1][0].channels
     features = torch.rand(2, 8, 4, 4)
     ours = block3(features)
     assert torch.allclose(s2t(ours)[:, kept], ours, atol=1e-6) and torch.allclose(t2s(s2t(ours)), ours, atol=1e-6)
@@ -138,9 +137,17 @@ def test_adapters_stay_where_the_widths_differ(teacher):
     assert [len(adapters_of(scion)) for scion in made] == [1, 2, 2, 2, 1]
 
 
-@pytest.mark.parametrize(("lr", "keeps_start"), [(1e-9, True), (1.0, True), (3e-4, False)])
-def test_the_start_is_kept_where_training_does_not_bring_it_closer(teacher, tmp_path, monkeypatch, lr, keeps_start):
-    """The loss on the few images alone decides."""
+@pytest.mark.parametrize(("lr", "factor", "keeps_start"), [(1e-9, 1, True), (1.0, 1, True), (1e-2, 0, False)])
+def test_the_start_is_kept_where_training_does_not_bring_it_closer(
+    teacher, tmp_path, monkeypatch, lr, factor, keeps_start
+):
+    """The loss on the few images alone decides. factor: of the start's first filters."""
+
+    def begin(networks, inputs):
+        begin_fitted(networks, inputs)
+        networks[0][0][0].weight.detach().mul_(factor)
+
+    monkeypatch.setattr("experiments.training.begin_fitted", begin)
     recipe = replace(short_recipe((1,), (20,)), stage1_lr=(lr,), adapter_lr=lr, stage2_lr=lr)
     job = small_job(tmp_path, "--start", "teacher", "--student_width", "0.25", network=teacher, recipe=recipe)
     frozen = frozen_teacher(teacher)
@@ -152,7 +159,7 @@ def test_the_start_is_kept_where_training_does_not_bring_it_closer(teacher, tmp_
     assert training.seconds["start"] > 0  # the comparison is part of it, whatever is kept
     if keeps_start:
         assert training.current.curve.seconds["training"] == 0
-        begin_solved(start := training._fresh(), training.inputs)
+        begin_fitted(start := training._fresh(), training.inputs)
         state = nn.Sequential(*start).state_dict()
         assert all(torch.equal(value, state[key]) for key, value in training.current.scion.state_dict().items())
     assert len(training.written) == 3
@@ -162,7 +169,7 @@ def test_the_start_is_kept_where_training_does_not_bring_it_closer(teacher, tmp_
 def test_trials_on_the_same_images_share_what_is_solved(teacher, tmp_path, monkeypatch, method):
     """The second trial solves nothing, and is what it is alone; other images are solved again."""
     solves = []
-    monkeypatch.setattr("experiments.training.begin_solved", lambda *args: (solves.append(1), begin_solved(*args)))
+    monkeypatch.setattr("experiments.training.begin_fitted", lambda *args: (solves.append(1), begin_fitted(*args)))
 
     def run(job, images, shots, trial):
         frozen = frozen_teacher(teacher)
