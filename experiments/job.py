@@ -127,7 +127,7 @@ class Job:
     def networks_setting(self) -> dict[str, Any]:
         """What a cell's setting says of the networks, besides the teacher's sha256."""
         if self.networks.is_vgg:
-            filters = {"filters": "most telling"} if self.networks.start == "teacher" else {}
+            filters = {"choice_of_filters": "most telling"} if self.networks.start == "teacher" else {}
             return {"start": self.networks.start, "student_width": self.networks.student_width, **filters}
         mode = "training mode" if self.networks.trains_batchnorm else "evaluation mode"
         return {**self.networks.content, "start": self.networks.start, "batchnorm": mode}

@@ -17,6 +17,7 @@ from small import (
 from torch import nn
 
 from comparisons.methods import METHODS
+from experiments.setting import require_same
 from experiments.training import CellTraining
 from grafting.inputs import Inputs
 from grafting.least_squares import enough_views, fitted
@@ -130,6 +131,15 @@ def test_widths_and_starts_that_cannot_be(tmp_path):
         METHODS["kd"].fresh(started(small_teacher(), (3, 4), 1.0)[0], torch.Generator())
     with pytest.raises(BadInput, match="--student_width: is for VGGs; the student of resnet34-resnet18 has its own"):
         small_job(tmp_path, "--networks", "resnet34-resnet18", "--student_width", "0.25")
+
+
+def test_a_start_of_an_older_version_is_not_mixed_with_this_one(tmp_path, teacher):
+    """It kept the filters of largest L1 norm, and its setting did not say so."""
+    job = small_job(tmp_path, "--start", "teacher", network=teacher)
+    setting = small_training(job, frozen_teacher(teacher), pictures(3), 1).cell.setting
+    older = {name: value for name, value in setting.items() if name != "choice_of_filters"}
+    with pytest.raises(BadInput, match="made with another choice of filters"):
+        require_same(setting, older, tmp_path)
 
 
 def test_adapters_stay_where_the_widths_differ(teacher):
