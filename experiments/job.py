@@ -46,7 +46,7 @@ class Job:
         self.report = report
         self.report_once = cache(report)
         self._subsets: dict[tuple[int, int], np.ndarray] = {}
-        self.starts: dict[str, list[State]] = {}  # what --start teacher has fitted, by the subset's sha256
+        self.start: tuple[tuple[str, str], list[State]] | None = None  # the last one fitted: of what, and its blocks
         self.cells_before = 0  # those of other jobs of the command, with which --shard deals them out
         self.name = dataset_name(args.dataset, args.data_path)
         self.data_recipe = RECIPES[args.dataset]

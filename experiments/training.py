@@ -103,15 +103,16 @@ class CellTraining:
         return [network.to(self.teacher.device) for network in fresh]
 
     def _begin_fitted(self, networks: Sequence[nn.Sequential]) -> None:
-        """Let the networks begin fitted. All trials on the same images begin alike: a job computes that once."""
-        inputs, started, subset = self.inputs, perf_counter(), self.cell.setting["subset_sha256"]
-        grafted, starts = networks[: len(self.teacher.networks.grafted)], self.cell.job.starts
-        if subset in starts:
-            for network, state in zip(grafted, starts[subset], strict=True):
+        """Let the networks begin fitted. All trials on the same images begin alike: that is computed once in a row."""
+        inputs, started, job = self.inputs, perf_counter(), self.cell.job
+        made_of = (self.cell.setting["method"], self.cell.setting["subset_sha256"])
+        grafted = networks[: len(self.teacher.networks.grafted)]
+        if job.start and job.start[0] == made_of:
+            for network, state in zip(grafted, job.start[1], strict=True):
                 network.load_state_dict(state)
         else:
             begin_fitted(networks, inputs)
-            starts[subset] = [on_cpu(network) for network in grafted]
+            job.start = made_of, [on_cpu(network) for network in grafted]
         self.seconds["start"] += perf_counter() - started
 
     def _keep_the_closer(self, start: list[nn.Sequential] | None) -> None:

@@ -9,7 +9,7 @@ For each grafted convolution, from front to back:
    possible to those that the same filters have in the teacher. As it follows directly, both are one convolution.
 
 The classifier's first linear layer comes last. No label, no gradient. `--start teacher` begins here
-(grafting/start.py); FSKD keeps other channels and drops what the rest would say (comparisons/fskd.py).
+(grafting/start.py). FSKD keeps the filters of largest L1 norm and predicts nothing (comparisons/fskd.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +63,7 @@ def most_telling(inputs: Inputs, batches: Batches, place: Place, count: int) -> 
 def greedy(covariance: Tensor, readers: Tensor, count: int) -> Tensor:
     """Greedy column subset selection: (count,) channels, in order.
 
-    Each in turn is the one that explains most of what the others have left unexplained in the layer that reads them.
+    Each in turn is the one that explains most of what those before it have left in the layer that reads them.
     covariance, readers: (C, C); for a reader with the weights W (C', C), readers is the product of W's transpose and W.
     """
     left, read, taken = covariance.clone(), readers @ covariance, []
@@ -78,13 +78,18 @@ def greedy(covariance: Tensor, readers: Tensor, count: int) -> Tensor:
 
 
 def moments(inputs: Inputs, batches: Batches, place: Place) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and covariance (C, C) of the teacher's channels, in float64 on the CPU, with RIDGE; 0 if not finite."""
-    count = total = gram = 0.0
+    """Mean (C,) and covariance (C, C) of the teacher's channels, in float64 on the CPU, with RIDGE.
+
+    The covariance is RIDGE alone where it would not be finite. Sums are of the differences from the first row, so that
+    a channel that does not change has a variance of exactly 0.
+    """
+    count, total, gram, first = 0, 0.0, 0.0, None
     for rows in rows_of(inputs, batches, inputs.teacher.blocks[place.block][: place.end], place.block):
-        y = rows.double()
+        first = rows[0].double() if first is None else first
+        y = rows.double() - first
         count, total, gram = count + len(y), total + y.sum(0), gram + y.T @ y
     mean, square = (sums.cpu() / count for sums in (total, gram))
-    covariance = square - torch.outer(mean, mean)
+    covariance, mean = square - torch.outer(mean, mean), mean + first.cpu()
     covariance = covariance if covariance.isfinite().all() else torch.zeros_like(covariance)
     ridge = RIDGE * covariance.diag().mean().clamp_min(torch.finfo(torch.float32).tiny)
     return mean, covariance + ridge * torch.eye(len(mean), dtype=torch.float64)
@@ -121,7 +126,7 @@ def fitted(
             kept = keep(inputs, batches, Place(block, position, end), layer.out_channels)
             filters = wide[position].weight[kept.channels].double()
             layer.weight.copy_(torch.einsum("oihw,ic->ochw", filters, before.weight))
-            layer.bias.copy_(wide[position].bias[kept.channels])  # the 1x1 convolution adds what before.bias would
+            layer.bias.copy_(wide[position].bias[kept.channels])  # the 1x1 convolution fits it
             ours = nn.Sequential(*student[:index], narrow[: position + 1])
             found = outputs(inputs, batches, ours, block, wide[: position + 1])
             absorb(layer, *affine_map((x, y[:, kept.channels]) for x, y in found))

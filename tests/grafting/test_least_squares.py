@@ -59,6 +59,18 @@ def test_channels_that_follow_from_the_kept_ones_are_predicted(frozen):
     assert torch.allclose(found, expected, atol=1e-3 * expected.max().item())
 
 
+def test_channels_that_do_not_change_predict_nothing(frozen):
+    """A layer that gives the same for all images: its mean alone says what there is."""
+    frozen.blocks[3][0].weight.data.zero_()
+    frozen.blocks[3][0].bias.data[:] = torch.arange(8) + 0.1
+    inputs = Inputs(frozen, pictures(4))
+    kept = least_squares.most_telling(inputs, least_squares.enough_views(inputs), least_squares.Place(3, 0, 2), 4)
+    expected = torch.eye(8, dtype=torch.float64)[:, kept.channels]
+    assert torch.allclose(kept.weight, expected)
+    mean = frozen.blocks[3][0].bias.double()
+    assert torch.allclose(kept.weight @ mean[kept.channels] + kept.bias, mean)
+
+
 @torch.no_grad()
 def test_a_channel_counts_by_the_weights_of_the_next_layer(frozen):
     (_, last), (first, *_) = convolutions(frozen.blocks[3]), convolutions(frozen.blocks[4])

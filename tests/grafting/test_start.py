@@ -196,6 +196,10 @@ def test_trials_on_the_same_images_share_what_is_solved(teacher, tmp_path, monke
     assert [c.losses for c in second.curves.values()] == [c.losses for c in expected.curves.values()]
     run(together, pictures(6), 2, 0)
     assert len(solves) == 3
+    other = small_job(tmp_path / "other", "--start", "teacher", "--method", "kd", "--nshot", "1", network=teacher)
+    together.method, together.one_shot_method = other.method, other.one_shot_method  # as benchmarks.methods does
+    run(together, pictures(6), 2, 0)
+    assert len(solves) == 4
 
 
 def test_residual_blocks_of_other_shapes_are_refused_before_any_feature_is_computed(tmp_path, monkeypatch):
