@@ -83,6 +83,10 @@ def _require_comparable(found: Sequence[tuple[Path, Result]]) -> None:
         of_row.setdefault(row, {})[f"{directory}: {cell}"] = setting
     for settings in (shared, *of_row.values()):
         require_comparable(settings, ADVICE)
+    settings = [result["setting"] for _, result in found]
+    fitted = [setting for setting in settings if setting.get("start") == "teacher" and "networks" not in setting]
+    if len({setting.get("choice_of_filters") for setting in fitted}) > 1:
+        raise BadInput(f"runs with --start teacher are of different versions of it; {ADVICE}")
     for directory, result in found:
         cell = f"{student_name(result['setting'])}, {results.name_of(result)}"
         if other := first.get(cell):

@@ -111,6 +111,15 @@ def test_starts_and_blocks_are_rows_of_their_own(compare):
     ]  # fmt: skip
 
 
+def test_starts_of_two_versions_are_not_compared(compare):
+    """Not even in rows of their own: the older version chose other filters, and its setting did not say so."""
+    older = cell("kd", 1, 0, 50.0, start="teacher", student_width=0.25)
+    newer = cell("kd", 1, 0, 60.0, start="teacher", student_width=0.5, choice_of_filters="most telling")
+    status, text = compare([older], [newer])
+    assert status == 2 and "runs with --start teacher are of different versions of it; leave" in text
+    assert compare([newer], [cell("kd", 1, 0, 40.0)])[0] == 0
+
+
 def test_a_students_name():
     for setting, name in (
         ({"method": "kd"}, "kd"),
