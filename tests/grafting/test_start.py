@@ -25,6 +25,7 @@ from grafting.scions import adapters_of, graft, scions
 from grafting.start import begin_fitted, copy_blocks
 from grafting.students import graft_of
 from models.networks import vgg
+from models.vgg import convolutions
 from utils.errors import BadInput
 
 
@@ -60,10 +61,15 @@ def test_adapters_give_and_pick_the_channels_that_are_kept(teacher):
     assert torch.allclose(s2t(ours)[:, kept], ours, atol=1e-6) and torch.allclose(t2s(s2t(ours)), ours, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [0.5, 1.0])
 @torch.no_grad()
-def test_as_wide_as_the_teacher_each_scion_is_its_block(teacher):
-    """Nothing is pruned, so nothing is lost; on the images that were solved for."""
-    frozen, made, inputs = started(teacher, width=1.0)
+def test_each_scion_is_its_block_where_nothing_is_lost(teacher, width):
+    """At the full width, and at half of it where each filter is there twice; on the images that were solved for."""
+    for layer in convolutions(nn.Sequential(*teacher.features[3:])):
+        half = layer.out_channels // 2
+        if width == 0.5:
+            layer.weight[half:], layer.bias[half:] = 2 * layer.weight[:half], 2 * layer.bias[:half]
+    frozen, made, inputs = started(teacher, width=width)
     images = frozen.normalization(frozen.views.crop(inputs.padded, torch.arange(4), torch.arange(4)))
     expected = frozen.network(images)
     for index, scion in enumerate(made):
