@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -84,16 +83,15 @@ class CellTraining:
     def run(self) -> None:
         """Train and write the students' files. Raises NotFinite."""
         self.resume()
-        networks, start = self.teacher.networks, None
+        networks = self.teacher.networks
         from_teacher, is_new = networks.start == "teacher", not self._restored
         if from_teacher and is_new and networks.is_vgg:
             self._begin_fitted(self.networks)
-            start = copy.deepcopy(self.networks)
         elif from_teacher and is_new:
             copy_blocks(self.networks, self.teacher)
         self.method.train(self.cell.job.recipe, self)
         if from_teacher and networks.is_vgg:
-            self._keep_the_closer(start)
+            self._keep_the_closer()
         kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
         for kind, state in kinds:
             self._write(kind, lambda path, state=state: self.method.write(self.teacher, state, path))
@@ -111,19 +109,17 @@ class CellTraining:
             for network, state in zip(grafted, job.start[1], strict=True):
                 network.load_state_dict(state)
         else:
-            begin_fitted(networks, inputs)
+            begin_fitted(grafted, inputs)
             job.start = made_of, [on_cpu(network) for network in grafted]
         self.seconds["start"] += perf_counter() - started
 
-    def _keep_the_closer(self, start: list[nn.Sequential] | None) -> None:
+    def _keep_the_closer(self) -> None:
         """Take the start itself as the student, if training has not brought it closer to the teacher.
 
         Both are compared by grafting's loss, whatever the method's is, on views of the few-shot images: no label and no
-        test image decides. A start that is kept is recorded as the last phase. start: None after an
-        interruption, when it is computed again.
+        test image decides. A start that is kept is recorded as the last phase.
         """
-        if start is None:
-            self._begin_fitted(start := self._fresh())
+        self._begin_fitted(start := self._fresh())
         grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
         start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
         views = enough_views(self.inputs)

@@ -49,11 +49,11 @@ class Kept(NamedTuple):
     bias: Tensor
 
 
-Keep = Callable[[Inputs, Batches, Place, int], Kept]  # ..., the number of channels
+Keep = Callable[[Inputs, Batches, Place, int], Kept]  # the last argument: how many channels
 
 
 def most_telling(inputs: Inputs, batches: Batches, place: Place, count: int) -> Kept:
-    """The channels from which the next layer's outputs follow best, by linear maps on the views."""
+    """The channels that leave least of the others unexplained on the views, by the weights of the next layer."""
     mean, covariance = moments(inputs, batches, place)
     channels = greedy(covariance, readers(inputs.teacher, place), count)
     weight = torch.linalg.solve(covariance[channels][:, channels], covariance[channels]).T
@@ -98,9 +98,9 @@ def moments(inputs: Inputs, batches: Batches, place: Place) -> tuple[Tensor, Ten
 def readers(teacher: FrozenTeacher, place: Place) -> Tensor:
     """How the layer behind a convolution reads its channels, as `greedy` takes it: (C, C) in float64 on the CPU."""
     layers = [layer for layer in teacher.blocks.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    behind = layers[layers.index(teacher.blocks[place.block][place.position]) + 1].weight.double().cpu()
-    weight = behind.flatten(2).movedim(2, 0).flatten(0, 1) if behind.dim() == 4 else behind
-    return weight.T @ weight
+    behind = layers[layers.index(teacher.blocks[place.block][place.position]) + 1]
+    weight = behind.weight.double().cpu().transpose(0, 1).flatten(1)
+    return weight @ weight.T
 
 
 @torch.no_grad()
@@ -143,15 +143,16 @@ def positions(block: nn.Sequential) -> list[int]:
 
 
 def all_of(channels: int, device: torch.device) -> Kept:
+    """In front of the first grafted block, where the student has the teacher's channels."""
     exact = {"dtype": torch.float64, "device": device}
     return Kept(torch.arange(channels, device=device), torch.eye(channels, **exact), torch.zeros(channels, **exact))
 
 
 def begin_classifier(ours: nn.Sequential, theirs: nn.Sequential, before: Kept) -> None:
+    """Copy the teacher's classifier, with the columns of the channels that are kept."""
     linear = nn.utils.fusion.fuse_linear_bn_eval(theirs[0], theirs[1]) if len(theirs) == 3 else theirs[0]
-    weight = linear.weight.double()
-    ours[0].weight.copy_(weight @ before.weight)
-    ours[0].bias.copy_(linear.bias + weight @ before.bias)
+    ours[0].weight.copy_(linear.weight[:, before.channels])
+    ours[0].bias.copy_(linear.bias)
     ours[-1].load_state_dict(theirs[-1].state_dict())
 
 

@@ -1,8 +1,8 @@
 """How student blocks begin with the teacher's weights (`--start teacher`); the paper's begin with random ones.
 
 A ResNet's stage takes the teacher's residual blocks of the same index. A VGG's blocks and its classifier begin as the
-least-squares student (grafting/least_squares.py), and each pair of adapters as one identity: s2t gives the channels
-that are kept unchanged and predicts the others from them, t2s picks the kept ones. So each scion is close to the
+least-squares student (grafting/least_squares.py), and each pair of adapters as one identity: s2t gives the kept
+channels unchanged and predicts the others from them, t2s picks the kept ones. So each scion is close to the
 teacher's block, and joined they are the least-squares student.
 """
 
@@ -22,10 +22,10 @@ START = "start"  # the phase of a start that is kept (experiments/training.py)
 def begin_fitted(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
     """Let fresh blocks of a VGG's student, with or without adapters, begin as the least-squares student.
 
-    networks: one for each grafted block; others behind them stay as they are.
+    networks: one for each grafted block.
     """
     blocks, kept = fitted(inputs, enough_views(inputs))
-    for index, (network, block) in enumerate(zip(networks, blocks, strict=False)):
+    for index, (network, block) in enumerate(zip(networks, blocks, strict=True)):
         own_block(network).load_state_dict(block.state_dict())
         if isinstance(network[0], Adapter):
             pick(network[0], kept[index - 1].channels)

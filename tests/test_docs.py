@@ -154,15 +154,13 @@ def last_of(table: Path) -> dict[str, str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_numbers_with_a_link_to_a_table_are_in_it(page):
     """A number that is such a link is that table's, at the N of its row; so are a row's columns N = ... beside one."""
-    for head, *rows in tables_of(page.read_text()):
-        for row in (dict(zip(head, row, strict=True)) for row in rows):
-            for text, target in re.findall(r"\[([^]]*)\]\(([^)]*/table\.md)\)", " ".join(row.values())):
-                last = last_of(page.parent / target)
-                if text == "table":
-                    columns = [column for column in head if column.startswith("N = ")]
-                    assert [row[c] for c in columns] == [last.get(c.removeprefix("N = "), "-") for c in columns], row
-                else:
-                    assert text == last[row["N"]], row
+    tables = tables_of(page.read_text())
+    for row in [dict(zip(head, row, strict=True)) for head, *rows in tables for row in rows]:
+        shots = {column: column.removeprefix("N = ") for column in row if column.startswith("N = ")}
+        for text, target in re.findall(r"\[([^]]*)\]\(([^)]*/table\.md)\)", " ".join(row.values())):
+            last = last_of(page.parent / target)
+            expected = {c: last.get(n, "-") for c, n in shots.items()} if text == "table" else last[row["N"]]
+            assert expected == ({c: row[c] for c in shots} if text == "table" else text), row
 
 
 def test_networks_are_the_models():

@@ -83,6 +83,16 @@ def test_a_channel_counts_by_the_weights_of_the_next_layer(frozen):
     assert torch.allclose(least_squares.readers(frozen, behind).float(), linear.T @ linear, atol=1e-5)
 
 
+def test_a_channel_that_the_next_layer_does_not_read_is_not_kept(frozen):
+    """Whatever its variance."""
+    frozen.blocks[3][0].weight.data[5] *= 100
+    frozen.blocks[3][2].weight.data[:, 5] = 0.0
+    inputs = Inputs(frozen, pictures(4))
+    place = least_squares.Place(3, 0, 2)
+    kept = least_squares.most_telling(inputs, least_squares.enough_views(inputs), place, 2)
+    assert 5 not in kept.channels.tolist()
+
+
 def test_a_teacher_whose_channels_follow_from_half_of_them_loses_nothing(teacher):
     """Each filter is there twice, the second time with twice the weights, and everything behind reads both."""
     frozen = frozen_teacher(teacher)
