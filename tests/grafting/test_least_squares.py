@@ -86,6 +86,7 @@ def test_a_channel_counts_by_the_weights_of_the_next_layer(frozen):
 def test_a_channel_that_the_next_layer_does_not_read_is_not_kept(frozen):
     """Whatever its variance."""
     frozen.blocks[3][0].weight.data[5] *= 100
+    frozen.blocks[3][0].bias.data[5] = 1e4  # so that it is never 0
     frozen.blocks[3][2].weight.data[:, 5] = 0.0
     inputs = Inputs(frozen, pictures(4))
     place = least_squares.Place(3, 0, 2)
