@@ -1,6 +1,7 @@
-"""The cache of the frozen teacher's features and logits: each view of an image goes through the teacher once.
+"""The frozen teacher with a cache of features and logits: each view of an image goes through it once.
 
-`CachedTeacher` and `CachedInputs` return what `grafting/teacher.py` and `grafting/inputs.py` return, from memory.
+`CachedTeacher` returns what `grafting/teacher.py` returns, from memory; the features of its inputs are looked up too
+(acceleration/cached_inputs.py).
 """
 
 from __future__ import annotations
@@ -8,27 +9,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acceleration.cuda_graphs import GraphedStep
+from acceleration.cached_inputs import VIEWS_AT_ONCE, CachedInputs, FeatureCache, Starts, contents, store, taken
 from acceleration.fast_predictions import fast_predictions
-from acceleration.winograd import products_or_itself
 from data.datasets import ImageDataset
 from data.views import images_at_once
-from grafting.inputs import Inputs, Step
+from grafting.inputs import Inputs
+from grafting.mixed_views import MixedInputs
 from grafting.teacher import TEST_BATCH, FrozenTeacher
 from models.networks import Networks
-from utils import machine
-from utils.errors import BadInput
 from utils.text import bar
 
 GPU_TEST_BATCH = 5000  # of 32x32 pixels; on a GPU, launching a small batch's kernels takes longer than running them
-VIEWS_AT_ONCE = 162  # all of a CIFAR image
 TEST_FEATURES = 4e9  # bytes of test features that are kept; those of a VGG and 10,000 images take 0.3e9
-Starts = tuple[int, ...]  # the blocks in front of which features are cached
 
 
 class CachedTeacher(FrozenTeacher):
@@ -53,6 +51,7 @@ class CachedTeacher(FrozenTeacher):
         self.starts = tuple(networks.grafted)
         self.subsets, self.budget, self.dtype = subsets, budget, dtype
         self.cache: FeatureCache | None = None
+        self.mixed: tuple[Any, Inputs | None] = (None, None)  # the last mixed inputs, and what they are of
         self.cached_test: dict[int, Tensor] = {}
         of_32 = TEST_BATCH if self.device.type == "cpu" else GPU_TEST_BATCH
         self.test_batch = images_at_once(of_32, self.image_size)
@@ -65,8 +64,25 @@ class CachedTeacher(FrozenTeacher):
 
     def inputs(self, images: np.ndarray) -> Inputs:
         """The few-shot images, with their features cached as far as they fit into the budget."""
-        cache = self._cache_with_room(images)
-        return CachedInputs(self, images, cache) if cache else Inputs(self, images)
+        inputs, cache = Inputs(self, images), self._cache_with_room(images)
+        return CachedInputs(inputs, cache.cached, cache.indices(images)) if cache else inputs
+
+    def mixed_inputs(self, images: np.ndarray, *seed_key: int | str) -> Inputs:
+        """The images in mixed views, with their features cached, if they fit into the budget. The last are kept."""
+        if self.mixed[0] != (found := (images.tobytes(), *seed_key)):
+            self.mixed = (None, None)  # frees its memory before the next one takes some
+            self.mixed = found, self._mixed(MixedInputs(self, images, *seed_key))
+        return self.mixed[1]
+
+    def _mixed(self, inputs: MixedInputs) -> Inputs:
+        count, views = len(inputs) * inputs.views, torch.arange(inputs.views, device=self.device)
+        if count * self.bytes_of_view(self.starts) > self.budget:
+            return inputs
+        cached = taken(self, count, self.starts)
+        for image in bar(range(len(inputs)), desc="teacher features", unit="image", delay=1):
+            for view in views.split(VIEWS_AT_ONCE):
+                store(cached, inputs, torch.full_like(view, image), view, image * inputs.views + view)
+        return CachedInputs(inputs, cached, torch.arange(len(inputs), device=self.device))
 
     def images_to_compute(self, images: np.ndarray) -> int:
         """How many of the images inputs() would put through the teacher now, for its cache."""
@@ -91,8 +107,11 @@ class CachedTeacher(FrozenTeacher):
 
     def bytes_cached(self, images: int, starts: Starts) -> int:
         """Bytes that the cache of the views of so many images takes."""
-        numbers = sum(math.prod(self.shapes[start]) for start in (*starts, len(self.blocks)))
-        return self.dtype.itemsize * images * self.views.count * numbers
+        return images * self.views.count * self.bytes_of_view(starts)
+
+    def bytes_of_view(self, starts: Starts) -> int:
+        """Bytes that the cached features and logits of one view take."""
+        return self.dtype.itemsize * sum(math.prod(self.shapes[start]) for start in (*starts, len(self.blocks)))
 
     def affordable_starts(self, images: int) -> Starts | None:
         """In front of which blocks the features of so many images fit into the budget; None if in front of none."""
@@ -155,94 +174,3 @@ class CachedTeacher(FrozenTeacher):
             outputs = bar(outputs, desc="test features", unit="batch", total=batches, delay=1)
             self.cached_test[start] = torch.cat(list(outputs))
         return self.cached_test[start]
-
-
-class FeatureCache:
-    """Features and logits of all views of the images (N, 3, stored, stored) uint8.
-
-    starts: in front of which blocks features are cached. An image's views are computed together when the image is first
-    used, so they do not depend on what else is cached. All the memory is taken at once, so that a run that starts later
-    sees how much is left. Raises BadInput where there is not enough.
-    """
-
-    def __init__(self, teacher: CachedTeacher, images: np.ndarray, starts: Starts):
-        self.teacher, self.starts = teacher, starts
-        self.index_of = {content: index for index, content in enumerate(dict.fromkeys(contents(images)))}
-        self.filled: set[int] = set()
-        needed, device = teacher.bytes_cached(len(self.index_of), starts), teacher.device
-        shortage = BadInput(
-            f"--memory: {needed / 1e9:.1f} GB for the cached teacher features are not available; give less"
-        )
-        if device.type == "cpu" and needed > machine.free_host_memory():  # Linux may promise more than that
-            raise shortage
-        count = len(self.index_of) * teacher.views.count
-        try:
-            self.cached = {  # zeros, not empty: memory is taken when it is first written
-                start: torch.empty(count, *teacher.shapes[start], dtype=teacher.dtype, device=device).zero_()
-                for start in (*starts, len(teacher.blocks))
-            }
-        except RuntimeError as error:
-            raise shortage from error
-
-    def holds(self, images: np.ndarray) -> bool:
-        """Whether there is room for the views of all these images."""
-        return self.index_of.keys() >= set(contents(images))
-
-    def missing(self, images: np.ndarray) -> dict[int, np.ndarray]:
-        """Those of the images, by index, whose views have not been filled in."""
-        indexed = zip(map(self.index_of.get, contents(images)), images, strict=True)
-        return {index: image for index, image in indexed if index not in self.filled}
-
-    def indices(self, images: np.ndarray) -> Tensor:
-        """The place of each image, (N,); their views are filled in as needed."""
-        for index, image in bar(self.missing(images).items(), desc="teacher features", unit="image", delay=1):
-            self._fill(index, image)
-        return torch.tensor([self.index_of[content] for content in contents(images)], device=self.teacher.device)
-
-    @torch.no_grad()
-    def _fill(self, index: int, image: np.ndarray) -> None:
-        inputs, count = Inputs(self.teacher, image[None]), self.teacher.views.count
-        for view in torch.arange(count, device=self.teacher.device).split(
-            images_at_once(VIEWS_AT_ONCE, self.teacher.image_size)
-        ):
-            outputs, place = inputs.features(0, torch.zeros_like(view), view), index * count + view
-            for start, block in enumerate((nn.Identity(), *self.teacher.blocks)):
-                outputs = block(outputs)
-                if start in self.cached:
-                    self.cached[start][place] = outputs.to(self.teacher.dtype)
-        self.filled.add(index)
-
-
-class CachedInputs(Inputs):
-    """Few-shot images whose features are looked up, or computed from the nearest ones that are cached."""
-
-    def __init__(self, teacher: CachedTeacher, images: np.ndarray, cache: FeatureCache):
-        super().__init__(teacher, images)
-        self.cached = cache.cached
-        self.indices = cache.indices(images)
-
-    @torch.no_grad()
-    def features(self, start: int, image: Tensor, view: Tensor) -> Tensor:
-        nearest = max((cached for cached in self.cached if cached <= start), default=None)
-        if nearest is None:
-            return super().features(start, image, view)
-        features = self.cached[nearest][self.indices[image] * self.teacher.views.count + view]
-        return self.teacher.blocks[nearest:start](features)
-
-    def features_at_both(self, start: int, end: int, image: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-        return self.features(start, image, view), self.features(end, image, view)
-
-    def fast_network(self, network: nn.Module, start: int) -> nn.Module:
-        """The same network; on the CPU, for float32 features, as matrix products where it can be converted."""
-        if self.teacher.device.type == "cpu" and self.teacher.dtype == torch.float32:
-            return products_or_itself(network, self.teacher.shapes[start])
-        return network
-
-    def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
-        """The same training step; on a GPU, captured as a CUDA graph."""
-        return GraphedStep(step, optimizer) if self.teacher.device.type == "cuda" else step
-
-
-def contents(images: np.ndarray) -> list[bytes]:
-    """Each image's bytes, by which it is recognised in other subsets."""
-    return [image.tobytes() for image in images]

@@ -2,8 +2,8 @@
 
 FSKD, few-sample knowledge distillation, keeps the filters of largest L1 norm, without what they read of the others, and
 solves a 1x1 convolution behind each of them. The first linear layer keeps the columns of the channels that are left, as
-in the authors' code, and each image is used once, as it is. `least-squares` uses many views of each image,
-`least-squares-images` each image alone; both solve the linear layer too.
+in the authors' code, and each image is used once, as it is. `least-squares` uses mixed views of the images
+(grafting/mixed_views.py), `least-squares-images` each image alone; both solve the linear layer too.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from grafting.least_squares import (
     Keep,
     Kept,
     Place,
-    enough_views,
+    all_views,
     fitted,
     mean_distance,
     most_telling,
@@ -40,14 +40,17 @@ def strongest(inputs: Inputs, batches: Batches, place: Place, count: int) -> Kep
 
 @dataclass(frozen=True)
 class LeastSquares(PlainStudent):
-    """keep: which channels. solves_classifier: the first linear layer too. uses_views: of each image, not it alone."""
+    """keep: which channels. solves_classifier: the first linear layer too.
+
+    mixes_views: of the images, instead of taking each alone.
+    """
 
     for_vggs: ClassVar[bool] = True
     trains: ClassVar[bool] = False
     name: str
     keep: Keep
     solves_classifier: bool
-    uses_views: bool
+    mixes_views: bool
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """One pass over the layers."""
@@ -55,9 +58,9 @@ class LeastSquares(PlainStudent):
 
     def train(self, recipe: Recipe, training: Training) -> None:
         (phase,) = self.phases(recipe)
-        inputs = training.inputs if self.uses_views else Inputs(training.teacher, training.images)
+        inputs = training.inputs if self.mixes_views else Inputs(training.teacher, training.images)
         started = perf_counter()
-        batches = enough_views(inputs) if self.uses_views else one_view(inputs, inputs.teacher.views.middle)
+        batches = all_views(inputs) if self.mixes_views else one_view(inputs, inputs.teacher.views.middle)
         student, _ = fitted(inputs, batches, self.keep, self.solves_classifier)
         for (block,), found in zip(training.networks, student, strict=True):
             block.load_state_dict(found.state_dict())
@@ -66,7 +69,7 @@ class LeastSquares(PlainStudent):
 
 
 LEAST_SQUARES: Sequence[LeastSquares] = (
-    LeastSquares("fskd", strongest, solves_classifier=False, uses_views=False),
-    LeastSquares("least-squares", most_telling, solves_classifier=True, uses_views=True),
-    LeastSquares("least-squares-images", most_telling, solves_classifier=True, uses_views=False),
+    LeastSquares("fskd", strongest, solves_classifier=False, mixes_views=False),
+    LeastSquares("least-squares", most_telling, solves_classifier=True, mixes_views=True),
+    LeastSquares("least-squares-images", most_telling, solves_classifier=True, mixes_views=False),
 )

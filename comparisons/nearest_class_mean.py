@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafting.inputs import Inputs
-from grafting.least_squares import enough_views, mean_distance
+from grafting.least_squares import mean_distance, one_view
 from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
 from grafting.teacher import FrozenTeacher
@@ -52,16 +52,15 @@ class NearestClassMean(Method):
     def train(self, recipe: Recipe, training: Training) -> None:
         (phase,), (network,), inputs, started = self.phases(recipe), training.networks, training.inputs, perf_counter()
         network[0].means.copy_(class_means(inputs))
-        loss = mean_distance(network, inputs, enough_views(inputs))
+        loss = mean_distance(network, inputs, one_view(inputs, inputs.teacher.views.middle))
         training.record(phase, [network], loss, perf_counter() - started)
 
 
 @torch.no_grad()
 def class_means(inputs: Inputs) -> Tensor:
     """The directions of the classes' mean features: (classes, D)."""
-    teacher, views = inputs.teacher, inputs.teacher.views.count
-    per_class = len(inputs) // teacher.classes
-    view = torch.arange(views, device=teacher.device)
+    teacher, per_class = inputs.teacher, len(inputs) // inputs.teacher.classes
+    view = torch.arange(inputs.views, device=teacher.device)
     sums = [
         inputs.features(teacher.networks.first, torch.full_like(view, image), view).double().sum(0).flatten()
         for image in range(len(inputs))

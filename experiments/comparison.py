@@ -85,7 +85,7 @@ def _require_comparable(found: Sequence[tuple[Path, Result]]) -> None:
         require_comparable(settings, ADVICE)
     settings = [result["setting"] for _, result in found]
     fitted = [setting for setting in settings if setting.get("start") == "teacher" and "networks" not in setting]
-    if len({setting.get("choice_of_filters") for setting in fitted}) > 1:
+    if len({(setting.get("choice_of_filters"), setting.get("augmentation")) for setting in fitted}) > 1:
         raise BadInput(f"runs with --start teacher are of different versions of it; {ADVICE}")
     for directory, result in found:
         cell = f"{student_name(result['setting'])}, {results.name_of(result)}"

@@ -18,6 +18,7 @@ from data.datasets import ImageDataset, dataset_name, open_dataset
 from experiments import subsets, teachers
 from experiments.cell import Cell
 from grafting.method import Method
+from grafting.mixed_views import AUGMENTATION
 from grafting.recipes import RECIPES, Recipe
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
@@ -128,9 +129,15 @@ class Job:
         """What a cell's setting says of the networks, besides the teacher's sha256."""
         if self.networks.is_vgg:
             filters = {"choice_of_filters": "most telling"} if self.networks.start == "teacher" else {}
-            return {"start": self.networks.start, "student_width": self.networks.student_width, **filters}
+            views = {"augmentation": AUGMENTATION} if self.mixes_views else {}
+            return {"start": self.networks.start, "student_width": self.networks.student_width, **filters, **views}
         mode = "training mode" if self.networks.trains_batchnorm else "evaluation mode"
         return {**self.networks.content, "start": self.networks.start, "batchnorm": mode}
+
+    @property
+    def mixes_views(self) -> bool:
+        """Whether the few-shot images are shown in mixed views."""
+        return self.method.mixes_views or (self.networks.is_vgg and self.networks.start == "teacher")
 
     def require_graftable(self, networks: Networks) -> Networks:
         """The networks, if they fit together at this size. Raises BadInput."""

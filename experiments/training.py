@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from acceleration.cached_inputs import CachedInputs
 from acceleration.feature_cache import CachedTeacher
 from experiments.setting import require_same
 from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
-from grafting.least_squares import enough_views, mean_distance
+from grafting.least_squares import all_views, mean_distance
+from grafting.mixed_views import MixedInputs
 from grafting.recipes import Phase
 from grafting.start import START, begin_fitted, copy_blocks
 from grafting.teacher import FrozenTeacher
@@ -62,6 +64,8 @@ class CellTraining:
     def inputs(self) -> Inputs:
         """The few-shot images; their features are cached where the teacher caches any."""
         job, views = self.cell.job, self.teacher.views.count
+        if job.mixes_views:
+            return self._mixed_inputs()
         epochs = sum(phase["epochs"] for phase in self.cell.setting["schedule"])
         if not isinstance(self.teacher, CachedTeacher):
             return Inputs(self.teacher, self.images)
@@ -77,6 +81,19 @@ class CellTraining:
             there = f" more images ({len(self.images) - count} are cached)" if count < len(self.images) else " images"
             job.report(f"{self.cell.name}: first the teacher's features of {count}{there}, each in {views} views")
         inputs = self.teacher.inputs(self.images)
+        self.seconds["features"] += perf_counter() - started
+        return inputs
+
+    def _mixed_inputs(self) -> Inputs:
+        of, started = (self.cell.setting["seed"], self.cell.shots), perf_counter()
+        if not isinstance(self.teacher, CachedTeacher):
+            return MixedInputs(self.teacher, self.images, *of)
+        inputs = self.teacher.mixed_inputs(self.images, *of)
+        if isinstance(inputs, CachedInputs):
+            self.process["cached_starts"] = self.teacher.starts
+        else:
+            report = self.cell.job.report_once
+            report("teacher features of mixed views do not fit into --memory and are computed at every step; give more")
         self.seconds["features"] += perf_counter() - started
         return inputs
 
@@ -122,7 +139,7 @@ class CellTraining:
         self._begin_fitted(start := self._fresh())
         grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
         start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
-        views = enough_views(self.inputs)
+        views = all_views(self.inputs)
         of_start, of_trained = (
             mean_distance(network, self.inputs, views) for network in (start, self.current.scion_and_tail(self.teacher))
         )

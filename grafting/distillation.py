@@ -194,5 +194,5 @@ def train(step: Step, order: Tensor, view: Tensor, batches: list[int]) -> float:
 
 def draw_views(inputs: Inputs, *seed_key: int | str) -> tuple[Tensor, Tensor]:
     """A random order of the images (images,), and a random view for each of them (images,)."""
-    random, images, views = generator(*seed_key), len(inputs), inputs.teacher.views.count
-    return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(views, size=images))
+    random, images = generator(*seed_key), len(inputs)
+    return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(inputs.views, size=images))

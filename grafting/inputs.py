@@ -14,21 +14,25 @@ Step = Callable[[Tensor, Tensor], Tensor]  # images (B,) and their views (B,) ->
 class Inputs:
     """Few-shot images (N, 3, stored, stored) uint8. Their features are computed at every call.
 
-    `acceleration/feature_cache.py` has inputs whose features are looked up.
+    views: how many each image has (data/views.py). `acceleration/cached_inputs.py` has inputs whose features are looked
+    up.
     """
 
     def __init__(self, teacher: FrozenTeacher, images: np.ndarray):
-        self.teacher = teacher
+        self.teacher, self.views = teacher, teacher.views.count
         self.padded = teacher.views.pad(torch.from_numpy(images)).to(teacher.device)
 
     def __len__(self) -> int:
         return len(self.padded)
 
+    def shown(self, image: Tensor, view: Tensor) -> Tensor:
+        """view[b] of image[b]: (B, 3, size, size) uint8."""
+        return self.teacher.views.crop(self.padded, image, view)
+
     @torch.no_grad()
     def features(self, start: int, image: Tensor, view: Tensor) -> Tensor:
         """The input of block `start` for view[b] of image[b]: (B, C, H, W)."""
-        shown = self.teacher.views.crop(self.padded, image, view)
-        return self.teacher.blocks[:start](self.teacher.normalization(shown))
+        return self.teacher.blocks[:start](self.teacher.normalization(self.shown(image, view)))
 
     def features_at_both(self, start: int, end: int, image: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs of the blocks `start` and `end`, start <= end."""

@@ -2,14 +2,15 @@
 
 For each grafted convolution, from front to back:
 
-1. Of the teacher's channels, those are kept from which the others follow best on the few-shot images (`most_telling`).
+1. Of the teacher's channels, those are kept from which the others follow best on the images (`most_telling`).
 2. The student takes the filters of these channels. Where they read a channel of the convolution before that is not
    kept, they read instead what the kept ones predict of it.
 3. Behind the convolution, in front of its ReLU, comes a 1x1 convolution with a bias that brings its outputs as close as
    possible to those that the same filters have in the teacher. As it follows directly, both are one convolution.
 
-The classifier's first linear layer comes last. No label, no gradient. `--start teacher` begins here
-(grafting/start.py). FSKD keeps the filters of largest L1 norm and predicts nothing (comparisons/fskd.py).
+The classifier's first linear layer comes last. No label, no gradient. The few-shot images are shown in mixed views
+(grafting/mixed_views.py). `--start teacher` begins here (grafting/start.py). FSKD keeps the filters of largest L1 norm
+and predicts nothing (comparisons/fskd.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,6 @@ from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
 
 BATCH = 324  # views at once
-ENOUGH = 16_200  # views: a map has 513 unknowns for an output at most, and more views change little (docs/start.md)
 RIDGE = 1e-6  # of the mean variance, added to each: from few images, many channels follow exactly from others
 Batches = Sequence[tuple[Tensor, Tensor]]  # of images (B,) and their views (B,)
 
@@ -175,14 +175,10 @@ def one_view(inputs: Inputs, view: int) -> Batches:
     return _batches(inputs, torch.arange(len(inputs)), torch.full((len(inputs),), view))
 
 
-def enough_views(inputs: Inputs) -> Batches:
-    """All views of each image; of many images, as many crops of each, with their mirror images, as make up ENOUGH."""
-    crops, images = inputs.teacher.views.count // 2, len(inputs)
-    each = min(crops, max(1, ENOUGH // (2 * images)))
-    image = torch.arange(images).repeat_interleave(2 * each)
-    crop = torch.arange(each).repeat_interleave(2).repeat(images) * crops // each
-    crop = crop if each == crops else (crop + image) % crops  # so that all crops are used as often
-    return _batches(inputs, image, 2 * crop + torch.arange(2).repeat(each * images))
+def all_views(inputs: Inputs) -> Batches:
+    """All views of each image."""
+    images, views = len(inputs), inputs.views
+    return _batches(inputs, torch.arange(images).repeat_interleave(views), torch.arange(views).repeat(images))
 
 
 def _batches(inputs: Inputs, image: Tensor, view: Tensor) -> Batches:

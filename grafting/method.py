@@ -42,12 +42,14 @@ class Method(ABC):
     """Its fields hold what the recipe does not say.
 
     name: in result files and tables. for_vggs: only for VGGs. trains: whether there are steps of an optimiser.
+    mixes_views: whether it always sees mixed views (grafting/mixed_views.py), not only with `--start teacher`.
     has_student: whether there is a student to be written.
     """
 
     name: str
     for_vggs: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    mixes_views: bool = False
     has_student: ClassVar[bool] = True
 
     @abstractmethod

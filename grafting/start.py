@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grafting.inputs import Inputs
-from grafting.least_squares import Kept, enough_views, fitted
+from grafting.least_squares import Kept, all_views, fitted
 from grafting.scions import Adapter, own_block
 from grafting.teacher import FrozenTeacher
 
@@ -24,7 +24,7 @@ def begin_fitted(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:
 
     networks: one for each grafted block.
     """
-    blocks, kept = fitted(inputs, enough_views(inputs))
+    blocks, kept = fitted(inputs, all_views(inputs))
     for index, (network, block) in enumerate(zip(networks, blocks, strict=True)):
         own_block(network).load_state_dict(block.state_dict())
         if isinstance(network[0], Adapter):

@@ -25,7 +25,7 @@ from small import pixel, pixels, short_recipe, small_dataset, small_teacher
 from torchvision import datasets as torchvision_datasets
 
 from experiments import figure, job, pictures, teachers
-from grafting import recipes
+from grafting import mixed_views, recipes
 from models import checkpoints
 
 
@@ -54,6 +54,11 @@ def quick_pictures(request, monkeypatch):
     if "real_pictures" not in request.fixturenames:
         monkeypatch.setattr(figure, "draw", pixel)
         monkeypatch.setattr(pictures, "confusion_picture", pixels)
+
+
+@pytest.fixture(autouse=True)
+def few_mixed_views(monkeypatch):
+    monkeypatch.setattr(mixed_views, "COUNT", 480)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from small import CLASSES, frozen_teacher, overflowing, pictures
 from torch import nn
 
 from acceleration import feature_cache
-from acceleration.feature_cache import CachedInputs, CachedTeacher, FeatureCache
+from acceleration.cached_inputs import CachedInputs, FeatureCache
+from acceleration.feature_cache import CachedTeacher
 from data.views import Views
 from grafting.distillation import distance
 from grafting.inputs import Inputs

@@ -7,7 +7,7 @@ from committed import as_committed, tracked
 from small import short_recipe
 
 import train_fskd
-from acceleration.feature_cache import FeatureCache
+from acceleration.cached_inputs import FeatureCache
 from benchmarks import methods, sizes
 from comparisons.methods import GRID, METHODS, Whole
 from experiments import results

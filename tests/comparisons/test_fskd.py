@@ -11,10 +11,11 @@ from data.views import Views
 from grafting.distillation import NotFinite
 from grafting.inputs import Inputs
 from grafting.least_squares import Place
+from grafting.mixed_views import MixedInputs
 from models.architectures import FIRST_GRAFTED
 from models.vgg import convolutions
 
-COUNT, MIDDLE = Views(32).count, Views(32).middle
+MIDDLE = Views(32).middle
 
 
 @pytest.fixture
@@ -22,24 +23,25 @@ def frozen(teacher):
     return frozen_teacher(teacher)
 
 
-@pytest.mark.parametrize(
-    ("method", "views"), [("least-squares", range(COUNT)), ("least-squares-images", [MIDDLE]), ("fskd", [MIDDLE])]
-)
-def test_the_views_that_a_method_uses(teacher, frozen, tmp_path, monkeypatch, method, views):
-    """All, or the image alone; each once for the loss."""
+@pytest.mark.parametrize("method", ["least-squares", "least-squares-images", "fskd"])
+def test_the_views_that_a_method_uses(teacher, frozen, tmp_path, monkeypatch, method):
+    """All mixed views, or the image alone; each once for the loss."""
     used, features = {start: [] for start in range(7)}, Inputs.features
 
     def noting(inputs, start, image, view):
-        used[start] += zip(image.tolist(), view.tolist(), strict=True)
+        kind = "mixed" if isinstance(inputs, MixedInputs) else "plain"
+        used[start] += [(kind, *pair) for pair in zip(image.tolist(), view.tolist(), strict=True)]
         return features(inputs, start, image, view)
 
     monkeypatch.setattr(Inputs, "features", noting)
     job = small_job(tmp_path, "--method", method, network=teacher)
     training = small_training(job, frozen, pictures(3), 1)
     training.method.train(job.recipe, training)
-    expected = [(image, view) for image in range(3) for view in views]
+    kind, views = ("mixed", range(160)) if method == "least-squares" else ("plain", [MIDDLE])
+    expected = [(kind, image, view) for image in range(3) for view in views]
     assert sorted(used[6]) == expected and set(used[3]) == set(used[4]) == set(expected)
     assert set(used[5]) == (set() if method == "fskd" else set(expected))
+    assert training.cell.setting.get("augmentation") == ("mixed views" if method == "least-squares" else None)
 
 
 def test_fskd_keeps_the_filters_with_the_largest_norms_in_their_order(frozen):

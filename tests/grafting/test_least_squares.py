@@ -26,7 +26,7 @@ def frozen(teacher):
 
 def fit(frozen, images):
     inputs = Inputs(frozen, pictures(images))
-    return least_squares.fitted(inputs, least_squares.enough_views(inputs))[0]
+    return least_squares.fitted(inputs, least_squares.all_views(inputs))[0]
 
 
 def test_the_channels_that_are_kept_leave_least_unexplained():
@@ -52,7 +52,7 @@ def test_channels_that_follow_from_the_kept_ones_are_predicted(frozen):
     layer.bias.data[:4], layer.bias.data[4:] = 10.0, 20.0  # no channel is 0 everywhere
     inputs = Inputs(frozen, pictures(4))
     place = least_squares.Place(3, 0, 2)
-    kept = least_squares.most_telling(inputs, least_squares.enough_views(inputs), place, 4)
+    kept = least_squares.most_telling(inputs, least_squares.all_views(inputs), place, 4)
     assert (kept.channels % 4).sort().values.tolist() == [0, 1, 2, 3]
     expected = frozen.blocks[3][:2](torch.rand(3, 8, 4, 4)).movedim(1, -1).double()
     found = expected[..., kept.channels] @ kept.weight.T + kept.bias
@@ -64,7 +64,7 @@ def test_channels_that_do_not_change_predict_nothing(frozen):
     frozen.blocks[3][0].weight.data.zero_()
     frozen.blocks[3][0].bias.data[:] = torch.arange(8) + 0.1
     inputs = Inputs(frozen, pictures(4))
-    kept = least_squares.most_telling(inputs, least_squares.enough_views(inputs), least_squares.Place(3, 0, 2), 4)
+    kept = least_squares.most_telling(inputs, least_squares.all_views(inputs), least_squares.Place(3, 0, 2), 4)
     expected = torch.eye(8, dtype=torch.float64)[:, kept.channels]
     assert torch.allclose(kept.weight, expected)
     mean = frozen.blocks[3][0].bias.double()
@@ -90,7 +90,7 @@ def test_a_channel_that_the_next_layer_does_not_read_is_not_kept(frozen):
     frozen.blocks[3][2].weight.data[:, 5] = 0.0
     inputs = Inputs(frozen, pictures(4))
     place = least_squares.Place(3, 0, 2)
-    kept = least_squares.most_telling(inputs, least_squares.enough_views(inputs), place, 2)
+    kept = least_squares.most_telling(inputs, least_squares.all_views(inputs), place, 2)
     assert 5 not in kept.channels.tolist()
 
 
@@ -140,31 +140,22 @@ def test_the_student_is_the_same_from_cached_features(dataset, frozen):
     students, accelerated, fast_network = [], [], fast.fast_network
     fast.fast_network = lambda network, start: accelerated.append(start) or fast_network(network, start)
     for inputs in (plain, fast):
-        student, _ = least_squares.fitted(inputs, least_squares.enough_views(inputs))
+        student, _ = least_squares.fitted(inputs, least_squares.all_views(inputs))
         students.append(student(plain.features(FIRST_GRAFTED, torch.arange(6), torch.full((6,), MIDDLE))))
     assert accelerated == [3, 3, 3] * 2 + [4, 3, 4] * (len(accelerated) // 3 - 2) + [3, 5]
     assert torch.allclose(*students, rtol=0, atol=1e-3 * students[0].abs().max().item())
 
 
-def test_all_views_of_few_images_and_some_of_each_of_many(frozen, monkeypatch):
-    def used(images):
-        batches = least_squares.enough_views(Inputs(frozen, pictures(images)))
-        return [pair for batch in batches for pair in zip(*(part.tolist() for part in batch), strict=True)]
-
-    assert used(3) == [(image, view) for image in range(3) for view in range(COUNT)]
-    monkeypatch.setattr(least_squares, "ENOUGH", 4 * COUNT)
-    assert used(4) == [(image, view) for image in range(4) for view in range(COUNT)]
-    many = used(COUNT)  # two crops of each, and their mirror images
-    assert len(many) == len(set(many)) == 4 * COUNT and {(image, view ^ 1) for image, view in many} == set(many)
-    assert {image for image, _ in many} == set(range(COUNT))
-    assert all(sum(view == one for _, view in many) == 4 for one in range(COUNT))  # each view as often
-    assert len(used(3 * COUNT)) == 6 * COUNT  # one of each
+def test_all_views_are_each_view_of_each_image(frozen):
+    batches = least_squares.all_views(Inputs(frozen, pictures(3)))
+    used = [pair for batch in batches for pair in zip(*(part.tolist() for part in batch), strict=True)]
+    assert used == [(image, view) for image in range(3) for view in range(COUNT)]
 
 
 def test_each_layer_is_solved_against_the_teachers_outputs(frozen):
     """No affine map behind any layer, applied to the student as it then is, fits the teacher's outputs better."""
     inputs = Inputs(frozen, pictures(2))
-    batches = least_squares.enough_views(inputs)
+    batches = least_squares.all_views(inputs)
     student, _ = least_squares.fitted(inputs, batches)
     first, second = 0, 2  # the inputs of the second convolution are no longer the teacher's
     for block, position, end in ((FIRST_GRAFTED, first, second), (FIRST_GRAFTED, second, 4)):

@@ -20,7 +20,7 @@ from comparisons.methods import METHODS
 from experiments.setting import require_same
 from experiments.training import CellTraining
 from grafting.inputs import Inputs
-from grafting.least_squares import enough_views, fitted
+from grafting.least_squares import all_views, fitted
 from grafting.scions import adapters_of, graft, scions
 from grafting.start import begin_fitted, copy_blocks
 from grafting.students import graft_of
@@ -44,7 +44,7 @@ def started(network, grafted=(3, 5), width=0.5, images=4):
 def test_joined_scions_are_the_least_squares_student(teacher, grafted, width):
     frozen, made, inputs = started(teacher, grafted, width)
     images = torch.randn(20, 3, 32, 32)
-    student = nn.Sequential(*frozen.blocks[: grafted[0]], *fitted(inputs, enough_views(inputs))[0])
+    student = nn.Sequential(*frozen.blocks[: grafted[0]], *fitted(inputs, all_views(inputs))[0])
     if grafted[1] < 5:
         student = nn.Sequential(*student, *made[-1][2:], *frozen.blocks[grafted[1] + 1 :])
     expected = student(images)
@@ -55,7 +55,7 @@ def test_joined_scions_are_the_least_squares_student(teacher, grafted, width):
 def test_adapters_give_and_pick_the_channels_that_are_kept(teacher):
     _, made, inputs = started(teacher)
     (block3, s2t), (t2s, *_), _ = made
-    kept = fitted(inputs, enough_views(inputs))[1][0].channels
+    kept = fitted(inputs, all_views(inputs))[1][0].channels
     features = torch.rand(2, 8, 4, 4)
     ours = block3(features)
     assert torch.allclose(s2t(ours)[:, kept], ours, atol=1e-6) and torch.allclose(t2s(s2t(ours)), ours, atol=1e-6)
