@@ -112,11 +112,15 @@ def test_starts_and_blocks_are_rows_of_their_own(compare):
 
 
 def test_starts_of_two_versions_are_not_compared(compare):
-    """Not even in rows of their own: the older version chose other filters, and its setting did not say so."""
-    older = cell("kd", 1, 0, 50.0, start="teacher", student_width=0.25)
-    newer = cell("kd", 1, 0, 60.0, start="teacher", student_width=0.5, choice_of_filters="most telling")
-    status, text = compare([older], [newer])
-    assert status == 2 and "runs with --start teacher are of different versions of it; leave" in text
+    """Not even in rows of their own: older versions chose other filters or showed other views."""
+    chosen = {"choice_of_filters": "most telling"}
+    oldest, older, newer = (
+        cell("kd", 1, 0, 50.0, start="teacher", student_width=width, **fields)
+        for width, fields in ((0.125, {}), (0.25, chosen), (0.5, {**chosen, "augmentation": "mixed views"}))
+    )
+    for one, other in ((oldest, older), (older, newer)):
+        status, text = compare([one], [other])
+        assert status == 2 and "runs with --start teacher are of different versions of it; leave" in text
     assert compare([newer], [cell("kd", 1, 0, 40.0)])[0] == 0
 
 

@@ -139,12 +139,13 @@ def test_widths_and_starts_that_cannot_be(tmp_path):
         small_job(tmp_path, "--networks", "resnet34-resnet18", "--student_width", "0.25")
 
 
-def test_a_start_of_an_older_version_is_not_mixed_with_this_one(tmp_path, teacher):
-    """It kept the filters of largest L1 norm, and its setting did not say so."""
+@pytest.mark.parametrize("field", ["choice_of_filters", "augmentation"])
+def test_a_start_of_an_older_version_is_not_mixed_with_this_one(tmp_path, teacher, field):
+    """Older ones kept the filters of largest L1 norm and showed no mixed views, and their settings did not say so."""
     job = small_job(tmp_path, "--start", "teacher", network=teacher)
     setting = small_training(job, frozen_teacher(teacher), pictures(3), 1).cell.setting
-    older = {name: value for name, value in setting.items() if name != "choice_of_filters"}
-    with pytest.raises(BadInput, match="made with another choice of filters"):
+    older = {name: value for name, value in setting.items() if name != field}
+    with pytest.raises(BadInput, match=f"made with another {field.replace('_', ' ')}"):
         require_same(setting, older, tmp_path)
 
 
