@@ -20,6 +20,7 @@ from experiments.cell import Cell
 from grafting.method import Method
 from grafting.mixed_views import AUGMENTATION
 from grafting.recipes import RECIPES, Recipe
+from grafting.start import LAST_EPOCHS
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
 from models.checkpoints import State
@@ -128,7 +129,7 @@ class Job:
     def networks_setting(self) -> dict[str, Any]:
         """What a cell's setting says of the networks, besides the teacher's sha256."""
         if self.networks.is_vgg:
-            filters = {"choice_of_filters": "most telling"} if self.networks.start == "teacher" else {}
+            filters = {"choice_of_filters": "most telling"} if self.networks.begins_fitted else {}
             views = {"augmentation": AUGMENTATION} if self.mixes_views else {}
             return {"start": self.networks.start, "student_width": self.networks.student_width, **filters, **views}
         mode = "training mode" if self.networks.trains_batchnorm else "evaluation mode"
@@ -137,7 +138,7 @@ class Job:
     @property
     def mixes_views(self) -> bool:
         """Whether the few-shot images are shown in mixed views."""
-        return self.method.mixes_views or (self.networks.is_vgg and self.networks.start == "teacher")
+        return self.method.mixes_views or self.networks.begins_fitted
 
     def require_graftable(self, networks: Networks) -> Networks:
         """The networks, if they fit together at this size. Raises BadInput."""
@@ -156,7 +157,9 @@ class Job:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return replace(self.data_recipe, blocks=self.networks.grafted, selects_among=self.args.best_of)
+        last_epochs = LAST_EPOCHS if self.networks.begins_fitted else 0
+        of_flags = {"blocks": self.networks.grafted, "selects_among": self.args.best_of}
+        return replace(self.data_recipe, **of_flags, last_epochs=last_epochs)
 
     def method_at(self, shots: int) -> Method:
         """The method with its numbers for N shots."""

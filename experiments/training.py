@@ -101,13 +101,12 @@ class CellTraining:
         """Train and write the students' files. Raises NotFinite."""
         self.resume()
         networks = self.teacher.networks
-        from_teacher, is_new = networks.start == "teacher", not self._restored
-        if from_teacher and is_new and networks.is_vgg:
+        if networks.begins_fitted and not self._restored:
             self._begin_fitted(self.networks)
-        elif from_teacher and is_new:
+        elif networks.start == "teacher" and not self._restored:
             copy_blocks(self.networks, self.teacher)
         self.method.train(self.cell.job.recipe, self)
-        if from_teacher and networks.is_vgg:
+        if networks.begins_fitted:
             self._keep_the_closer()
         kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
         for kind, state in kinds:

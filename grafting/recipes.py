@@ -81,7 +81,8 @@ class Recipe:
     stage1_epochs, stage1_lr: of B0, B1, ... in stage 1; the last number holds for all further scions. adapter_lr: of
     the adapters in stage 1. stage2_epochs: of L=2, L=3, ..., likewise. stage2_lr: one learning rate for everything, as
     the released code runs it (docs/method.md, section 10). selects_among: as in Phase, for the last phase; None:
-    all its epochs. blocks: the teacher's blocks that are replaced, as its Networks say.
+    as many as stage2_epochs says. last_epochs: of the last phase, if it is more (grafting/start.py). blocks: the
+    teacher's blocks that are replaced, as its Networks say.
 
     teachers: recipes to train a teacher, by name. trains_own_teacher: whether a missing teacher is trained at once.
     published: the paper's best test accuracy (mean, standard deviation) in percent by N. published_teacher: the test
@@ -95,6 +96,7 @@ class Recipe:
     stage2_lr: float
     teachers: Mapping[str, TeacherRecipe]
     selects_among: int | None = None
+    last_epochs: int = 0
     blocks: range = range(FIRST_GRAFTED, LAST_GRAFTED + 1)
     networks: str = "vgg16"
     trains_own_teacher: bool = False
@@ -114,7 +116,8 @@ class Recipe:
             for n in range(2, len(self.blocks) + 1)
         ]
         last = phases.pop()
-        return (*phases, replace(last, selects_among=min(self.selects_among or last.epochs, last.epochs)))
+        epochs = max(last.epochs, self.last_epochs)
+        return (*phases, replace(last, epochs=epochs, selects_among=min(self.selects_among or last.epochs, epochs)))
 
     def at_once(self, name: str, lr_student: float, lr_adapter: float, loss: Loss | None = None) -> Phase:
         """All blocks, for the epochs of all phases; the student is chosen among as many epochs as grafting's."""

@@ -17,6 +17,7 @@ from grafting.scions import Adapter, own_block
 from grafting.teacher import FrozenTeacher
 
 START = "start"  # the phase of a start that is kept (experiments/training.py)
+LAST_EPOCHS = 1000  # of the last phase at least: mixed views are many, and few images have few steps in an epoch
 
 
 def begin_fitted(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:

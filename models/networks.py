@@ -74,6 +74,11 @@ class Networks:
         return self.vgg is not None
 
     @property
+    def begins_fitted(self) -> bool:
+        """Whether student blocks begin fitted to the teacher's (grafting/start.py); those of others are copies."""
+        return self.is_vgg and self.start == "teacher"
+
+    @property
     def grafted(self) -> range:
         """The blocks that are replaced."""
         return range(self.first, self.last + 1)

@@ -57,8 +57,10 @@ def quick_pictures(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def few_mixed_views(monkeypatch):
+def short_training_from_the_teacher(monkeypatch):
+    """On few mixed views, and with as many epochs as the test's schedule says."""
     monkeypatch.setattr(mixed_views, "COUNT", 480)
+    monkeypatch.setattr(job, "LAST_EPOCHS", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from torch import nn
 from comparisons.methods import METHODS
 from experiments.setting import require_same
 from experiments.training import CellTraining
+from grafting import start
 from grafting.inputs import Inputs
 from grafting.least_squares import all_views, fitted
 from grafting.scions import adapters_of, graft, scions
@@ -75,6 +76,22 @@ def test_each_scion_is_its_block_where_nothing_is_lost(teacher, width):
     for index, scion in enumerate(made):
         logits = graft(frozen.blocks, scion, (3 + index, 4 + index), images)
         assert torch.allclose(logits, expected, atol=1e-3 * expected.abs().max().item())
+
+
+def test_the_last_phase_is_trained_longer_and_the_best_is_chosen_as_usual(tmp_path, teacher, monkeypatch):
+    """Only where blocks begin fitted: neither as published nor with a ResNet, whose blocks are copies."""
+    monkeypatch.setattr("experiments.job.LAST_EPOCHS", start.LAST_EPOCHS)
+
+    def phases(*flags, **known):
+        *others, last = small_job(tmp_path, *flags, recipe=short_recipe(), **known).recipe.phases
+        return sum(phase.epochs for phase in others), last.epochs, last.selects_among
+
+    assert phases(network=teacher) == (9, 4, 4)
+    assert phases("--start", "teacher", network=teacher) == (9, 1000, 4)
+    assert phases("--start", "teacher", "--best_of", "1", network=teacher) == (9, 1000, 1)
+    network = resnet_teacher("resnet18-resnet10").network
+    flags = ("--networks", "resnet18-resnet10", "--image_size", "32", "--start", "teacher")
+    assert phases(*flags, network=network)[1:] == (4, 4)
 
 
 @pytest.mark.parametrize("method", ["grafting", "whole", "kd", "fitnets"])
