@@ -22,7 +22,7 @@ from utils.text import bar
 if TYPE_CHECKING:
     from acceleration.feature_cache import CachedTeacher
 
-VIEWS_AT_ONCE = 162  # all of a CIFAR image
+VIEWS_AT_ONCE = 162  # of 32x32 pixels go through the teacher together: all of a CIFAR image
 Starts = tuple[int, ...]  # the blocks in front of which features are cached
 Cached = dict[int, Tensor]  # the features of each view, by start
 
@@ -38,7 +38,7 @@ class FeatureCache:
         self.teacher, self.starts = teacher, starts
         self.index_of = {content: index for index, content in enumerate(dict.fromkeys(contents(images)))}
         self.filled: set[int] = set()
-        self.cached = taken(teacher, len(self.index_of) * teacher.views.count, starts)
+        self.cached = allocated(teacher, len(self.index_of) * teacher.views.count, starts)
 
     def holds(self, images: np.ndarray) -> bool:
         """Whether there is room for the views of all these images."""
@@ -62,13 +62,13 @@ class FeatureCache:
         self.filled.add(index)
 
 
-def taken(teacher: CachedTeacher, count: int, starts: Starts) -> Cached:
+def allocated(teacher: CachedTeacher, count: int, starts: Starts) -> Cached:
     """Memory for the features of so many views in front of the blocks `starts`, and for their logits.
 
     It is taken at once, so that a run that starts later sees how much is left. Raises BadInput where there is not
     enough.
     """
-    needed, device = count * teacher.bytes_of_view(starts), teacher.device
+    needed, device = teacher.bytes_cached(count, starts), teacher.device
     shortage = BadInput(f"--memory: {needed / 1e9:.1f} GB for the cached teacher features are not available; give less")
     if device.type == "cpu" and needed > machine.free_host_memory():  # Linux may promise more than that
         raise shortage
@@ -127,6 +127,17 @@ class CachedInputs(Inputs):
     def fast_step(self, step: Step, optimizer: torch.optim.Optimizer) -> Step:
         """The same training step; on a GPU, captured as a CUDA graph."""
         return GraphedStep(step, optimizer) if self.teacher.device.type == "cuda" else step
+
+
+def all_cached(inputs: Inputs, starts: Starts) -> CachedInputs:
+    """The same inputs with the features of all views cached. Raises BadInput where there is not enough memory."""
+    teacher, count = inputs.teacher, len(inputs) * inputs.views
+    cached = allocated(teacher, count, starts)
+    at_once = images_at_once(VIEWS_AT_ONCE, teacher.image_size)
+    batches = torch.arange(count, device=teacher.device).split(at_once)
+    for place in bar(batches, desc="teacher features", unit="batch", total=len(batches), delay=1):
+        store(cached, inputs, place // inputs.views, place % inputs.views, place)
+    return CachedInputs(inputs, cached, torch.arange(len(inputs), device=teacher.device))
 
 
 def contents(images: np.ndarray) -> list[bytes]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acceleration.cached_inputs import VIEWS_AT_ONCE, CachedInputs, FeatureCache, Starts, contents, store, taken
+from acceleration.cached_inputs import VIEWS_AT_ONCE, CachedInputs, FeatureCache, Starts, all_cached, contents
 from acceleration.fast_predictions import fast_predictions
 from data.datasets import ImageDataset
 from data.views import images_at_once
@@ -32,10 +32,10 @@ TEST_FEATURES = 4e9  # bytes of test features that are kept; those of a VGG and 
 class CachedTeacher(FrozenTeacher):
     """A frozen teacher whose features are cached, shared by all cells of a run.
 
-    subsets: the few-shot subsets (N, 3, stored, stored) uint8 that the run will use. budget: bytes that the cache of
-    their views may take, in dtype; the test features are not counted. What is cached for a subset depends on its size
-    and the budget alone, so that no cell's numbers depend on which other cells run. settled: how many test predictions
-    each level of acceleration/fast_predictions.py has settled so far.
+    subsets: the few-shot subsets (N, 3, stored, stored) uint8 that the run will use. budget: bytes that the features of
+    their views and mixed views may take, in dtype; the test features are not counted. What is cached for a subset
+    depends on its size and the budget alone, so that no cell's numbers depend on which other cells run. settled: how
+    many test predictions each level of acceleration/fast_predictions.py has settled so far.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CachedTeacher(FrozenTeacher):
         self.starts = tuple(networks.grafted)
         self.subsets, self.budget, self.dtype = subsets, budget, dtype
         self.cache: FeatureCache | None = None
-        self.mixed: tuple[Any, Inputs | None] = (None, None)  # the last mixed inputs, and what they are of
+        self.mixed: dict[tuple[Any, ...], CachedInputs] = {}  # by images and seed key
         self.cached_test: dict[int, Tensor] = {}
         of_32 = TEST_BATCH if self.device.type == "cpu" else GPU_TEST_BATCH
         self.test_batch = images_at_once(of_32, self.image_size)
@@ -68,21 +68,33 @@ class CachedTeacher(FrozenTeacher):
         return CachedInputs(inputs, cache.cached, cache.indices(images)) if cache else inputs
 
     def mixed_inputs(self, images: np.ndarray, *seed_key: int | str) -> Inputs:
-        """The images in mixed views, with their features cached, if they fit into the budget. The last are kept."""
-        if self.mixed[0] != (found := (images.tobytes(), *seed_key)):
-            self.mixed = (None, None)  # frees its memory before the next one takes some
-            self.mixed = found, self._mixed(MixedInputs(self, images, *seed_key))
-        return self.mixed[1]
+        """The images in mixed views, with their features cached as far as they fit into the budget.
 
-    def _mixed(self, inputs: MixedInputs) -> Inputs:
-        count, views = len(inputs) * inputs.views, torch.arange(inputs.views, device=self.device)
-        if count * self.bytes_of_view(self.starts) > self.budget:
-            return inputs
-        cached = taken(self, count, self.starts)
-        for image in bar(range(len(inputs)), desc="teacher features", unit="image", delay=1):
-            for view in views.split(VIEWS_AT_ONCE):
-                store(cached, inputs, torch.full_like(view, image), view, image * inputs.views + view)
-        return CachedInputs(inputs, cached, torch.arange(len(inputs), device=self.device))
+        They are kept for the next cell as long as there is room.
+        """
+        wanted = (images.tobytes(), *seed_key)
+        if wanted not in self.mixed:
+            inputs = MixedInputs(self, images, *seed_key)
+            count = len(inputs) * inputs.views
+            starts = self.affordable_starts(count)
+            if starts is None:
+                return inputs
+            self._make_room(self.bytes_cached(count, starts))
+            self.mixed[wanted] = all_cached(inputs, starts)
+        return self.mixed[wanted]
+
+    def _make_room(self, needed: int) -> None:
+        """Give up what is cached until so many bytes more fit into the budget: first the oldest mixed views."""
+        while self.mixed and self._held + needed > self.budget:
+            self.mixed.pop(next(iter(self.mixed)))
+        if self._held + needed > self.budget:
+            self.cache = None
+
+    @property
+    def _held(self) -> int:
+        """Bytes of all that is cached of few-shot images."""
+        caches = [inputs.cached for inputs in self.mixed.values()] + ([self.cache.cached] if self.cache else [])
+        return sum(features.nbytes for cached in caches for features in cached.values())
 
     def images_to_compute(self, images: np.ndarray) -> int:
         """How many of the images inputs() would put through the teacher now, for its cache."""
@@ -91,40 +103,39 @@ class CachedTeacher(FrozenTeacher):
 
     def _cache_with_room(self, images: np.ndarray) -> FeatureCache | None:
         """The cache, made anew where it has no room for the images; None where they do not fit into the budget."""
-        starts = self.affordable_starts(len(images))
+        starts = self.affordable_starts(len(images) * self.views.count)
         if starts is None:
             return None
         if self.cache is None or self.cache.starts != starts or not self.cache.holds(images):
             self.cache = None  # frees its memory before the next one takes some
-            self.cache = FeatureCache(self, self._cached_together(images, starts), starts)
+            together = self._cached_together(images, starts)
+            self._make_room(self.bytes_cached(len(together) * self.views.count, starts))
+            self.cache = FeatureCache(self, together, starts)
         return self.cache
 
     def _cached_together(self, images: np.ndarray, starts: Starts) -> np.ndarray:
         """The largest subset that contains the images and is cached as they are: one of N is part of one of N + 1."""
         wanted = set(contents(images))
-        alike = (subset for subset in self.subsets if self.affordable_starts(len(subset)) == starts)
+        alike = (subset for subset in self.subsets if self.affordable_starts(len(subset) * self.views.count) == starts)
         return max((subset for subset in alike if wanted <= set(contents(subset))), key=len, default=images)
 
-    def bytes_cached(self, images: int, starts: Starts) -> int:
-        """Bytes that the cache of the views of so many images takes."""
-        return images * self.views.count * self.bytes_of_view(starts)
+    def bytes_cached(self, views: int, starts: Starts) -> int:
+        """Bytes that the cached features and logits of so many views take."""
+        numbers = sum(math.prod(self.shapes[start]) for start in (*starts, len(self.blocks)))
+        return self.dtype.itemsize * views * numbers
 
-    def bytes_of_view(self, starts: Starts) -> int:
-        """Bytes that the cached features and logits of one view take."""
-        return self.dtype.itemsize * sum(math.prod(self.shapes[start]) for start in (*starts, len(self.blocks)))
-
-    def affordable_starts(self, images: int) -> Starts | None:
-        """In front of which blocks the features of so many images fit into the budget; None if in front of none."""
+    def affordable_starts(self, views: int) -> Starts | None:
+        """In front of which blocks the features of so many views fit into the budget; None if in front of none."""
         choices = (self.starts, self.starts[:1])
-        return next((starts for starts in choices if self.bytes_cached(images, starts) <= self.budget), None)
+        return next((starts for starts in choices if self.bytes_cached(views, starts) <= self.budget), None)
 
-    def not_cached(self, images: int) -> str | None:
-        """Which features of so many images do not fit into the budget, and how much would hold them."""
-        starts = self.affordable_starts(images)
+    def not_cached(self, views: int) -> str | None:
+        """Which features of so many views do not fit into the budget, and how much would hold them."""
+        starts = self.affordable_starts(views)
         if starts == self.starts:
             return None
         first, later = f"in front of block {self.starts[0]}", ", ".join(map(str, self.starts[1:]))
-        needed = (math.ceil(self.bytes_cached(images, s) / 1e8) / 10 for s in (self.starts[:1], self.starts))
+        needed = (math.ceil(self.bytes_cached(views, s) / 1e8) / 10 for s in (self.starts[:1], self.starts))
         for_first, for_all = (f"--memory {gigabytes} would hold" for gigabytes in needed)
         if starts:
             what, source, enough = f"teacher features in front of blocks {later}", f"those {first}", f"{for_all} all"

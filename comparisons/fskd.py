@@ -7,7 +7,7 @@ in the authors' code, and each image is used once, as it is. `least-squares` use
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar
 
@@ -50,7 +50,7 @@ class LeastSquares(PlainStudent):
     name: str
     keep: Keep
     solves_classifier: bool
-    mixes_views: bool
+    mixes_views: bool = field(kw_only=True)
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """One pass over the layers."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grafting.inputs import Inputs
-from grafting.least_squares import mean_distance, one_view
+from grafting.least_squares import all_views, mean_distance
 from grafting.method import Method, Training
 from grafting.recipes import Phase, Recipe
 from grafting.teacher import FrozenTeacher
@@ -52,7 +52,7 @@ class NearestClassMean(Method):
     def train(self, recipe: Recipe, training: Training) -> None:
         (phase,), (network,), inputs, started = self.phases(recipe), training.networks, training.inputs, perf_counter()
         network[0].means.copy_(class_means(inputs))
-        loss = mean_distance(network, inputs, one_view(inputs, inputs.teacher.views.middle))
+        loss = mean_distance(network, inputs, all_views(inputs))
         training.record(phase, [network], loss, perf_counter() - started)
 
 

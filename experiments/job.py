@@ -188,7 +188,7 @@ class Job:
     def cells(self) -> list[Cell]:
         """The cells in the order in which this process takes them: its own share first.
 
-        A method that draws nothing has one trial.
+        A method that trains nothing has one trial.
         """
         shard, process = self.args.shard, self.process
         cells = self._every_cell[(shard.index - 1 - self.cells_before) % shard.count :: shard.count]

@@ -54,10 +54,14 @@ class Pace:
         self.eval_every = job.args.eval_every
         is_cpu = teacher.device.type == "cpu"
         self.growth = GROWTH["cpu" if is_cpu else "cuda"]
+        if job.method.mixes_views:  # its one step is over all mixed views, as many for every N
+            self.growth = 0.0
         self.of_teacher, self.faster = of_teacher, PRODUCTS if is_cpu and teacher.networks.is_vgg else 1.0
         self.measured: dict[str, Measured] = {}
         self.work: dict[str, tuple[float, float]] = {}  # multiply-adds of an image, in training and in a test
         self.per_image = 0.0  # seconds to compute the features of a few-shot image
+        self.per_subset = 0.0  # seconds to compute those of a subset's mixed views, and to fit what begins with them
+        self.subset: tuple[int, int] | None = None  # seed and N of the last cell that began
         self.seconds = 0.0  # of training and testing in the running cell
         self.began = perf_counter()  # the running cell
         self.before: float | None = None  # seconds of the running cell before its first epoch: the teacher's features
@@ -66,6 +70,7 @@ class Pace:
 
     def begin(self, cell: Cell) -> None:
         self.waiting.remove(cell)
+        self.subset = subset_of(cell)
         self.seconds, self.before, self.began = 0.0, None, perf_counter()
 
     def end(self) -> None:
@@ -97,7 +102,9 @@ class Pace:
         self.seconds = sum(sum(curve.seconds.values()) for curve in curves.values())
         if self.before is None:
             self.before = max(0.0, perf_counter() - self.began - self.seconds)
-            if self.teacher.cache and not self.per_image:
+            if self.job.mixes_views:
+                self.per_subset = max(self.per_subset, self.before)  # further trials have them from the first
+            elif self.teacher.cache and not self.per_image:
                 self.per_image = self.before / len(self.teacher.cache.filled)
 
     @property
@@ -121,15 +128,20 @@ class Pace:
         if not self.is_known:
             return None
         running = self.left_of(cell, curves) if cell else 0.0
+        later = self._features() + sum(self.left_of(waiting, {}) + self.beside for waiting in self.waiting)
+        return running + later / self.job.process.count
+
+    def _features(self) -> float:
+        """Seconds of the waiting cells for the teacher's features, and where blocks begin fitted, for that."""
+        if self.job.mixes_views:
+            return self.per_subset * len({subset_of(waiting) for waiting in self.waiting} - {self.subset})
         largest: dict[int, int] = {}  # images of each few-shot subset; that of a smaller N is part of it
         for waiting in self.waiting:
             seed = waiting.job.subset_seed
             largest[seed] = max(largest.get(seed, 0), len(waiting.images))
         images = sum(largest.values())
         filled = len(self.teacher.cache.filled) if self.teacher.cache else images
-        features = self.per_image * max(0, images - filled)
-        later = features + sum(self.left_of(waiting, {}) + self.beside for waiting in self.waiting)
-        return running + later / self.job.process.count
+        return self.per_image * max(0, images - filled)
 
     def _step(self, phase: Phase, batch: int) -> float:
         if own := self.measured.get(phase.name):
@@ -184,6 +196,11 @@ class Counting:
 
     def keep_stage1(self) -> None:
         """Nothing is kept."""
+
+
+def subset_of(cell: Cell) -> tuple[int, int]:
+    """The seed and N of its few-shot subset."""
+    return cell.job.subset_seed, cell.shots
 
 
 def steps_of(cell: Cell) -> int:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from acceleration.cached_inputs import CachedInputs
 from acceleration.feature_cache import CachedTeacher
 from experiments.setting import require_same
 from grafting.distillation import Curve, Distillation, student_accuracy
@@ -74,9 +73,8 @@ class CellTraining:
             job.report_once(f"the teacher's features are computed at every step: {more}")
             return Inputs(self.teacher, self.images)
         started = perf_counter()
-        self.process["cached_starts"] = self.teacher.affordable_starts(len(self.images))
-        if missing := self.teacher.not_cached(len(self.images)):
-            job.report_once(f"N = {self.cell.shots}: {missing}")
+        self.process["cached_starts"] = self.teacher.affordable_starts(len(self.images) * views)
+        self._report_not_cached(len(self.images) * views)
         if count := self.teacher.images_to_compute(self.images):
             there = f" more images ({len(self.images) - count} are cached)" if count < len(self.images) else " images"
             job.report(f"{self.cell.name}: first the teacher's features of {count}{there}, each in {views} views")
@@ -89,13 +87,15 @@ class CellTraining:
         if not isinstance(self.teacher, CachedTeacher):
             return MixedInputs(self.teacher, self.images, *of)
         inputs = self.teacher.mixed_inputs(self.images, *of)
-        if isinstance(inputs, CachedInputs):
-            self.process["cached_starts"] = self.teacher.starts
-        else:
-            report = self.cell.job.report_once
-            report("teacher features of mixed views do not fit into --memory and are computed at every step; give more")
+        count = len(inputs) * inputs.views
+        self.process["cached_starts"] = self.teacher.affordable_starts(count)
+        self._report_not_cached(count)
         self.seconds["features"] += perf_counter() - started
         return inputs
+
+    def _report_not_cached(self, views: int) -> None:
+        if missing := self.teacher.not_cached(views):
+            self.cell.job.report_once(f"N = {self.cell.shots}: {missing}")
 
     def run(self) -> None:
         """Train and write the students' files. Raises NotFinite."""
@@ -125,6 +125,7 @@ class CellTraining:
             for network, state in zip(grafted, job.start[1], strict=True):
                 network.load_state_dict(state)
         else:
+            job.report(f"{self.cell.name}: fitting the student's blocks to the teacher's")
             begin_fitted(grafted, inputs)
             job.start = made_of, [on_cpu(network) for network in grafted]
         self.seconds["start"] += perf_counter() - started

@@ -14,8 +14,8 @@ Step = Callable[[Tensor, Tensor], Tensor]  # images (B,) and their views (B,) ->
 class Inputs:
     """Few-shot images (N, 3, stored, stored) uint8. Their features are computed at every call.
 
-    views: how many each image has (data/views.py). `acceleration/cached_inputs.py` has inputs whose features are looked
-    up.
+    views: how many each image has (data/views.py; MixedInputs have others). `acceleration/cached_inputs.py` has inputs
+    whose features are looked up.
     """
 
     def __init__(self, teacher: FrozenTeacher, images: np.ndarray):

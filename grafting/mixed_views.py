@@ -13,7 +13,7 @@ from grafting.teacher import FrozenTeacher
 from utils.seeds import generator
 
 COUNT = 16_200  # mixed views of all images together
-AUGMENTATION = "mixed views"  # in settings
+AUGMENTATION = "mixed views"  # in settings; another COUNT needs another name
 
 
 class MixedInputs(Inputs):

@@ -81,7 +81,7 @@ class Recipe:
     stage1_epochs, stage1_lr: of B0, B1, ... in stage 1; the last number holds for all further scions. adapter_lr: of
     the adapters in stage 1. stage2_epochs: of L=2, L=3, ..., likewise. stage2_lr: one learning rate for everything, as
     the released code runs it (docs/method.md, section 10). selects_among: as in Phase, for the last phase; None:
-    as many as stage2_epochs says. last_epochs: of the last phase, if it is more (grafting/start.py). blocks: the
+    as many as it has by this schedule. last_epochs: of the last phase, if it is more (grafting/start.py). blocks: the
     teacher's blocks that are replaced, as its Networks say.
 
     teachers: recipes to train a teacher, by name. trains_own_teacher: whether a missing teacher is trained at once.

@@ -157,7 +157,8 @@ def add_sweep(add: Callable[..., Any], add_one_of: Callable[..., Any], shots: Se
         help="epochs between test accuracies where no best epoch is looked for (default: a fifth of each phase)")
     add("--best_of", type=positive, metavar="K",
         help="the best epoch is chosen among the last K of L=3, each of which is measured; 1: the last epoch is taken,"
-             " so the test set chooses nothing, and most evaluation time is saved (default: all, as in the paper)")
+             " so the test set chooses nothing, and most evaluation time is saved (default: as many as the paper's L=3"
+             " has)")
     add("--device",
         help="torch device; cuda without a number spreads torchrun's processes over the GPUs (default: cuda if there is"
              " one, else cpu)")

@@ -1,8 +1,8 @@
 """Random numbers that depend on their seed key only, never on what ran before.
 
-Every draw of a cell is a pure function of its seed key: (seed, shots, trial, phase, epoch). So the order of cells, an
-interruption, or other cells cannot change a cell's numbers, and nothing of the generator's state
-needs to be saved to resume.
+Every draw of a cell is a pure function of its seed key: (seed, shots, trial, phase, epoch), that of mixed views of
+(seed, shots). So the order of cells, an interruption, or other cells cannot change a cell's numbers, and nothing of the
+generator's state needs to be saved to resume.
 """
 
 import zlib

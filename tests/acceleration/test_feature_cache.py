@@ -217,7 +217,8 @@ def test_what_is_not_cached_is_said(dataset):
     networks = NETWORKS["vgg16"]
     network = networks.teacher(100)
     nothing, first, everything = (
-        CachedTeacher(network, networks, dataset, [], gigabytes * 10**9).not_cached(5000) for gigabytes in (6, 18, 48)
+        CachedTeacher(network, networks, dataset, [], gigabytes * 10**9).not_cached(5000 * VIEWS)
+        for gigabytes in (6, 18, 48)
     )
     assert nothing == (
         "teacher features do not fit into --memory and are computed from the images at every step;"

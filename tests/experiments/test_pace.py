@@ -14,12 +14,13 @@ def cell(shots=1, subset=6):
     return SimpleNamespace(shots=shots, images=images, job=SimpleNamespace(subset_seed=subset))
 
 
-def pace(*shots, method="grafting", recipe=None, said=None, processes=1):
+def pace(*shots, method="grafting", recipe=None, said=None, processes=1, mixes_views=False):
     teacher = frozen_teacher()
     teacher.cache = None
     job = SimpleNamespace(
         method=METHODS[method], recipe=recipe or short_recipe(), args=SimpleNamespace(eval_every=None),
         process=SimpleNamespace(count=processes), announce=(said if said is not None else []).append,
+        mixes_views=mixes_views,
     )  # fmt: skip
     cells = [cell(n) for n in shots]
     made = Pace(job, cells, teacher, of_teacher=9.0)
@@ -69,6 +70,25 @@ def test_cells_of_larger_batches_and_their_features_take_longer():
     assert made.left(running, curves) == pytest.approx(waiting, rel=1e-2)
     made.waiting.append(cell(4, subset=7))  # of other images, whose features are computed anew
     assert made.left(running, curves) == pytest.approx(2 * waiting + 10.0 * 3, rel=1e-2)
+
+
+def test_mixed_views_and_what_is_fitted_to_them_are_computed_once_for_each_subset():
+    made, running = pace(1, 1, 4, 4, recipe=short_recipe((3, 2), (2, 4)), mixes_views=True)
+    curves = CURVES | {"L3": curve(4, 4.0, 60.0, 1, 2, 3, 4)}
+    training, tests = 3.0 + 1.0 + 0.5 + 2.0 + 4.0, 30.0 + 2.0 + 1.0 + 40.0 + 60.0
+    made.began -= training + tests + 90.0
+    made.measure(running, curves)
+    of_trials = 3 * tests + training * (1 + 2 * (25 / 6) ** 0.5)
+    assert made.left(running, curves) == pytest.approx(of_trials + 90.0, rel=1e-2)
+    made.begin(made.waiting[0])  # its second trial has them from the first
+    made.measure(made.waiting[0], curves)
+    assert made._features() == pytest.approx(90.0, rel=1e-2)
+
+
+def test_a_pass_over_mixed_views_takes_as_long_for_every_n():
+    made, running = pace(1, 50, method="least-squares", mixes_views=True)
+    made.measure(running, {"fit": curve(1, 20.0, 1.0, 1)})
+    assert made.left_of(made.waiting[0], {}) == pytest.approx(21.0)
 
 
 def test_before_the_first_test_a_students_takes_as_the_teachers():

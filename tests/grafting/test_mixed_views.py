@@ -58,17 +58,45 @@ def test_the_draws_depend_on_the_seed_key_alone(frozen):
     assert not torch.equal(first.shown(*grid(first)), other.shown(*grid(other)))
 
 
-@pytest.mark.parametrize("budget", [10**9, 1000])
-def test_cached_mixed_views_are_the_same(dataset, frozen, budget):
-    """The last ones are kept, for other trials; without room they are computed."""
+OF_VIEW = 4 * (8 * 16 + 8 * 4 + 8 + 3)  # bytes of the features in front of blocks 3, 4 and 5, and of the logits
+
+
+@pytest.fixture
+def cached(dataset, frozen):
+    networks = vgg(frozen.network.architecture)
+    return lambda images, budget: CachedTeacher(frozen.network, networks, dataset, [images], budget)
+
+
+@pytest.mark.parametrize(("budget", "starts"), [(10**9, [3, 4, 5, 6]), (300_000, [3, 6]), (1000, None)])
+def test_cached_mixed_views_are_the_same(cached, frozen, budget, starts):
+    """As far as they fit; without room they are computed."""
     images = pictures(3)
-    teacher = CachedTeacher(frozen.network, vgg(frozen.network.architecture), dataset, [images], budget)
-    found, plain = teacher.mixed_inputs(images, 0, 1), MixedInputs(frozen, images, 0, 1)
-    assert isinstance(found, CachedInputs) == (budget > 1000)
+    found, plain = cached(images, budget).mixed_inputs(images, 0, 1), MixedInputs(frozen, images, 0, 1)
+    assert (sorted(found.cached) if isinstance(found, CachedInputs) else None) == starts
     drawn = grid(plain)
     for start in (0, 3, 4, 5, 6):
         expected = plain.features(start, *drawn)
         assert torch.allclose(found.features(start, *drawn), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     assert len(found) == 3 and found.views == plain.views
-    assert teacher.mixed_inputs(images, 0, 1) is found
-    assert teacher.mixed_inputs(images, 0, 2) is not found
+
+
+def test_mixed_views_are_kept_as_long_as_there_is_room(cached):
+    """With the views that other cells of the run have cached, they stay within the budget."""
+    images, one = pictures(3), 480 * OF_VIEW
+    teacher = cached(images, 2 * one + 3 * 162 * OF_VIEW)
+    views, first, second = (
+        teacher.inputs(images),
+        teacher.mixed_inputs(images, 0, 1),
+        teacher.mixed_inputs(images, 0, 2),
+    )
+    assert teacher.mixed_inputs(images, 0, 1) is first and teacher.inputs(images).cached is views.cached
+    third = teacher.mixed_inputs(images, 0, 3)  # instead of the first
+    assert list(teacher.mixed.values()) == [second, third] and teacher.cache is not None
+    teacher = cached(images, one)
+    teacher.inputs(images)
+    teacher.mixed_inputs(images, 0, 1)
+    assert teacher.cache is None
+    teacher = cached(images, 3 * 162 * OF_VIEW)
+    teacher.mixed_inputs(images, 0, 1)
+    teacher.inputs(images)
+    assert not teacher.mixed
