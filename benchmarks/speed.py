@@ -144,7 +144,7 @@ def step_seconds(job: Job, shots: int, timed_epochs: int) -> dict[str, Seconds]:
     images, dtype = job.subset(shots), cache_dtype(job.args.precision)
     teacher = CachedTeacher(job.network, job.networks, job.dataset, [images], job.memory, dtype)
     inputs, batch = teacher.inputs(images), batch_size(shots)
-    order, view = (drawn.to(job.device) for drawn in draw_views(inputs, "speed"))
+    order, view = (drawn.to(job.device) for drawn in draw_views(inputs, len(inputs), "speed"))
     sizes, found = [len(images) for images in order.split(batch)], {}
     for phase in job.method.phases(job.recipe):
         step = Distillation(phase, fresh_scion(teacher, phase), shots).step_on(inputs)

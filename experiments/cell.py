@@ -21,7 +21,6 @@ from experiments.setting import phase_content, require_same
 from experiments.tensorboard import CellCurves, write_picture
 from experiments.training import CellTraining, setting_in
 from grafting.distillation import Curve, NotFinite
-from grafting.start import START
 from models import records
 from utils import __version__, files, locks, machine
 from utils.errors import BadInput
@@ -191,8 +190,8 @@ class Cell:
     def _show(self, shown: tqdm | Log, curves: Mapping[str, Curve], pace: Pace, phase: str) -> None:
         """What a user sees after an epoch of a phase, once a second, and a line after its last one in a log."""
         curve = curves[phase]
-        shown.update(sum(one.epoch for name, one in curves.items() if name != START) - shown.n)
-        epochs = next((step["epochs"] for step in self.setting["schedule"] if step["phase"] == phase), 1)
+        shown.update(sum(one.epoch for one in curves.values()) - shown.n)
+        epochs = next(step["epochs"] for step in self.setting["schedule"] if step["phase"] == phase)
         if curve.epoch < epochs and monotonic() - self._shown_at < 1:
             return
         self._shown_at = monotonic()

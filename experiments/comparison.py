@@ -95,8 +95,8 @@ def _require_one_version(settings: Sequence[Setting]) -> None:
     """Raise BadInput where VGGs' students that are a part of the teacher were made by different versions."""
     fitted = [setting for setting in settings if setting.get("start") == "teacher" and "networks" not in setting]
     solved = [setting for setting in settings if setting["method"] == "least-squares"]
-    filters = {setting.get("choice_of_filters") for setting in fitted}
-    if max(len(filters), len({setting.get("augmentation") for setting in (*fitted, *solved)})) > 1:
+    ways = {(setting.get("choice_of_filters"), setting["schedule"][-1].get("least_views")) for setting in fitted}
+    if max(len(ways), len({setting.get("augmentation") for setting in (*fitted, *solved)})) > 1:
         raise BadInput(f"runs with --start teacher or of least-squares are of different versions of these; {ADVICE}")
 
 

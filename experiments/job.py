@@ -20,7 +20,7 @@ from experiments.cell import Cell
 from grafting.method import Method
 from grafting.mixed_views import AUGMENTATION
 from grafting.recipes import RECIPES, Recipe
-from grafting.start import LAST_EPOCHS
+from grafting.start import LEAST_VIEWS
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
 from models.checkpoints import State
@@ -157,9 +157,9 @@ class Job:
 
     @cached_property
     def recipe(self) -> Recipe:
-        last_epochs = LAST_EPOCHS if self.networks.begins_fitted else 0
+        least_views = LEAST_VIEWS if self.networks.begins_fitted else 0
         of_flags = {"blocks": self.networks.grafted, "selects_among": self.args.best_of}
-        return replace(self.data_recipe, **of_flags, last_epochs=last_epochs)
+        return replace(self.data_recipe, **of_flags, least_views=least_views)
 
     def method_at(self, shots: int) -> Method:
         """The method with its numbers for N shots."""

@@ -17,8 +17,7 @@ from torch import nn
 
 from acceleration.feature_cache import CachedTeacher
 from grafting.distillation import Curve
-from grafting.recipes import Phase, batch_size
-from grafting.start import START
+from grafting.recipes import Phase
 from utils.text import brief_time
 
 if TYPE_CHECKING:
@@ -93,12 +92,13 @@ class Pace:
 
     def measure(self, cell: Cell, curves: Mapping[str, Curve]) -> None:
         """Learn from a running cell's curves, after an epoch."""
-        batch, steps = batch_size(cell.shots), steps_of(cell)
-        for name, curve in curves.items():
-            if curve.epoch and name != START:
+        for phase in self.phases:
+            curve = curves.get(phase.name)
+            if curve and curve.epoch:
                 tests = len(curve.accuracies)
                 test = curve.seconds["evaluation"] / tests if tests else None
-                self.measured[name] = Measured(curve.seconds["training"] / curve.epoch / steps, batch, test)
+                step = curve.seconds["training"] / curve.epoch / steps_of(cell, phase)
+                self.measured[phase.name] = Measured(step, phase.batch(cell.shots), test)
         self.seconds = sum(sum(curve.seconds.values()) for curve in curves.values())
         if self.before is None:
             self.before = max(0.0, perf_counter() - self.began - self.seconds)
@@ -116,11 +116,12 @@ class Pace:
         """Seconds that are left of a cell, its features not counted; None where they are not known yet."""
         if not self.is_known:
             return None
-        batch, steps, seconds = batch_size(cell.shots), steps_of(cell), 0.0
+        seconds = 0.0
         for phase in self.phases:
             done = curves[phase.name].epoch if phase.name in curves else 0
             tests = sum(phase.measures(epoch, self.eval_every) for epoch in range(done + 1, phase.epochs + 1))
-            seconds += (phase.epochs - done) * steps * self._step(phase, batch) + tests * self._test(phase)
+            steps = (phase.epochs - done) * steps_of(cell, phase)
+            seconds += steps * self._step(phase, phase.batch(cell.shots)) + tests * self._test(phase)
         return seconds
 
     def left(self, cell: Cell | None = None, curves: Mapping[str, Curve] | None = None) -> float | None:
@@ -203,9 +204,9 @@ def subset_of(cell: Cell) -> tuple[int, int]:
     return cell.job.subset_seed, cell.shots
 
 
-def steps_of(cell: Cell) -> int:
+def steps_of(cell: Cell, phase: Phase) -> int:
     """Of an epoch."""
-    return math.ceil(len(cell.images) / batch_size(cell.shots))
+    return math.ceil(phase.in_epoch(len(cell.images)) / phase.batch(cell.shots))
 
 
 def counted(cells: int) -> str:

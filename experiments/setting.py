@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grafting.recipes import Phase, batch_size
+from grafting.recipes import Phase
 from grafting.stages import GRAFTING
 from models.architectures import STUDENT_WIDTH
 from models.networks import NETWORKS
@@ -29,10 +29,12 @@ def phase_content(phase: Phase, shots: int) -> dict[str, Any]:
         "epochs": phase.epochs,
         "lr_student": lr_student,
         "lr_adapter": lr_adapter,
-        "batch": batch_size(shots),
+        "batch": phase.batch(shots),
     }
     if 0 < phase.selects_among < phase.epochs:
         content["selects_among"] = phase.selects_among
+    if phase.least_views:
+        content["least_views"] = phase.least_views
     if phase.loss is not None:
         content["loss"] = {"name": type(phase.loss).__name__, **asdict(phase.loss)}
     return content

@@ -16,10 +16,9 @@ from acceleration.feature_cache import CachedTeacher
 from experiments.setting import require_same
 from grafting.distillation import Curve, Distillation, student_accuracy
 from grafting.inputs import Inputs
-from grafting.least_squares import all_views, mean_distance
 from grafting.mixed_views import MixedInputs
 from grafting.recipes import Phase
-from grafting.start import START, begin_fitted, copy_blocks
+from grafting.start import begin_fitted, copy_blocks
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.checkpoints import on_cpu
@@ -49,7 +48,8 @@ class CellTraining:
         self.process = process
         self.after_epoch = after_epoch
         self.seed_key = (cell.setting["seed"], cell.shots, cell.trial)
-        self.networks = self._fresh()
+        fresh = self.method.fresh(teacher, torch_generator(*self.seed_key, "scions"))
+        self.networks = [network.to(teacher.device) for network in fresh]
         self.curves: dict[str, Curve] = {}
         self.written: dict[str, str] = {}  # paths of the students' files, some perhaps by an earlier process
         self.earlier_processes: list[dict[str, Any]] = []
@@ -102,25 +102,19 @@ class CellTraining:
         self.resume()
         networks = self.teacher.networks
         if networks.begins_fitted and not self._restored:
-            self._begin_fitted(self.networks)
+            self._begin_fitted()
         elif networks.start == "teacher" and not self._restored:
             copy_blocks(self.networks, self.teacher)
         self.method.train(self.cell.job.recipe, self)
-        if networks.begins_fitted:
-            self._keep_the_closer()
         kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
         for kind, state in kinds:
             self._write(kind, lambda path, state=state: self.method.write(self.teacher, state, path))
 
-    def _fresh(self) -> list[nn.Sequential]:
-        fresh = self.method.fresh(self.teacher, torch_generator(*self.seed_key, "scions"))
-        return [network.to(self.teacher.device) for network in fresh]
-
-    def _begin_fitted(self, networks: Sequence[nn.Sequential]) -> None:
+    def _begin_fitted(self) -> None:
         """Let the networks begin fitted. All trials on the same images begin alike: that is computed once in a row."""
         inputs, started, job = self.inputs, perf_counter(), self.cell.job
         made_of = (self.cell.setting["method"], self.cell.setting["subset_sha256"])
-        grafted = networks[: len(self.teacher.networks.grafted)]
+        grafted = self.networks[: len(self.teacher.networks.grafted)]
         if job.start and job.start[0] == made_of:
             for network, state in zip(grafted, job.start[1], strict=True):
                 network.load_state_dict(state)
@@ -129,23 +123,6 @@ class CellTraining:
             begin_fitted(grafted, inputs)
             job.start = made_of, [on_cpu(network) for network in grafted]
         self.seconds["start"] += perf_counter() - started
-
-    def _keep_the_closer(self) -> None:
-        """Take the start itself as the student, if training has not brought it closer to the teacher.
-
-        Both are compared by grafting's loss, whatever the method's is, on views of the few-shot images: no label and no
-        test image decides. A start that is kept is recorded as the last phase.
-        """
-        self._begin_fitted(start := self._fresh())
-        grafted, span = len(self.teacher.networks.grafted), self.current.phase.span
-        start, began = nn.Sequential(*start[:grafted], self.teacher.blocks[span[1] :]).eval(), perf_counter()
-        views = all_views(self.inputs)
-        of_start, of_trained = (
-            mean_distance(network, self.inputs, views) for network in (start, self.current.scion_and_tail(self.teacher))
-        )
-        self.seconds["start"] += perf_counter() - began
-        if not of_trained < of_start:
-            self.record(Phase.without_steps(START, span), start[:grafted], of_start, 0.0)
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
         """Distil the networks, in sequence, over the phase's span, unless the checkpoint is from a later phase."""

@@ -14,12 +14,13 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from grafting.inputs import Inputs, Step
-from grafting.recipes import Phase, batch_size
+from grafting.recipes import Phase
 from grafting.scions import parameters_by_role
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
@@ -90,7 +91,7 @@ class Distillation:
         lr_student, lr_adapter = phase.learning_rates(shots)
         self.phase = phase
         self.scion = scion
-        self.batch = batch_size(shots)
+        self.batch = phase.batch(shots)
         self.optimizer = torch.optim.Adam(
             [{"params": student, "lr": lr_student}, {"params": adapters, "lr": lr_adapter}], fused=True
         )
@@ -113,11 +114,12 @@ class Distillation:
         """
         device, step = inputs.teacher.device, self.step_on(inputs)
         norms = batchnorms_in(self.scion)
-        batches = batch_sizes(len(inputs), self.batch, joins_last=bool(norms))
+        in_epoch = self.phase.in_epoch(len(inputs))
+        batches = batch_sizes(in_epoch, self.batch, joins_last=bool(norms))
         trains_norms = inputs.teacher.networks.trains_batchnorm
         while self.curve.epoch < self.phase.epochs:
             started = perf_counter()
-            order, view = draw_views(inputs, *seed_key, self.phase.name, self.curve.epoch + 1)
+            order, view = draw_views(inputs, in_epoch, *seed_key, self.phase.name, self.curve.epoch + 1)
             self.scion.train()
             for norm in norms:
                 norm.train(trains_norms)
@@ -192,7 +194,8 @@ def train(step: Step, order: Tensor, view: Tensor, batches: list[int]) -> float:
     return total.item() / len(order)
 
 
-def draw_views(inputs: Inputs, *seed_key: int | str) -> tuple[Tensor, Tensor]:
-    """A random order of the images (images,), and a random view for each of them (images,)."""
-    random, images = generator(*seed_key), len(inputs)
-    return torch.from_numpy(random.permutation(images)), torch.from_numpy(random.integers(inputs.views, size=images))
+def draw_views(inputs: Inputs, count: int, *seed_key: int | str) -> tuple[Tensor, Tensor]:
+    """The images in random order, each about equally often (count,), and a random view for each (count,)."""
+    random = generator(*seed_key)
+    order = random.permutation(np.arange(count) % len(inputs))
+    return torch.from_numpy(order), torch.from_numpy(random.integers(inputs.views, size=count))

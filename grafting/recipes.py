@@ -29,7 +29,8 @@ class Phase:
 
     span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks. lr_adapter:
     learning rate of the adapters. scaled: whether both scale with N/10. selects_among=K: keep the weights of the best
-    test accuracy in the last K epochs, each of which is measured; 0: keep none but the last.
+    test accuracy in the last K epochs, each of which is measured; 0: keep none but the last. least_views: that it shows
+    at least, in all its epochs; 0: a view of each image in every epoch (grafting/start.py).
 
     Only for comparisons with other methods (comparisons/): loss: of (student, teacher), summed over the batch, instead
     of the distance of grafting/distillation.py. at_logits: whether it compares the logits; if not, the outputs of the
@@ -43,6 +44,7 @@ class Phase:
     lr_adapter: float
     scaled: bool
     selects_among: int = 0
+    least_views: int = 0
     loss: Loss | None = None
     at_logits: bool = True
 
@@ -55,6 +57,14 @@ class Phase:
         """(student blocks, adapters) at N shots."""
         scale = shots / 10 if self.scaled else 1.0
         return self.lr_student * scale, self.lr_adapter * scale
+
+    def in_epoch(self, images: int) -> int:
+        """How many views an epoch shows of so many images: one of each, or more."""
+        return max(images, ceil(self.least_views / self.epochs))
+
+    def batch(self, shots: int) -> int:
+        """The batch size at N shots, where the views are many that of ten shots at least."""
+        return max(batch_size(shots), BATCH_AT_TEN_SHOTS if self.least_views else 0)
 
     @property
     def best_from(self) -> int:
@@ -80,9 +90,9 @@ class Recipe:
 
     stage1_epochs, stage1_lr: of B0, B1, ... in stage 1; the last number holds for all further scions. adapter_lr: of
     the adapters in stage 1. stage2_epochs: of L=2, L=3, ..., likewise. stage2_lr: one learning rate for everything, as
-    the released code runs it (docs/method.md, section 10). selects_among: as in Phase, for the last phase; None:
-    as many as it has by this schedule. last_epochs: of the last phase, if it is more (grafting/start.py). blocks: the
-    teacher's blocks that are replaced, as its Networks say.
+    the released code runs it (docs/method.md, section 10). selects_among: as in Phase, for the last phase;
+    None: all. least_views: as in Phase, for the last phase. blocks: the teacher's blocks that are replaced, as its
+    Networks say.
 
     teachers: recipes to train a teacher, by name. trains_own_teacher: whether a missing teacher is trained at once.
     published: the paper's best test accuracy (mean, standard deviation) in percent by N. published_teacher: the test
@@ -96,7 +106,7 @@ class Recipe:
     stage2_lr: float
     teachers: Mapping[str, TeacherRecipe]
     selects_among: int | None = None
-    last_epochs: int = 0
+    least_views: int = 0
     blocks: range = range(FIRST_GRAFTED, LAST_GRAFTED + 1)
     networks: str = "vgg16"
     trains_own_teacher: bool = False
@@ -116,13 +126,14 @@ class Recipe:
             for n in range(2, len(self.blocks) + 1)
         ]
         last = phases.pop()
-        epochs = max(last.epochs, self.last_epochs)
-        return (*phases, replace(last, epochs=epochs, selects_among=min(self.selects_among or last.epochs, epochs)))
+        selects_among = min(self.selects_among or last.epochs, last.epochs)
+        return (*phases, replace(last, selects_among=selects_among, least_views=self.least_views))
 
     def at_once(self, name: str, lr_student: float, lr_adapter: float, loss: Loss | None = None) -> Phase:
         """All blocks, for the epochs of all phases; the student is chosen among as many epochs as grafting's."""
         last = self.phases[-1]
-        return Phase(name, last.span, self.epochs, lr_student, lr_adapter, False, last.selects_among, loss)
+        rates = {"lr_student": lr_student, "lr_adapter": lr_adapter, "scaled": False}
+        return replace(last, name=name, epochs=self.epochs, loss=loss, **rates)
 
     @property
     def stage1(self) -> tuple[Phase, ...]:

@@ -16,8 +16,7 @@ from grafting.least_squares import Kept, all_views, fitted
 from grafting.scions import Adapter, own_block
 from grafting.teacher import FrozenTeacher
 
-START = "start"  # the phase of a start that is kept (experiments/training.py)
-LAST_EPOCHS = 1000  # of the last phase at least: mixed views are many, and few images have few steps in an epoch
+LEAST_VIEWS = 100_000  # that the last phase shows, of however few images: mixed views are many
 
 
 def begin_fitted(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:

@@ -62,7 +62,7 @@ def test_each_image_is_shown_in_its_own_view():
 def test_draws_are_uniform_and_every_image_comes_once_an_epoch():
     inputs, counts, positions = Inputs(frozen_teacher(), pictures(5)), np.zeros(162), np.zeros((5, 5))
     for epoch in range(2000):
-        order, view = draw_views(inputs, 0, epoch)
+        order, view = draw_views(inputs, 5, 0, epoch)
         assert sorted(order.tolist()) == [0, 1, 2, 3, 4]
         np.add.at(counts, view.numpy(), 1)
         positions[np.arange(5), order.numpy()] += 1

@@ -5,7 +5,7 @@ import pytest
 from small import frozen_teacher, short_recipe
 
 from comparisons.methods import METHODS
-from experiments.pace import Pace
+from experiments.pace import Measured, Pace
 from grafting.distillation import Curve
 
 
@@ -83,6 +83,16 @@ def test_mixed_views_and_what_is_fitted_to_them_are_computed_once_for_each_subse
     made.begin(made.waiting[0])  # its second trial has them from the first
     made.measure(made.waiting[0], curves)
     assert made._features() == pytest.approx(90.0, rel=1e-2)
+
+
+def test_the_steps_of_a_phase_of_many_views_are_counted():
+    """Its 4 epochs show 100 views each, in batches of 64 and 36, whatever N is."""
+    made, running = pace(1, 4, recipe=replace(short_recipe((3, 2), (2, 4)), least_views=400))
+    curves = CURVES | {"L3": curve(1, 4.0, 60.0, 1)}
+    made.measure(running, curves)
+    assert made.measured["L3"] == Measured(2.0, 64, 60.0)
+    earlier = sum(sum(CURVES[name].seconds.values()) for name in ("B0", "B1", "B2", "L2"))
+    assert made.left_of(running, {}) == pytest.approx(earlier + 4 * (2 * 2.0 + 60.0))
 
 
 def test_a_pass_over_mixed_views_takes_as_long_for_every_n():

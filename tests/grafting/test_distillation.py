@@ -59,7 +59,7 @@ def test_two_epochs_are_those_of_a_loop_by_hand_and_only_the_scion_changes(input
     roles = zip(parameters_by_role(scion), phase.learning_rates(1), strict=True)
     optimizers = [torch.optim.Adam(parameters, lr=rate) for parameters, rate in roles]
     for epoch in (1, 2):
-        order, views = draw_views(inputs, *PURPOSE, phase.name, epoch)
+        order, views = draw_views(inputs, len(inputs), *PURPOSE, phase.name, epoch)
         for image, view in zip(order.split(6), views.split(6), strict=True):
             shown = teacher.normalization(Views(32).crop(Views(32).pad(images), image, view))
             loss = distance(graft(teacher.blocks, scion, phase.span, shown), teacher.network(shown))
@@ -77,6 +77,15 @@ def test_an_epoch_has_every_image_in_batches_with_a_smaller_last_one(inputs, mon
     monkeypatch.setattr(distillation, "distance", lambda s, t: sizes.append(len(s)) or measured(s, t))
     run = distil(inputs, replace(PHASES[0], epochs=2))
     assert sizes == [6, 6, 2] * 2 and run.curve.steps == 6
+
+
+def test_a_phase_of_many_views_shows_every_image_equally_often_in_batches_of_ten_shots(inputs, monkeypatch):
+    shown, draw = [], distillation.draw_views
+    monkeypatch.setattr(distillation, "draw_views", lambda *key: shown.append(draw(*key)[0]) or draw(*key))
+    run = distil(inputs, replace(PHASES[0], epochs=2, least_views=280))
+    assert [torch.bincount(order).tolist() for order in shown] == [[10] * 14] * 2
+    assert run.batch == 64 and run.curve.steps == 2 * 3
+    assert replace(PHASES[0], least_views=280).batch(20) == PHASES[0].batch(20) == 128
 
 
 @pytest.mark.parametrize(

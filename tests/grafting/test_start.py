@@ -1,7 +1,5 @@
 """Student blocks that begin with the teacher's weights."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from small import (
@@ -17,7 +15,7 @@ from small import (
 from torch import nn
 
 from comparisons.methods import METHODS
-from experiments.setting import require_same
+from experiments.setting import phase_content, require_same
 from experiments.training import CellTraining
 from grafting import start
 from grafting.inputs import Inputs
@@ -78,20 +76,21 @@ def test_each_scion_is_its_block_where_nothing_is_lost(teacher, width):
         assert torch.allclose(logits, expected, atol=1e-3 * expected.abs().max().item())
 
 
-def test_the_last_phase_is_trained_longer_and_the_best_is_chosen_as_usual(tmp_path, teacher, monkeypatch):
+@pytest.mark.parametrize("method", ["grafting", "whole", "kd", "fitnets"])
+def test_the_last_phase_shows_many_views(tmp_path, teacher, monkeypatch, method):
     """Only where blocks begin fitted: neither as published nor with a ResNet, whose blocks are copies."""
-    monkeypatch.setattr("experiments.job.LAST_EPOCHS", start.LAST_EPOCHS)
+    monkeypatch.setattr("experiments.job.LEAST_VIEWS", start.LEAST_VIEWS)
 
-    def phases(*flags, **known):
-        *others, last = small_job(tmp_path, *flags, recipe=short_recipe(), **known).recipe.phases
-        return sum(phase.epochs for phase in others), last.epochs, last.selects_among
+    def least(*flags, **known):
+        job = small_job(tmp_path, *flags, recipe=short_recipe(), **known)
+        phases = METHODS[method].phases(job.recipe)
+        return [phase_content(phase, 1).get("least_views") for phase in phases]
 
-    assert phases(network=teacher) == (9, 4, 4)
-    assert phases("--start", "teacher", network=teacher) == (9, 1000, 4)
-    assert phases("--start", "teacher", "--best_of", "1", network=teacher) == (9, 1000, 1)
-    network = resnet_teacher("resnet18-resnet10").network
+    *others, last = least("--start", "teacher", network=teacher)
+    assert not any(others) and last == 100_000
+    assert not any(least(network=teacher))
     flags = ("--networks", "resnet18-resnet10", "--image_size", "32", "--start", "teacher")
-    assert phases(*flags, network=network)[1:] == (4, 4)
+    assert not any(least(*flags, network=resnet_teacher("resnet18-resnet10").network))
 
 
 @pytest.mark.parametrize("method", ["grafting", "whole", "kd", "fitnets"])
@@ -169,34 +168,6 @@ def test_a_start_of_an_older_version_is_not_mixed_with_this_one(tmp_path, teache
 def test_adapters_stay_where_the_widths_differ(teacher):
     _, made, _ = started(teacher, (1, 5), 0.25)
     assert [len(adapters_of(scion)) for scion in made] == [1, 2, 2, 2, 1]
-
-
-@pytest.mark.parametrize(("lr", "factor", "keeps_start"), [(1e-9, 1, True), (1.0, 1, True), (1e-2, 0, False)])
-def test_the_start_is_kept_where_training_does_not_bring_it_closer(
-    teacher, tmp_path, monkeypatch, lr, factor, keeps_start
-):
-    """The loss on the few images alone decides. factor: of the start's first filters."""
-
-    def begin(networks, inputs):
-        begin_fitted(networks, inputs)
-        networks[0][0][0].weight.detach().mul_(factor)
-
-    monkeypatch.setattr("experiments.training.begin_fitted", begin)
-    recipe = replace(short_recipe((1,), (20,)), stage1_lr=(lr,), adapter_lr=lr, stage2_lr=lr)
-    job = small_job(tmp_path, "--start", "teacher", "--student_width", "0.25", network=teacher, recipe=recipe)
-    frozen = frozen_teacher(teacher)
-    frozen.networks = job.networks
-    training = small_training(job, frozen, pictures(6), 2)
-    monkeypatch.setattr(frozen, "test_labels", frozen.test_labels.flip(0))
-    training.run()
-    assert (training.current.phase.name == "start") == keeps_start
-    assert training.seconds["start"] > 0  # the comparison is part of it, whatever is kept
-    if keeps_start:
-        assert training.current.curve.seconds["training"] == 0
-        begin_fitted(start := training._fresh(), training.inputs)
-        state = nn.Sequential(*start).state_dict()
-        assert all(torch.equal(value, state[key]) for key, value in training.current.scion.state_dict().items())
-    assert len(training.written) == 3
 
 
 @pytest.mark.parametrize("method", ["grafting", "fitnets"])
