@@ -15,7 +15,7 @@ from utils.errors import BadInput
 Setting = dict[str, Any]
 CELL_FIELDS = ("shots", "trial")  # these say which cell it is
 SHOTS_FIELDS = ("subset_sha256", "schedule")  # these depend on N
-SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among")  # of the schedule
+SAME_FOR_ALL_SHOTS = ("phase", "span", "epochs", "selects_among", "least_views")  # of the schedule
 # these say how a student is made, and which
 STUDENT_FIELDS = ("method", "schedule", "start", "student_width", "choice_of_filters", "augmentation", "batchnorm")
 

@@ -195,7 +195,7 @@ def train(step: Step, order: Tensor, view: Tensor, batches: list[int]) -> float:
 
 
 def draw_views(inputs: Inputs, count: int, *seed_key: int | str) -> tuple[Tensor, Tensor]:
-    """The images in random order, each about equally often (count,), and a random view for each (count,)."""
+    """The images in random order, each equally often (count,), and a random view for each (count,)."""
     random = generator(*seed_key)
     order = random.permutation(np.arange(count) % len(inputs))
     return torch.from_numpy(order), torch.from_numpy(random.integers(inputs.views, size=count))

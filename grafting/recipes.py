@@ -29,8 +29,8 @@ class Phase:
 
     span: [i, j), the teacher's blocks that are replaced. lr_student: learning rate of student blocks. lr_adapter:
     learning rate of the adapters. scaled: whether both scale with N/10. selects_among=K: keep the weights of the best
-    test accuracy in the last K epochs, each of which is measured; 0: keep none but the last. least_views: that it shows
-    at least, in all its epochs; 0: a view of each image in every epoch (grafting/start.py).
+    test accuracy in the last K epochs, each of which is measured; 0: keep none but the last. least_views: how many
+    views it shows at least, in batches of at least 64; 0: one of each image in every epoch (grafting/start.py).
 
     Only for comparisons with other methods (comparisons/): loss: of (student, teacher), summed over the batch, instead
     of the distance of grafting/distillation.py. at_logits: whether it compares the logits; if not, the outputs of the
@@ -59,11 +59,11 @@ class Phase:
         return self.lr_student * scale, self.lr_adapter * scale
 
     def in_epoch(self, images: int) -> int:
-        """How many views an epoch shows of so many images: one of each, or more."""
-        return max(images, ceil(self.least_views / self.epochs))
+        """How many views an epoch shows of so many images: of each as many, one or more."""
+        return images * max(1, ceil(self.least_views / (self.epochs * images)))
 
     def batch(self, shots: int) -> int:
-        """The batch size at N shots, where the views are many that of ten shots at least."""
+        """The batch size at N shots; with least_views, not below that of ten shots."""
         return max(batch_size(shots), BATCH_AT_TEN_SHOTS if self.least_views else 0)
 
     @property
@@ -90,9 +90,9 @@ class Recipe:
 
     stage1_epochs, stage1_lr: of B0, B1, ... in stage 1; the last number holds for all further scions. adapter_lr: of
     the adapters in stage 1. stage2_epochs: of L=2, L=3, ..., likewise. stage2_lr: one learning rate for everything, as
-    the released code runs it (docs/method.md, section 10). selects_among: as in Phase, for the last phase;
-    None: all. least_views: as in Phase, for the last phase. blocks: the teacher's blocks that are replaced, as its
-    Networks say.
+    the released code runs it (docs/method.md, section 10). selects_among: as in Phase, for the last phase; None:
+    as many as it has by this schedule. least_views: as in Phase, for the last phase. blocks: the teacher's blocks that
+    are replaced, as its Networks say.
 
     teachers: recipes to train a teacher, by name. trains_own_teacher: whether a missing teacher is trained at once.
     published: the paper's best test accuracy (mean, standard deviation) in percent by N. published_teacher: the test

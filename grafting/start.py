@@ -16,7 +16,7 @@ from grafting.least_squares import Kept, all_views, fitted
 from grafting.scions import Adapter, own_block
 from grafting.teacher import FrozenTeacher
 
-LEAST_VIEWS = 100_000  # that the last phase shows, of however few images: mixed views are many
+LEAST_VIEWS = 100_000  # that the last phase shows, so that each of the mixed views is seen several times
 
 
 def begin_fitted(networks: Sequence[nn.Sequential], inputs: Inputs) -> None:

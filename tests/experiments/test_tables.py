@@ -64,6 +64,7 @@ def test_cells_of_one_n_have_one_subset_and_one_schedule(field, value):
     [
         ({"lr_student": 2.5e-4, "lr_adapter": 2.5e-3, "batch": 64}, None),
         ({"epochs": 5}, "schedule"),
+        ({"least_views": 100}, "schedule"),
         ({"loss": {"name": "Softened", "temperature": 4.0}}, None),
     ],
 )

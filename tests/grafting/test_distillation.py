@@ -82,10 +82,10 @@ def test_an_epoch_has_every_image_in_batches_with_a_smaller_last_one(inputs, mon
 def test_a_phase_of_many_views_shows_every_image_equally_often_in_batches_of_ten_shots(inputs, monkeypatch):
     shown, draw = [], distillation.draw_views
     monkeypatch.setattr(distillation, "draw_views", lambda *key: shown.append(draw(*key)[0]) or draw(*key))
-    run = distil(inputs, replace(PHASES[0], epochs=2, least_views=280))
+    run = distil(inputs, replace(PHASES[0], epochs=2, least_views=275))
     assert [torch.bincount(order).tolist() for order in shown] == [[10] * 14] * 2
     assert run.batch == 64 and run.curve.steps == 2 * 3
-    assert replace(PHASES[0], least_views=280).batch(20) == PHASES[0].batch(20) == 128
+    assert replace(PHASES[0], least_views=275).batch(20) == PHASES[0].batch(20) == 128
 
 
 @pytest.mark.parametrize(
