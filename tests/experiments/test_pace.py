@@ -86,7 +86,7 @@ def test_mixed_views_and_what_is_fitted_to_them_are_computed_once_for_each_subse
 
 
 def test_the_steps_of_a_phase_of_many_views_are_counted():
-    """Its 4 epochs show 100 views each, in batches of 64 and 36, whatever N is."""
+    """Its 4 epochs show about 100 views each, in two batches, whatever N is."""
     made, running = pace(1, 4, recipe=replace(short_recipe((3, 2), (2, 4)), least_views=400))
     curves = CURVES | {"L3": curve(1, 4.0, 60.0, 1)}
     made.measure(running, curves)
