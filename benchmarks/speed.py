@@ -2,12 +2,11 @@
 Takes the flags of train_fskd.py too: data, teacher, device, precision.
 
     python -m benchmarks.speed --dataset CIFAR10 --nshot 1 10
-    python -m benchmarks.speed --dataset CIFAR100 --random
 
 Ours is `train_fskd.py`, one cell per process, from starting Python to the table. The plain procedure
 (benchmarks/plain.py) is timed for a few epochs and one test accuracy per phase, and extrapolated to the schedule: as
 released, with a test accuracy after every epoch of every phase, and with as many of them as ours. Prints Markdown
-tables and writes JSON. With --random, images and teacher are random and no file is needed.
+tables and writes JSON.
 """
 
 import argparse
@@ -30,7 +29,6 @@ import torch
 import train_fskd
 from acceleration.feature_cache import CachedTeacher
 from benchmarks import plain
-from benchmarks.random_images import randomize
 from benchmarks.steps import fresh_scion, in_turn, prepared_steps, table
 from experiments import results
 from experiments.commands import require_sweep
@@ -52,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--nshot", type=positive, nargs="+", default=[10], help="shots: images per class (default: 10)")
     add("--plain_epochs", type=positive, default=3, help="timed epochs per phase, plain procedure (default: 3)")
     add("--step_epochs", type=positive, default=10, help="epochs of each phase whose steps are timed (default: 10)")
-    add("--random", action="store_true", help="random images and a random teacher")
-    add("--reduced", action="store_true", help="the same, with few images and one epoch in each phase")
     add("--output", type=Path, default=Path("benchmarks/results"), help="folder for the JSON file")
     args, flags = parser.parse_known_args(argv)
     try:
@@ -63,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise BadInput("--method and --start: leave them out; the plain procedure is grafting's, from fresh blocks")
         files.require_writable(args.output)
         report = measure(args, flags, job)
-        name = f"{'random-' if report['random'] else ''}{job.name}-{job.device.type}-{report['date']}"
-        files.write_json(args.output / f"speed-{name}.json", report)
+        files.write_json(args.output / f"speed-{job.name}-{job.device.type}-{report['date']}.json", report)
     except BadInput as error:
         sys.stderr.write(f"benchmarks.speed: {error}\n")
         return 2
@@ -74,13 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace, flags: Sequence[str], job: Job) -> dict[str, Any]:
     """What is written. flags: of train_fskd.py. job: they as a job; it must not have read any data yet."""
-    is_random = args.random or args.reduced
-    program = ["-m", "benchmarks.random_images"] if is_random else [train_fskd.__file__]
-    program += ["--reduced"] if args.reduced else []
     # first, while this process is small: the peak memory of a child process is at least its parent's size
-    ours = {shots: time_cell([*program, *flags], shots) for shots in args.nshot}
-    if is_random:
-        randomize(job, args.reduced)
+    ours = {shots: time_cell([train_fskd.__file__, *flags], shots) for shots in args.nshot}
     released = plain_seconds(job, args.nshot, args.plain_epochs)
     with arithmetic(job.args.precision, job.device):  # as in a cell
         steps = step_seconds(job, args.nshot[-1], args.step_epochs)
@@ -89,7 +79,6 @@ def measure(args: argparse.Namespace, flags: Sequence[str], job: Job) -> dict[st
         "machine": machine.description(job.device),
         "command": sys.argv[1:],
         "dataset": job.name,
-        "random": is_random,
         "cells": [{"shots": n, "plain": released[n], **ours[n]} for n in args.nshot],
         "test_accuracies": {
             phase.name: [sum(phase.measures(epoch + 1, job.args.eval_every) for epoch in range(n)), n]
@@ -148,7 +137,7 @@ def step_seconds(job: Job, shots: int, timed_epochs: int) -> dict[str, Seconds]:
     sizes, found = [len(images) for images in order.split(batch)], {}
     for phase in job.method.phases(job.recipe):
         step = Distillation(phase, fresh_scion(teacher, phase), shots).step_on(inputs)
-        acts = [partial(train, step, order, view, batch), prepared_steps(teacher, phase, sizes)]
+        acts = [partial(train, step, order, view, sizes), prepared_steps(teacher, phase, sizes)]
         found[phase.name] = dict(zip(("ours", "bare"), in_turn(acts, timed_epochs), strict=True))
     return found
 

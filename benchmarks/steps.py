@@ -11,13 +11,14 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import nn
 
 from acceleration.winograd import WINOGRAD_FROM, as_matrix_products
-from benchmarks.random_images import dataset
+from data.datasets import open_dataset
 from grafting.distillation import Distillation, distance
 from grafting.recipes import CIFAR100, Phase
 from grafting.scions import scions
@@ -36,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     networks = NETWORKS["vgg16"]
     network = initialize(networks.teacher(CLASSES), torch.Generator().manual_seed(0))
-    teacher = FrozenTeacher(network, networks, dataset("CIFAR100", CLASSES, 0, 1))
+    teacher = FrozenTeacher(network, networks, open_dataset("Shapes10", Path()))  # for the size of the images
     phases = replace(CIFAR100, blocks=networks.grafted).phases
     lines = []
     for batch in args.batch:

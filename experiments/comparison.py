@@ -94,9 +94,14 @@ def _require_comparable(found: Sequence[tuple[Path, Result]]) -> None:
 def _require_one_version(settings: Sequence[Setting]) -> None:
     """Raise BadInput where VGGs' students that are a part of the teacher were made by different versions."""
     fitted = [setting for setting in settings if setting.get("start") == "teacher" and "networks" not in setting]
-    solved = [setting for setting in settings if setting["method"] == "least-squares"]
-    ways = {(setting.get("choice_of_filters"), setting["schedule"][-1].get("least_views")) for setting in fitted}
-    if max(len(ways), len({setting.get("augmentation") for setting in (*fitted, *solved)})) > 1:
+    solved = [setting for setting in settings if setting["method"].startswith("least-squares")]
+    mixed = [setting for setting in solved if setting["method"] == "least-squares"]
+    versions = (
+        {(setting.get("choice_of_filters"), setting["schedule"][-1].get("least_views")) for setting in fitted},
+        {setting.get("augmentation") for setting in (*fitted, *mixed)},
+        {setting["schedule"][-1]["phase"] for setting in solved},
+    )
+    if any(len(version) > 1 for version in versions):
         raise BadInput(f"runs with --start teacher or of least-squares are of different versions of these; {ADVICE}")
 
 

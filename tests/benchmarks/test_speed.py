@@ -3,26 +3,27 @@
 import json
 from argparse import Namespace
 
-import numpy as np
 import pytest
 import torch
+from committed import ROOT
 from small import pictures, small_job
 
 import train_fskd
-from benchmarks import plain, random_images, speed
+from benchmarks import plain, speed
 from benchmarks.steps import fresh_scion
 from utils.errors import BadInput
 
 PARTS = {f"{phase} {what}" for phase in ("B0", "B1", "B2", "L2", "L3") for what in ("training", "test")}
 
 
-def test_a_little_of_everything(tmp_path, monkeypatch, capsys):
-    """On random images, with a cell in a process of its own: every part is timed, and the report says what it is."""
+def test_a_little_of_everything(with_teacher, monkeypatch, capsys):
+    """With a cell in a process of its own: every part is timed, and the report says what it is."""
     monkeypatch.setattr(plain, "WORKERS", 0)
-    flags = ["--dataset", "CIFAR10", "--networks", "vgg11-small", "--device", "cpu"]
-    few = ["--reduced", "--nshot", "1", "--plain_epochs", "1", "--step_epochs", "1", "--output", str(tmp_path)]
-    assert speed.main([*flags, *few]) == 0
-    report = json.loads(next(tmp_path.glob("speed-random-CIFAR10-cpu-*.json")).read_text())
+    monkeypatch.setattr(train_fskd, "__file__", str(ROOT / "tests/driver.py"))
+    teacher = ["--teacher", "ckpt/teacher/vgg16-blockwise-folder.pth", "--device", "cpu"]
+    few = ["--nshot", "1", "--plain_epochs", "1", "--step_epochs", "1", "--output", "."]
+    assert speed.main(["--dataset", "Folder", *teacher, *few]) == 0
+    report = json.loads(next(with_teacher.glob("speed-Folder-cpu-*.json")).read_text())
     (cell,) = report["cells"]
     assert cell["shots"] == 1 and set(cell["plain"]) == PARTS
     others = {"test features", "teacher features", "stage 1 joined", "saving", "Python, files, curves"}
@@ -39,7 +40,7 @@ def test_the_cells_of_a_data_set_are_train_fskds(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "time_cell", lambda *cell: asked.append(cell) or {"ours": {"saving": 1.0}})
     monkeypatch.setattr(plain, "training_epoch", lambda *_: 2.0)
     monkeypatch.setattr(plain, "evaluation", lambda *_: 5.0)
-    args = Namespace(nshot=[1, 2], plain_epochs=1, step_epochs=1, random=False, reduced=False)
+    args = Namespace(nshot=[1, 2], plain_epochs=1, step_epochs=1)
     report = speed.measure(args, ["--dataset", "Folder"], small_job(tmp_path))
     assert asked == [([train_fskd.__file__, "--dataset", "Folder"], shots) for shots in (1, 2)]
     assert report["test_accuracies"] == {"B0": [3, 3], "B1": [2, 2], "B2": [2, 2], "L2": [2, 2], "L3": [4, 4]}
@@ -64,16 +65,6 @@ def test_the_plain_procedure_trains_the_scion_alone(tmp_path, monkeypatch):
     assert plain.training_epoch(teacher.blocks, scion, phase, 2, training) > 0
     assert all(not torch.equal(a, b) for a, b in zip(scion.parameters(), before, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(teacher.blocks.parameters(), of_teacher, strict=True))
-
-
-@pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
-def test_random_images_stand_for_a_data_set(tmp_path, name, classes):
-    job = small_job(tmp_path)
-    job.name, job.architecture = name, "vgg11-small"
-    random_images.randomize(job, reduced=True)
-    assert job.dataset.classes == classes == len(job.dataset.class_names()) == job.frozen_teacher().classes
-    assert np.bincount(job.dataset.train().labels).tolist() == [200 // classes] * classes
-    assert job.dataset.name == name and job.recipe.epochs == 5
 
 
 FAULTS = {

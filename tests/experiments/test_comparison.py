@@ -123,10 +123,14 @@ def test_starts_of_two_versions_are_not_compared(compare):
         for width, fields in ((0.125, {}), (0.25, chosen), (0.5, {**chosen, **MIXED}), (0.75, long))
     )
     solved = [cell("least-squares", 1, 0, 50.0, student_width=0.25, **fields) for fields in ({}, MIXED)]
-    for one, other in ((oldest, older), (older, newer), (newer, newest), (older, solved[1]), (newer, solved[0])):
+    images = [
+        cell("least-squares-images", 1, 0, 50.0, schedule=[LAST | {"phase": name}]) for name in ("solve", LAST["phase"])
+    ]
+    pairs = ((oldest, older), (older, newer), (newer, newest), (older, solved[1]), (newer, solved[0]))
+    for one, other in (*pairs, (images[0], solved[1])):
         status, text = compare([one], [other])
         assert status == 2 and "runs with --start teacher or of least-squares are of different versions" in text
-    assert compare([newer], [cell("kd", 1, 0, 40.0)], [solved[1]])[0] == 0
+    assert compare([newer], [cell("kd", 1, 0, 40.0)], [solved[1]], [images[1]])[0] == 0
 
 
 def test_a_students_name():
