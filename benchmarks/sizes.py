@@ -53,6 +53,7 @@ WAYS = (Way("grafting", "fresh"), Way("kd", "fresh"), Way("least-squares", "fres
 OWN = ("method", "start", "grafted", "student_width", "student_dir", "optimize_span")  # flags that it sets itself
 COLUMNS = {"parameters": "parameters, million", "multiply_adds": "multiply-adds, million", "speed": "images/s, of 256"}
 SCALE = {"parameters": 1e6, "multiply_adds": 1e6, "speed": 1.0}
+POINTS = (0.5, 0, -0.5, -1, -3, -10, -30)  # on the axis of accuracies
 MEASURED = "sizes.json"
 
 
@@ -175,26 +176,32 @@ def sizes_of(size: dict[str, float]) -> list[str]:
 
 @plain_matplotlib(SETTINGS)
 def figure(rows: Sequence[dict[str, Any]], teacher: float, whole: dict[str, float], dataset: str) -> bytes:
-    """Accuracy over each size as SVG: a row for each N, a line for each way and grafted blocks."""
+    """Accuracy minus the teacher's over each size as SVG: a row for each N, a line for each way and grafted blocks."""
     from matplotlib.figure import Figure
 
     shots = sorted({n for row in rows for n in row["accuracies"]})
     canvas = Figure(figsize=(12, 3.4 * len(shots) + 0.8))
-    panels = canvas.subplots(len(shots), len(COLUMNS), squeeze=False, sharey="row")
+    panels = canvas.subplots(len(shots), len(COLUMNS), squeeze=False, sharex="col", sharey=True)
     ways, blocks = (list(dict.fromkeys(row[what] for row in rows)) for what in ("way", "blocks"))
     for n, of_shots in zip(shots, panels, strict=True):
         for axes, (column, label) in zip(of_shots, COLUMNS.items(), strict=True):
             for way, of_blocks in dict.fromkeys((row["way"], row["blocks"]) for row in rows):
-                there = [r for r in rows if (r["way"], r["blocks"]) == (way, of_blocks) and n in r["accuracies"]]
-                x, y = [r[column] / SCALE[column] for r in there], [statistics.fmean(r["accuracies"][n]) for r in there]
+                of_line = [row for row in rows if (row["way"], row["blocks"]) == (way, of_blocks)]
+                there = [row for row in of_line if n in row["accuracies"]]
+                x = [row[column] / SCALE[column] for row in there]
+                y = [statistics.fmean(row["accuracies"][n]) - teacher for row in there]
                 dashes = "-" if of_blocks == blocks[0] else "--"
                 style = {"color": f"C{ways.index(way)}", "marker": "os^"[blocks.index(of_blocks)], "linestyle": dashes}
                 axes.plot(x, y, label=f"{way}, blocks {of_blocks}", **style)
-            axes.plot([whole[column] / SCALE[column]], [teacher], "k*", markersize=10, label="teacher")
-            axes.axhline(teacher, color="black", linestyle=":", linewidth=1)
-            axes.set_xlabel(label)
-        of_shots[0].set_ylabel(f"N = {n}: last test accuracy, %")
-    canvas.suptitle(f"{dataset}, teacher {teacher:.2f}%", fontweight="bold")
+            axes.plot([whole[column] / SCALE[column]], [0], "k*", markersize=10, label="teacher")
+            axes.axhline(0, color="black", linestyle=":", linewidth=1)
+            axes.set_xlabel(label if n == shots[-1] else "")
+        of_shots[0].set_ylabel(f"N = {n}: student - teacher, points")
+    panels[0, 0].set_yscale("symlog", linthresh=1)  # of all panels; linear from -1 to 1
+    panels[0, 0].set_yticks(POINTS, [f"{points:g}" for points in POINTS])
+    margins = [statistics.fmean(last) - teacher for row in rows for last in row["accuracies"].values()]
+    panels[0, 0].set_ylim(min(-1, 1.5 * min(margins)), max(0.5, 1.5 * max(margins)))
+    canvas.suptitle(f"{dataset}: last test accuracy, teacher {teacher:.2f}%", fontweight="bold")
     canvas.tight_layout(rect=(0, 0.7 / canvas.get_figheight(), 1, 1))
     canvas.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
     return file_of(canvas, "svg")
