@@ -29,7 +29,8 @@ import torch
 import train_fskd
 from acceleration.feature_cache import CachedTeacher
 from benchmarks import plain
-from benchmarks.steps import fresh_scion, in_turn, prepared_steps, table
+from benchmarks.steps import fresh_scion, prepared_steps, table
+from deployment.evaluation import medians_in_turn
 from experiments import results
 from experiments.commands import require_sweep
 from experiments.job import Job
@@ -138,7 +139,7 @@ def step_seconds(job: Job, shots: int, timed_epochs: int) -> dict[str, Seconds]:
     for phase in job.method.phases(job.recipe):
         step = Distillation(phase, fresh_scion(teacher, phase), shots).step_on(inputs)
         acts = [partial(train, step, order, view, sizes), prepared_steps(teacher, phase, sizes)]
-        found[phase.name] = dict(zip(("ours", "bare"), in_turn(acts, timed_epochs), strict=True))
+        found[phase.name] = dict(zip(("ours", "bare"), medians_in_turn(acts, timed_epochs), strict=True))
     return found
 
 

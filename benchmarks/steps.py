@@ -3,22 +3,21 @@
     python -m benchmarks.steps --batch 6 12 19 32 64 128
 
 Times whole steps (forward, backward, Adam) of VGG16's grafts at 100 classes, with random weights and features: as the
-network itself and as matrix products, in turn. Prints a Markdown table of medians.
+network itself and as matrix products, in turn. Prints a Markdown table.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from torch import nn
 
 from acceleration.winograd import WINOGRAD_FROM, as_matrix_products
 from data.datasets import open_dataset
+from deployment.evaluation import medians_in_turn
 from grafting.distillation import Distillation, distance
 from grafting.recipes import CIFAR100, Phase
 from grafting.scions import scions
@@ -43,7 +42,7 @@ def main() -> None:
     for batch in args.batch:
         for phase in (phase for phase in phases if phase.span[0] < networks.last):  # the last block is the classifier
             acts = [prepared_steps(teacher, phase, [batch], products) for products in (False, True)]
-            itself, as_products = in_turn(acts, ROUNDS, IN_A_ROW)
+            itself, as_products = medians_in_turn(acts, ROUNDS, IN_A_ROW)
             times = f"{1e3 * itself:.1f} | {1e3 * as_products:.1f} | {itself / as_products:.2f}"
             lines.append(f"{batch} | {phase.name} | {times}")
     head = f"images (Winograd from {WINOGRAD_FROM} on) | graft | network, ms | products, ms | ratio"
@@ -68,8 +67,10 @@ def prepared_steps(
     def act() -> None:
         for features, logits in batches:
             distillation.optimizer.zero_grad()
-            distance(network(features), logits).backward()
+            loss = distance(network(features), logits)
+            loss.backward()
             distillation.optimizer.step()
+        loss.item()  # waits for the device
 
     return act
 
@@ -78,20 +79,6 @@ def fresh_scion(teacher: FrozenTeacher, phase: Phase) -> nn.Sequential:
     """The phase's scion, freshly initialised, in training mode on the teacher's device."""
     i, j = (block - teacher.networks.first for block in phase.span)
     return nn.Sequential(*scions(teacher, torch.Generator().manual_seed(0))[i:j]).to(teacher.device).train()
-
-
-def in_turn(acts: list[Callable[[], None]], rounds: int, in_a_row: int = 1) -> list[float]:
-    """Median seconds of each act. In turn, so that a busy moment affects all; the first round does not count."""
-    taken: list[list[float]] = [[] for _ in acts]
-    for counted in (False, *[True] * rounds):
-        for act, seconds in zip(acts, taken, strict=True):
-            for _ in range(in_a_row):
-                started = perf_counter()
-                act()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                seconds += [perf_counter() - started] if counted else []
-    return [statistics.median(seconds) for seconds in taken]
 
 
 def table(head: str, lines: Iterable[str]) -> str:

@@ -117,9 +117,17 @@ def seconds_in_turn(candidates: Sequence[Candidate], size: int, batch: int) -> l
     """Median seconds of each for a batch of random images, from the images on the CPU to the logits on the CPU."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch, 3, size, size), generator=random, dtype=torch.uint8)
-    timed = [partial(logits_of, candidate.network, images, candidate.device, batch) for candidate in candidates]
-    rounds = [[timeit(call, number=1) for call in timed] for _ in range(1 + ROUNDS[batch])]
-    return [statistics.median(seconds) for seconds in zip(*rounds[1:], strict=True)]
+    calls = [partial(logits_of, candidate.network, images, candidate.device, batch) for candidate in candidates]
+    return medians_in_turn(calls, ROUNDS[batch])
+
+
+def medians_in_turn(calls: Sequence[Callable[[], object]], rounds: int, in_a_row: int = 1) -> list[float]:
+    """Median seconds of each call. In turn, so that a busy moment affects all; the first round does not count.
+
+    in_a_row: how often each is called in a round, of which the mean counts.
+    """
+    taken = [[timeit(call, number=in_a_row) / in_a_row for call in calls] for _ in range(1 + rounds)]
+    return [statistics.median(seconds) for seconds in zip(*taken[1:], strict=True)]
 
 
 @torch.no_grad()
