@@ -184,8 +184,8 @@ def add_paths(add: Callable[..., Any]) -> None:
              " ckpt/teacher/<networks>-blockwise-<dataset>.pth, if missing downloaded, for Shapes10 trained; of other"
              " networks than VGGs ckpt/teacher/<teacher>-<dataset>-<S>px.pth)")
     add("--output_dir", type=path, metavar="DIR",
-        help="results, curves and tables (default: runs/<dataset>, with ResNets, other widths, blocks or methods"
-             " runs/<dataset>-<networks>-<method>)")
+        help="results, curves and tables (default: runs/<dataset>, with other networks, widths, blocks or starts"
+             " runs/<dataset>-<networks>, and with other methods -<method> behind it)")
     add("--to", type=path, metavar="FILE",
         help="with --export: .pth, .pt2, .onnx or .int8.onnx (default: the student's name with -exported.pth)")
     add("--json", type=path, metavar="FILE",
