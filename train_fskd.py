@@ -2,9 +2,11 @@
 
     python train_fskd.py --dataset Shapes10 --nshot 1 5 10 --trials 3    synthetic images: minutes, nothing to download
     python train_fskd.py --dataset CIFAR10 --diagnose                    can this teacher be grafted?
-    python train_fskd.py --dataset CIFAR10                               the paper's table: twelve N, five trials each
+    python train_fskd.py --dataset CIFAR10                               the paper's table: twelve N, five trials each,
+                                                                         with the authors' teacher, which is downloaded
 
-CIFAR10 at N = 10, five trials, a teacher of 91.58% that ships: best 91.31%, last 91.17% (README.md).
+With --teacher ckpt/teacher/vgg16-blockwise-cifar10-second.pth, a teacher of 91.58% that ships, its line of N = 10 is:
+best 91.31%, last 91.17% (README.md).
 Results, table, figure and curves are in runs/<dataset>; the last lines of a run say how to look at them.
 """
 
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     from experiments import commands  # loads torch, which takes seconds: only for a command line without errors
 
-    return commands.status(args)
+    return commands.run(args)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from acceleration.cached_inputs import VIEWS_AT_ONCE, CachedInputs, FeatureCache, Starts, all_cached, contents
 from acceleration.fast_predictions import fast_predictions
 from data.datasets import ImageDataset
-from data.views import images_at_once
+from data.views import TEST_BATCH, images_at_once
 from grafting.inputs import Inputs
 from grafting.mixed_views import MixedInputs
-from grafting.teacher import TEST_BATCH, FrozenTeacher
+from grafting.teacher import FrozenTeacher
 from models.networks import Networks
 from utils.text import bar
 
@@ -158,7 +158,7 @@ class CachedTeacher(FrozenTeacher):
         return zip(features.split(self.test_batch), labels.split(self.test_batch), strict=True)
 
     def _keeps_test_features(self, start: int) -> bool:
-        """Those behind the last block are the logits, which are few."""
+        """Whether the test set's features at `start` are kept; its logits, behind the last block, always are."""
         return start in self.test_starts or start == len(self.blocks)
 
     def predictions(self, network: nn.Module, start: int) -> Tensor:

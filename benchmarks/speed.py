@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace, flags: Sequence[str], job: Job) -> dict[str, Any]:
-    """What is written. flags: of train_fskd.py. job: they as a job; it must not have read any data yet."""
+    """What is written. flags: of train_fskd.py. job: made from them; it must not have read any data yet."""
     # first, while this process is small: the peak memory of a child process is at least its parent's size
     ours = {shots: time_cell([train_fskd.__file__, *flags], shots) for shots in args.nshot}
     released = plain_seconds(job, args.nshot, args.plain_epochs)

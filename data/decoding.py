@@ -193,7 +193,7 @@ class Pictures:
 
 
 def all_the_same(count: int, side: int) -> str:
-    """What is wrong with a set of pictures that are."""
+    """The message for a set of pictures that are all the same."""
     return (
         f"all its {count} pictures are the same in {side}x{side} pixels of RGB, what is transparent on white; give"
         " pictures that differ"

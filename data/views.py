@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CIFAR_SIZE = 32
+TEST_BATCH = 500  # test images of 32x32 pixels that go through a network together
 
 
 class Views:

@@ -88,7 +88,7 @@ class Source:
             "image_size": self.dataset.image_size,
             "teacher_sha256": checkpoints.weights_sha256(self.teacher.network),
             "student_sha256": self.student_sha256,
-            "subset_sha256": files.sha256(self.few_shot.tobytes()),
+            "subset_sha256": files.sha256(self.few_shot),
             "temperature": temperature,
             "accuracy": accuracy,
         }

@@ -11,7 +11,7 @@ from deployment.evaluation import TEACHER, Candidate
 from deployment.export import OnRawImages
 from deployment.formats import Header, Network, empty_network
 from deployment.plain import deployed
-from grafting.scions import adapters_of, own_block, scions
+from grafting.scions import scions
 from grafting.students import empty_student, graft_of, load_plain
 from grafting.teacher import FrozenTeacher
 from models import checkpoints
@@ -28,14 +28,14 @@ PLAIN = "student without adapters"
 def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> nn.Sequential:
     """The whole student of a file, frozen, on the teacher's device: normalised images -> logits.
 
-    kind, state: from checkpoints.read(path): "stage 2", or "network" for a student without adapters. That of a VGG
-    (comparisons/kd.py) gets adapters that change nothing. Raises BadInput if the file holds no student of this teacher.
+    kind, state: from checkpoints.read(path): "stage 2", or "network" for a student without adapters. Raises BadInput if
+    the file holds no student of this teacher.
     """
     networks = teacher.networks
     if kind == "network" and not networks.is_vgg:
         return plain_student_in(state, path, networks, teacher.classes, teacher.image_size).to(teacher.device)
-    student = nn.Sequential(*scions(teacher, torch.Generator()))
     if kind == "stage 2":
+        student = nn.Sequential(*scions(teacher, torch.Generator()))
         checkpoints.load(student, state, path)
         return frozen(graft_of(teacher, student.to(teacher.device)))
     network = checkpoints.vgg_from_state(state, path, teacher.classes)
@@ -45,12 +45,8 @@ def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> n
             f" {networks.first}-{networks.last}; name a student (...-net-...), its --student_width and --grafted, and"
             " the teacher that it was made with by --teacher"
         )
-    for adapter in adapters_of(student):
-        nn.init.dirac_(adapter.weight)
-        nn.init.zeros_(adapter.bias)
-    for scion, block in zip(student, cut(network)[networks.first :], strict=True):
-        own_block(scion).load_state_dict(block.state_dict())
-    return frozen(graft_of(teacher, student.to(teacher.device)))
+    blocks = cut(network)[networks.first : networks.last + 1].to(teacher.device)
+    return frozen(graft_of(teacher, nn.Sequential(*map(nn.Sequential, blocks))))
 
 
 def plain_student_in(state: State, path: Path, networks: Networks, classes: int, image_size: int) -> nn.Sequential:

@@ -55,7 +55,7 @@ class Cell:
             "subset_seed": job.subset_seed,
             "precision": job.args.precision,
             "teacher_sha256": job.teacher_sha256,
-            "subset_sha256": files.sha256(self.images.tobytes()),
+            "subset_sha256": files.sha256(self.images),
             "test_sha256": job.test_sha256,
             "normalization": dataset.normalization.content,
             "method": method,

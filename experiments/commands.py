@@ -27,7 +27,7 @@ from utils.signals import Terminated
 from utils.torchrun import this_process
 
 
-def status(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status (train_fskd.main). Every error becomes one line."""
     job = None
     try:
@@ -165,7 +165,7 @@ def _build_dataset(job: Job) -> int:
         for shots in PUBLISHED_SHOTS:
             path = fewshot.build(dataset, shots, subset_seed, job.args.data_path)
             images = fewshot.subset(dataset, shots, subset_seed, job.args.data_path)
-            job.report(f"{path}: {len(images)} images, sha256 {files.sha256(images.tobytes())}")
+            job.report(f"{path}: {len(images)} images, sha256 {files.sha256(images)}")
     return 0
 
 

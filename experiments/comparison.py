@@ -115,7 +115,12 @@ def _place(result: Result) -> tuple[int, str, int, int]:
 def cells_of(found: Sequence[Result]) -> Cells:
     """The finished cells by row; grafting's also as stage 1, where it was measured joined."""
     cells: Cells = {}
-    for result in (result for result in found if result["status"] == "done"):
+    done = [result for result in found if result["status"] == "done"]
+    starts: dict[tuple[str, int], float] = {}  # seconds of the start from the teacher, which the trials of a run share
+    for result in done:
+        of = (student_name(result["setting"]), result["setting"]["shots"])
+        starts[of] = max(starts.get(of, 0.0), result.get("seconds", {}).get("start", 0.0))
+    for result in done:
         setting, phases = result["setting"], result["phases"]
         row, final = student_name(setting), setting["schedule"][-1]
         chooses = final.get("selects_among", final["epochs"]) > 1
@@ -126,7 +131,7 @@ def cells_of(found: Sequence[Result]) -> Cells:
             measured.append((row.replace(GRAFTING.name, STAGE1, 1), joined["accuracy"], None, stage1))
         for name, last, best, of_it in measured:
             counts, seconds = [phase.get("steps") for phase in of_it], [p["seconds"]["training"] for p in of_it]
-            seconds.append(result.get("seconds", {}).get("start", 0.0))  # from the teacher
+            seconds.append(starts[row, setting["shots"]])
             steps = None if None in counts else sum(counts)  # older files do not say
             trial = {"last": last, "best": best, "steps": steps, "seconds": sum(seconds)}
             cells.setdefault(name, {}).setdefault(setting["shots"], []).append(trial)

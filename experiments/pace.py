@@ -205,8 +205,8 @@ def subset_of(cell: Cell) -> tuple[int, int]:
 
 
 def steps_of(cell: Cell, phase: Phase) -> int:
-    """Of an epoch."""
-    return math.ceil(phase.in_epoch(len(cell.images)) / phase.batch(cell.shots))
+    """Steps of the optimiser in an epoch."""
+    return math.ceil(phase.views_in_epoch(len(cell.images)) / phase.batch(cell.shots))
 
 
 def counted(cells: int) -> str:

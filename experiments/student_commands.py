@@ -20,6 +20,7 @@ from deployment.evaluation import TEACHER, Candidate, compare, markdown
 from deployment.networks import candidates, exported, is_plain_student_of, student_in, whole
 from deployment.student import load
 from experiments.job import Job
+from grafting.students import is_plain_state
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.logits import logits_from
@@ -111,7 +112,9 @@ def _read(path: Path, job: Job) -> tuple[str, Any]:
     """What checkpoints.read gives, of a file that is not of another data set than the command's."""
     record = records.of(path) or {}
     _require_dataset(path, record.get("dataset") or records.setting_of(path).get("dataset"), job)
-    return checkpoints.read(path, job.report)
+    kind, state = checkpoints.read(path, job.report)
+    is_plain = kind == "stage 2" and not job.pair.is_vgg and is_plain_state(job.pair, state, job.dataset.classes)
+    return "network" if is_plain else kind, state
 
 
 def _require_dataset(path: Path, dataset: str | None, job: Job) -> None:
@@ -185,7 +188,7 @@ def _few_shot_images(path: Path, job: Job) -> np.ndarray:
         raise BadInput(f"{path}: neither record nor name says its number of shots; name it ...-<N>perclass...")
     shots = setting["shots"] if setting else int(named[1])
     few_shot = fewshot.subset(job.dataset, shots, subset_seed, job.args.data_path)
-    if setting.get("subset_sha256") not in (None, files.sha256(few_shot.tobytes())):
+    if setting.get("subset_sha256") not in (None, files.sha256(few_shot)):
         raise BadInput(f"--export {path}: was made from other few-shot images; name its own folder with --data_path")
     return few_shot
 

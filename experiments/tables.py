@@ -5,7 +5,7 @@ import io
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 from experiments.results import Result, name_of
 from experiments.setting import require_comparable, student_name
@@ -163,8 +163,7 @@ def _signed(value: float | None) -> str:
 def comma_separated(table: list[Row]) -> str:
     """The table as CSV, unrounded."""
     text = io.StringIO()
-    names = list(Row.__dataclass_fields__)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in table)
+    writer.writerow(column.name for column in fields(Row))
+    writer.writerows(map(astuple, table))
     return text.getvalue()

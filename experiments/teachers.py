@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import shlex
 from contextlib import AbstractContextManager, closing
@@ -15,7 +14,7 @@ from torch import nn
 
 from experiments.tensorboard import TeacherCurves
 from models import checkpoints, pretrained, records
-from models.download import fetch_teacher
+from models.download import existing_in, fetch_teacher
 from models.teacher_recipe import TeacherRecipe
 from models.teacher_training import TeacherTraining
 from utils import files, locks
@@ -94,8 +93,7 @@ def _get(job: Job) -> None:
             if not path.exists():
                 fetch_teacher(path, job.dataset, inputs)
     else:
-        pattern = f"*-blockwise-{glob.escape(job.name.lower())}.pth"
-        existing = sorted(map(str, FOLDER.glob(pattern))) if job.pair.is_vgg else []
+        existing = existing_in(FOLDER, job.name) if job.pair.is_vgg else []
         quick = ["--teacher_recipe", "quick"] if job.pair.is_vgg else []
         train_one = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher", *quick])
         choose = f"name one with --teacher: {', '.join(existing)}" if existing else f"train one: {train_one}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -19,6 +19,7 @@ from grafting.inputs import Inputs
 from grafting.mixed_views import MixedInputs
 from grafting.recipes import Phase
 from grafting.start import begin_fitted, copy_blocks
+from grafting.students import plain_student
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, records
 from models.checkpoints import on_cpu
@@ -98,9 +99,11 @@ class CellTraining:
             self.cell.job.report_once(f"N = {self.cell.shots}: {missing}")
 
     def run(self) -> None:
-        """Train and write the students' files. Raises NotFinite."""
-        self.resume()
+        """Train and write the students' files. Raises NotFinite, and BadInput where no student could be written."""
         networks = self.teacher.networks
+        if networks.is_own:
+            plain_student(self.teacher, nn.Sequential(*self.networks))
+        self.resume()
         if networks.begins_fitted and not self._restored:
             self._begin_fitted()
         elif networks.start == "teacher" and not self._restored:
@@ -144,9 +147,7 @@ class CellTraining:
 
     def _begin(self, phase: Phase, networks: Sequence[nn.Module]) -> Distillation:
         self.current = Distillation(phase, nn.Sequential(*networks), self.cell.shots)
-        if phase.name in self.curves:
-            self.current.curve = replace(self.curves[phase.name], best_from=phase.best_from)
-        self.curves[phase.name] = self.current.curve
+        self.current.curve = self.curves.setdefault(phase.name, self.current.curve)
         return self.current
 
     def keep_stage1(self) -> None:

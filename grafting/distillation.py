@@ -26,7 +26,7 @@ from grafting.teacher import FrozenTeacher
 from models.checkpoints import on_cpu
 from models.logits import LogitsNotFinite
 from models.networks import batch_sizes, batchnorms_in
-from utils.seeds import generator
+from utils.seeds import generator, seed_layers
 
 
 class NotFinite(Exception):
@@ -65,7 +65,8 @@ class Curve:
     def from_json(cls, fields: dict[str, Any]) -> Curve:
         """From a result or a checkpoint, in which epochs are strings; older ones have no steps."""
         accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-        return cls(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))
+        steps, best_from = fields.get("steps", 0), fields.get("best_from", 1)
+        return cls(fields["losses"], accuracies, fields["seconds"], steps, best_from)
 
     @property
     def epoch(self) -> int:
@@ -114,12 +115,14 @@ class Distillation:
         """
         device, step = inputs.teacher.device, self.step_on(inputs)
         norms = batchnorms_in(self.scion)
-        in_epoch = self.phase.in_epoch(len(inputs))
-        batches = batch_sizes(in_epoch, self.batch, joins_last=bool(norms))
+        count = self.phase.views_in_epoch(len(inputs))
+        batches = batch_sizes(count, self.batch, joins_last=bool(norms))
         trains_norms = inputs.teacher.networks.trains_batchnorm
         while self.curve.epoch < self.phase.epochs:
             started = perf_counter()
-            order, view = draw_views(inputs, in_epoch, *seed_key, self.phase.name, self.curve.epoch + 1)
+            of_epoch = (*seed_key, self.phase.name, self.curve.epoch + 1)
+            order, view = draw_views(inputs, count, *of_epoch)
+            seed_layers(*of_epoch, "layers")
             self.scion.train()
             for norm in norms:
                 norm.train(trains_norms)

@@ -63,8 +63,8 @@ def most_telling(inputs: Inputs, batches: Batches, place: Place, count: int) -> 
 def greedy(covariance: Tensor, readers: Tensor, count: int) -> Tensor:
     """Greedy column subset selection: (count,) channels, in order.
 
-    Each in turn is the one that explains most of what those before it have left in the layer that reads them.
-    covariance, readers: (C, C); for a reader with the weights W (C', C), readers is the product of W's transpose and W.
+    Each in turn is the one from which most of the rest can be predicted: of what the channels before it do not predict,
+    as the next layer sees it. covariance: of the channels, (C, C). readers: W^T W (C, C) of that layer's weights W.
     """
     left, read, taken = covariance.clone(), readers @ covariance, []
     for _ in range(count):

@@ -58,7 +58,7 @@ class Phase:
         scale = shots / 10 if self.scaled else 1.0
         return self.lr_student * scale, self.lr_adapter * scale
 
-    def in_epoch(self, images: int) -> int:
+    def views_in_epoch(self, images: int) -> int:
         """How many views an epoch shows of so many images: of each as many, one or more."""
         return images * max(1, ceil(self.least_views / (self.epochs * images)))
 

@@ -61,7 +61,7 @@ def without_adapters(
 def plain_keys(networks: Networks, classes: int) -> dict[str, str]:
     """By the key in the sequence of a student's blocks ("1.0.conv1.weight"), the key in a network's own state.
 
-    Of a grafted block the student network's key, of another block the teacher's.
+    For a grafted block it is the student network's key, for another block the teacher's.
     """
     names = {}
     for is_student, make in enumerate((networks.teacher, networks.student)):
@@ -73,6 +73,13 @@ def plain_keys(networks: Networks, classes: int) -> dict[str, str]:
                 local = block.state_dict(keep_vars=True)
                 names |= {f"{index}.{key}": key_of[id(tensor)] for key, tensor in local.items()}
     return names
+
+
+def is_plain_state(networks: Networks, state: State, classes: int) -> bool:
+    """Whether a state has the keys of the teacher, or of a student without adapters."""
+    with networks.outlined():
+        of_teacher = networks.teacher(classes).state_dict().keys()
+    return state.keys() in (of_teacher, set(plain_keys(networks, classes).values()))
 
 
 def empty_student(networks: Networks, classes: int, image_size: int) -> nn.Sequential | None:
@@ -94,18 +101,29 @@ def load_plain(networks: Networks, blocks: nn.Sequential, state: State, path: Pa
     return frozen(blocks)
 
 
+def plain_student(teacher: FrozenTeacher, scions: nn.Sequential) -> nn.Sequential | None:
+    """The blocks of the whole student without adapters; None where it keeps them.
+
+    Raises BadInput if they are not the student's function, as with a wrong absorb() of a user's own file.
+    """
+    blocks = without_adapters(teacher.networks, teacher.blocks, scions)
+    if blocks is not None and not (error := difference(teacher, scions, blocks)) <= TOLERANCE:
+        raise BadInput(
+            f"--networks {teacher.networks.base_name}: absorb() is not exact: without adapters, the student's logits"
+            f" differ by {error:.1e} of the largest; let it return False where a map cannot be put in"
+        )
+    return blocks
+
+
 def write(teacher: FrozenTeacher, scions: nn.Sequential, path: Path) -> None:
     """Write a student: its plain state, or, where it keeps its adapters as a VGG does, the sequence of its scions.
 
     Raises BadInput, and writes nothing, if the plain network is not the student's function.
     """
-    blocks = without_adapters(teacher.networks, teacher.blocks, scions)
+    blocks = plain_student(teacher, scions)
     if blocks is None:
         checkpoints.write_state(checkpoints.on_cpu(scions), path)
         return
-    error = difference(teacher, scions, blocks)
-    if not error <= TOLERANCE:
-        raise BadInput(f"{path}: not written, since without adapters its logits differ by {error:.1e} of the largest")
     names = plain_keys(teacher.networks, teacher.classes)
     checkpoints.write_state({names[key]: value for key, value in checkpoints.on_cpu(blocks).items()}, path)
 

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from data.datasets import ImageDataset
-from data.views import Views, images_at_once
+from data.views import TEST_BATCH, Views, images_at_once
 from models.logits import finite
 from models.networks import Networks, frozen, output_shapes
-
-TEST_BATCH = 500  # of 32x32 pixels
 
 
 class FrozenTeacher:

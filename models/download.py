@@ -44,13 +44,19 @@ def fetch_teacher(path: Path, dataset: ImageDataset, inputs: Sequence[str], rele
             else:
                 return files.write_bytes(path, content)
     train = shlex.join(["python", "train_fskd.py", *inputs, "--train_teacher"])
-    there = ", ".join(map(str, sorted(path.parent.glob(f"{glob.escape(path.stem)}-*.pth"))))
+    there = ", ".join(existing_in(path.parent, dataset.name))
     raise BadInput(
         f"{path}: missing, and cannot be fetched ({'; '.join(faults)});"
         f"{f' use one that is there, with --teacher: {there}; or' if there else ''}"
         f" put a teacher there, or train one: {train} --teacher_recipe quick (the default is a recipe of 200 or 300"
         " epochs, a job for a GPU)"
     )
+
+
+def existing_in(folder: Path, dataset: str) -> list[str]:
+    """The block-wise teachers of a data set in a folder, by their names."""
+    named = f"*-blockwise-{glob.escape(dataset.lower())}"
+    return sorted(str(path) for end in (".pth", "-*.pth") for path in folder.glob(named + end))
 
 
 def download(url: str) -> bytes:

@@ -84,7 +84,7 @@ class Networks:
         return range(self.first, self.last + 1)
 
     def outlined(self) -> AbstractContextManager:
-        """Within it, networks are made without values, which takes no time; those of a user's own file as usual."""
+        """Within it, networks are made on the meta device, without values; those of a user's own file have values."""
         return nullcontext() if self.is_own else torch.device("meta")
 
     def started_from(self, start: str) -> "Networks":
@@ -122,7 +122,7 @@ class Networks:
         if range(first, last + 1) == self.grafted:
             return self
         if self.is_vgg:
-            return vgg(self.vgg, range(first, last + 1), self.student_width)
+            return vgg(self.vgg, range(first, last + 1), self.student_width).started_from(self.start)
         return replace(self, name=f"{self.name}-blocks{first}-{last}", first=first, last=last)
 
     @property
@@ -136,7 +136,7 @@ class Networks:
             return self
         if not self.is_vgg:
             raise BadInput(f"--student_width: is for VGGs; the student of {self.name} has its own widths; leave it out")
-        return vgg(self.vgg, self.grafted, share)
+        return vgg(self.vgg, self.grafted, share).started_from(self.start)
 
 
 def vgg(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.datasets import ImageDataset
 from data.decoding import Pictures
-from data.views import Views, images_at_once
+from data.views import TEST_BATCH, Views, images_at_once
 from models import checkpoints, records
 from models.balancing import balance
 from models.networks import Networks, batch_sizes, initialize, seeded
@@ -28,10 +28,9 @@ from models.training_layers import TeacherWithTrainingLayers, fold_batchnorm, pa
 from utils import files, machine
 from utils.errors import BadInput
 from utils.precision import arithmetic
-from utils.seeds import generator, torch_generator
+from utils.seeds import generator, seed_layers, torch_generator
 from utils.text import bar, brief_time
 
-TEST_BATCH = 500  # of 32x32 pixels
 Report = Callable[[str], None]
 AfterEpoch = Callable[[Sequence[Mapping[str, float]]], None]  # a callback: what was measured in each epoch so far
 
@@ -178,6 +177,7 @@ class TeacherTraining:
         order = torch.from_numpy(np.concatenate(passes)).to(self.device)
         view = torch.from_numpy(random.integers(self.views.count, size=len(order))).to(self.device)
         self.model.train()
+        seed_layers(self.seed, "teacher", epoch, "layers")
         loss_sum, correct = torch.zeros((2, 1), device=self.device)
         sizes, seen = batch_sizes(len(order), self.recipe.batch, True), 0
         for chosen, views in zip(order.split(sizes), view.split(sizes), strict=True):

@@ -378,11 +378,12 @@ def test_an_own_teacher_whose_record_was_not_finished_is_completed(with_teacher,
 
 
 def test_a_missing_teacher_names_the_existing_ones(at_home, teacher, capsys):
-    for name in ("vgg11-small-blockwise-folder.pth", "vgg11-small-blockwise-other.pth"):
+    for name in ("folder", "folder-quick", "folders", "other"):
+        name = f"vgg11-small-blockwise-{name}.pth"
         checkpoints.write_network(teacher, at_home / "ckpt/teacher" / name)
     assert command("--nshot", "1") == 2
-    line = "no such teacher; name one with --teacher: ckpt/teacher/vgg11-small-blockwise-folder.pth\n"
-    assert capsys.readouterr().err.endswith(line)
+    first, second = (f"ckpt/teacher/vgg11-small-blockwise-{name}.pth" for name in ("folder-quick", "folder"))
+    assert capsys.readouterr().err.endswith(f"no such teacher; name one with --teacher: {first}, {second}\n")
 
 
 def test_a_teacher_is_not_overwritten_without_fresh(with_teacher, capsys):

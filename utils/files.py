@@ -242,8 +242,8 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
         return content
 
 
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def sha256(content: bytes | np.ndarray) -> str:
+    return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content)).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

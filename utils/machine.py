@@ -85,7 +85,7 @@ def _free_addresses(proc: Path) -> Iterator[int]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Of a file of the system; none where it is missing or may not be read."""
+    """The lines of a file of the system; none where it is missing or may not be read."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -21,4 +21,13 @@ def generator(*seed_key: int | str) -> np.random.Generator:
 
 def torch_generator(*seed_key: int | str) -> torch.Generator:
     """The same for torch, on the CPU, so that weights on a GPU start from the same values."""
-    return torch.Generator().manual_seed(int(generator(*seed_key).integers(2**63)))
+    return torch.Generator().manual_seed(_seed(*seed_key))
+
+
+def seed_layers(*seed_key: int | str) -> None:
+    """From here on, what layers such as dropout draw from torch's own generators follows from the seed key."""
+    torch.manual_seed(_seed(*seed_key))
+
+
+def _seed(*seed_key: int | str) -> int:
+    return int(generator(*seed_key).integers(2**63))

@@ -97,6 +97,14 @@ def test_what_was_not_looked_for_is_not_in_the_tables(compare):
     assert "| grafting | 80.00 |" in text and "| grafting | - |\n| kd | 100 |" in text and DEVIATION not in text
 
 
+def test_the_seconds_of_a_start_are_those_of_every_trial_that_shares_it(compare):
+    trials = [cell("kd", 1, trial, 50.0, start="teacher", student_width=0.5) for trial in (0, 1)]
+    for trial, seconds in zip(trials, (60.0, 0.0), strict=True):
+        trial["seconds"] = {"start": seconds}
+    _, text = compare(trials[:1], trials[1:])
+    assert text.rstrip().endswith("| kd, start teacher | 62.0 ± 0.0 |")
+
+
 def test_starts_and_blocks_are_rows_of_their_own(compare):
     """Where one block is grafted, stage 1 is all, so it has no row. An unknown method has one."""
     part = cell("grafting", 1, 0, 60.0, **OF_RESNETS, schedule=[LAST | {"span": [3, 4]}])

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,68 @@ def test_from_teacher_to_exported_student(with_teacher, capsys):
     assert "--to s.pth: a .pth file of small could not be loaded again; take .pt2 or .onnx" in capsys.readouterr().err
     assert run("--evaluate", str(student), "--grafted", "1-1") == 2
     assert "is a student of small, not small-blocks1-1; give --networks, --grafted" in capsys.readouterr().err
+
+
+DROPOUT = {
+    "self.head = nn.Linear(8, classes)": "self.head, self.dropout = nn.Linear(8, classes), nn.Dropout()",
+    "nn.Flatten(), network.head": "nn.Flatten(), network.dropout, network.head",
+}
+
+
+def test_a_teacher_with_dropout_is_the_same_whatever_ran_before(at_home):
+    text = NETWORKS
+    for plain, dropping in DROPOUT.items():
+        text = text.replace(plain, dropping)
+    (at_home / "small.py").write_text(text)
+    for random_state in (1, 2):
+        torch.manual_seed(random_state)
+        assert run("--train_teacher", "--teacher_epochs", "2", "--teacher", f"{random_state}.pth") == 0
+    assert records.of(Path("1.pth"))["weights_sha256"] == records.of(Path("2.pth"))["weights_sha256"]
+
+
+def test_an_absorb_that_is_not_exact_is_found_before_a_student_is_trained(with_teacher, capsys):
+    (with_teacher / "small.py").write_text(NETWORKS + ABSORB.replace("double(), matrix", "double(), 2 * matrix"))
+    capsys.readouterr()
+    assert run("--nshot", "1", "--trials", "1") == 2
+    assert "--networks small: absorb() is not exact: without adapters, the" in capsys.readouterr().err
+    assert not list(with_teacher.glob("ckpt/student/small*")) and not list(with_teacher.rglob("*.checkpoint.pt"))
+
+
+SEQUENTIAL = """
+from torch import nn
+
+GRAFTED, IMAGE_SIZE = (1, 1), 32
+
+
+def made(classes, width):
+    widths = nn.Conv2d(4, width, 3, padding=1), nn.Conv2d(width, 8, 3, padding=1)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 4, padding=1), nn.Sequential(*widths, nn.ReLU()), head)
+
+
+def teacher(classes):
+    return made(classes, 8)
+
+
+def student(classes):
+    return made(classes, 6)
+
+
+def cut(network):
+    return network
+"""
+
+
+@pytest.mark.parametrize("absorb", ["", "\n\ndef absorb(block, matrix):\n    return False\n"])
+def test_networks_whose_keys_begin_with_numbers(at_home, capsys, absorb):
+    """As in a plain nn.Sequential: neither teacher nor student is taken for the scions of stage 2."""
+    (at_home / "small.py").write_text(SEQUENTIAL + absorb)
+    assert run("--train_teacher", "--teacher_epochs", "1") == 0
+    assert run("--nshot", "1", "--trials", "1") == 0
+    student = "ckpt/student/small-student-graft-net-Tiny-1perclass-trial0.pth"
+    assert run("--evaluate", "ckpt/teacher/small-folder-32px.pth") == 0
+    assert "| teacher |" in capsys.readouterr().out
+    assert run("--evaluate", student) == 0 and run("--export", student, "--to", "s.onnx") == 0
 
 
 def test_an_interruption_of_the_users_file_is_one_line(with_teacher, capsys):

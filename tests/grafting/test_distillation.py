@@ -79,6 +79,23 @@ def test_an_epoch_has_every_image_in_batches_with_a_smaller_last_one(inputs, mon
     assert sizes == [6, 6, 2] * 2 and run.curve.steps == 6
 
 
+def test_dropout_draws_from_the_seed_key(inputs):
+    """Not from what ran before: two runs agree, and two epochs do not drop the same."""
+    phase, dropped = replace(PHASES[0], epochs=2), []
+
+    def losses(random_state):
+        torch.manual_seed(random_state)
+        scion = fresh(inputs, phase).insert(1, dropout := nn.Dropout())
+        dropout.register_forward_hook(lambda _, before, after: dropped.append(after.count_nonzero().item()))
+        run = Distillation(phase, scion, shots=1)
+        run.run(inputs, PURPOSE, None, lambda _: None)
+        return run.curve.losses
+
+    assert losses(1) == losses(2)
+    first, second = dropped[: len(dropped) // 2], dropped[len(dropped) // 2 :]
+    assert first == second and len(set(first)) > 2
+
+
 def test_a_phase_of_many_views_shows_every_image_equally_often_in_batches_of_ten_shots(inputs, monkeypatch):
     shown, draw = [], distillation.draw_views
     monkeypatch.setattr(distillation, "draw_views", lambda *key: shown.append(draw(*key)[0]) or draw(*key))
