@@ -128,17 +128,16 @@ class Cell:
         """
         try:
             with self.lock():
-                return "done by another process" if self.is_done() else self._run_held(teacher, teacher_record, pace)
+                if self.is_done():
+                    return "done by another process"
+                with self._lock_students():
+                    self.require_free_students()  # again: another run may have written some meanwhile
+                    for path in self.written:
+                        files.remove_leftovers(path)  # of a killed process
+                    self.was_run = True
+                    return self._train(teacher, teacher_record, pace)
         except locks.Timeout:
             return "another process is running it"
-
-    def _run_held(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
-        with self._lock_students():
-            self.require_free_students()  # again: another run may have written some meanwhile
-            for path in self.written:
-                files.remove_leftovers(path)  # of a killed process
-            self.was_run = True
-            return self._train(teacher, teacher_record, pace)
 
     def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
         teacher.settled.clear()
