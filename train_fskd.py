@@ -14,10 +14,8 @@ import argparse
 import os
 import sys
 
-from grafting.recipes import PUBLISHED_SHOTS, RECIPES
-from models.architectures import NETWORK_NAMES
+from experiments.arguments import command_line
 from utils import signals
-from utils.arguments import Parser, parser
 
 # Threads that wait sleep instead of spinning, so two jobs on the same cores do not wait for one another
 # (docs/speed.md). OpenMP reads this when torch is loaded.
@@ -38,11 +36,6 @@ def main(argv: list[str] | None = None) -> int:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The parsed command line. A wrong argument ends the program with one line and exit status 2."""
     return command_line("train_fskd.py", __doc__).parse_args(argv)
-
-
-def command_line(name: str, description: str) -> Parser:
-    """All flags, for the program of that name."""
-    return parser(name, description, tuple(RECIPES), PUBLISHED_SHOTS, NETWORK_NAMES)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from comparisons.methods import GRID, METHODS, ONE_SHOT
 from experiments import comparison, results, sweep
+from experiments.arguments import command_line
 from experiments.commands import require_sweep
 from experiments.job import Job
 from grafting.method import Method
 from grafting.recipes import PUBLISHED_SHOTS
-from train_fskd import command_line
 from utils import files
 from utils.errors import BadInput
 from utils.text import markdown_table, say

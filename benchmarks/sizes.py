@@ -23,6 +23,7 @@ from deployment.evaluation import Candidate, seconds_in_turn
 from deployment.export import OnRawImages
 from deployment.folding import fold
 from experiments import comparison, sweep
+from experiments.arguments import command_line
 from experiments.commands import require_sweep
 from experiments.comparison import mean_and_deviation
 from experiments.drawing import decoration, file_of, plain_matplotlib
@@ -32,7 +33,6 @@ from experiments.results import Result
 from experiments.setting import method_name, student_name
 from experiments.tables import DEVIATION
 from grafting.scions import scions
-from train_fskd import command_line
 from utils import files, machine
 from utils.argument_types import Blocks
 from utils.errors import BadInput

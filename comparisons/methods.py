@@ -1,7 +1,7 @@
 """Every method by name, with its learning rates, and the grid that they were chosen from.
 
 To add a method: a class like those of this folder (grafting/method.py says what it needs), an entry in METHODS, its
-name in METHOD_NAMES of utils/arguments.py, and an entry in GRID if it has numbers to choose.
+name in METHOD_NAMES of experiments/arguments.py, and an entry in GRID if it has numbers to choose.
 """
 
 from collections.abc import Mapping

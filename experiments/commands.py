@@ -186,7 +186,7 @@ def _diagnose(job: Job) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Job], int]] = {  # to the exit status; by the flag that asks for it (utils/arguments.py)
+COMMANDS: dict[str, Callable[[Job], int]] = {  # by the flag that asks for each; it returns the exit status
     "": _sweep,
     "build_dataset": _build_dataset,
     "train_teacher": _train_teacher,

@@ -16,6 +16,7 @@ from comparisons.methods import METHODS, ONE_SHOT
 from data import fewshot
 from data.datasets import ImageDataset, dataset_name, open_dataset
 from experiments import subsets, teachers
+from experiments.arguments import DATA_PATH, PRECISIONS
 from experiments.cell import Cell
 from grafting.method import Method
 from grafting.mixed_views import AUGMENTATION
@@ -23,10 +24,10 @@ from grafting.recipes import RECIPES, Recipe
 from grafting.start import LEAST_VIEWS
 from grafting.teacher import FrozenTeacher
 from models import checkpoints, own_networks
+from models.architectures import STUDENT_WIDTH
 from models.checkpoints import State
 from models.networks import NETWORKS, Networks, frozen
 from utils import machine
-from utils.arguments import DATA_PATH, PRECISIONS, STUDENT_WIDTH
 from utils.errors import BadInput
 from utils.text import say
 from utils.torchrun import Process

@@ -26,13 +26,13 @@ from data.datasets import LabelledImages
 from data.views import Normalization
 from deployment import evaluation
 from experiments import commands, diagnosis, job, teachers
+from experiments.arguments import JOINS as JOIN_CHOICES
+from experiments.arguments import METHOD_NAMES, READS
 from grafting import recipes
 from grafting.recipes import PUBLISHED_SHOTS
 from grafting.stages import JOINS
 from models import checkpoints, records
 from models.vgg import BlockwiseVGG
-from utils.arguments import JOINS as JOIN_CHOICES
-from utils.arguments import METHOD_NAMES, READS
 
 CELL = ("--nshot", "1", "--trials", "1")
 TEACHER = "ckpt/teacher/vgg16-blockwise-folder.pth"

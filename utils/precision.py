@@ -11,7 +11,7 @@ SETTING_PER_OPERATION = hasattr(torch.backends.cudnn, "conv")  # since torch 2.9
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in a precision (of utils.arguments), whatever PyTorch is set to; its settings come back afterwards.
+    """Compute in a precision of --precision, whatever PyTorch is set to; its settings come back afterwards.
 
     tf32: as PyTorch does by default, with TensorFloat-32 in the convolutions on NVIDIA GPUs and float32 everywhere
     else. float32: without that exception. bfloat16: automatic mixed precision; weights and optimiser stay float32.

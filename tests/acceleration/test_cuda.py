@@ -12,10 +12,10 @@ from torch import nn
 
 from acceleration.cuda_graphs import WARM_UP, GraphedStep
 from acceleration.feature_cache import CachedTeacher
+from experiments.arguments import PRECISIONS
 from grafting.distillation import Distillation
 from grafting.scions import scions
 from models.networks import vgg
-from utils.arguments import PRECISIONS
 from utils.precision import arithmetic, cache_dtype
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import train_fskd
-from grafting.recipes import PUBLISHED_SHOTS
+from experiments import arguments
 from models import networks, records
-from utils import arguments
 
 NETWORKS = """
 import torch
@@ -199,8 +198,8 @@ def test_grafted_blocks_and_methods(with_teacher, capsys):
 
 
 def test_names_are_those_of_the_command_line():
-    assert list(networks.NETWORKS) == list(train_fskd.NETWORK_NAMES)
-    parser = arguments.parser("x", "x", ["Folder"], PUBLISHED_SHOTS, train_fskd.NETWORK_NAMES)
+    assert list(networks.NETWORKS) == list(arguments.NETWORK_NAMES)
+    parser = arguments.command_line("x", "x")
     assert parser.parse_args(["--networks", "resnet34-resnet18"]).networks == "resnet34-resnet18"
     with pytest.raises(SystemExit):
         parser.parse_args(["--networks", "resnet101"])

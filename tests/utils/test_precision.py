@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.arguments import PRECISIONS
+from experiments.arguments import PRECISIONS
 from utils.precision import arithmetic, cache_dtype, float32_settings, set_float32
 
 SETTING_PER_OPERATION = hasattr(torch.backends.cudnn, "conv")

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from grafting.recipes import PUBLISHED_SHOTS, RECIPES
+from models.architectures import NETWORK_NAMES, STUDENT_WIDTH
 from utils import __version__
 from utils.argument_types import (
     Shard,
@@ -28,7 +30,6 @@ METHOD_NAMES = (  # comparisons/methods.py
 )  # fmt: skip
 JOINS = ("front", "straight", "back")  # grafting/stages.py
 STARTS = ("fresh", "teacher")
-STUDENT_WIDTH = 0.5  # models/architectures.py
 PRECISIONS = ("tf32", "float32", "bfloat16")  # utils/precision.py
 DATA_PATH = Path("data/raw")
 
@@ -92,10 +93,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {str(shown).replace('%', '%%')})"
 
 
-def parser(
-    name: str, description: str, datasets: Sequence[str], shots: Sequence[int], network_names: Sequence[str]
-) -> Parser:
-    """The command line of the program of that name. The caller gives the choices that are data of the method."""
+def command_line(name: str, description: str) -> Parser:
+    """All flags, for the program of that name."""
     made = Parser(
         prog=name,
         description=description,
@@ -104,11 +103,11 @@ def parser(
         formatter_class=Help,
     )
     made.add_argument("--version", action="version", version=f"fskd {__version__}", help="print the version and end")
-    made.add_argument("--dataset", choices=datasets, default="CIFAR10", help="data set")
-    add_networks(made.add_argument_group("the networks").add_argument, network_names)
+    made.add_argument("--dataset", choices=tuple(RECIPES), default="CIFAR10", help="data set")
+    add_networks(made.add_argument_group("the networks").add_argument)
     add_methods(made.add_argument_group("the method").add_argument)
     sweep = made.add_argument_group("the sweep")
-    add_sweep(sweep.add_argument, sweep.add_mutually_exclusive_group().add_argument, shots)
+    add_sweep(sweep.add_argument, sweep.add_mutually_exclusive_group().add_argument)
     add_paths(made.add_argument_group("files and folders").add_argument)
     add_commands(made.add_argument_group("instead of the sweep").add_mutually_exclusive_group().add_argument)
     add_training(made.add_argument_group("with --train_teacher").add_argument)
@@ -116,10 +115,10 @@ def parser(
 
 
 # fmt: off
-def add_networks(add: Callable[..., Any], names: Sequence[str]) -> None:
-    add("--networks", type=partial(networks, names=names), metavar="NAME",
-        help=f"teacher and student: {', '.join(names)}, or a Python file of your own (docs/networks.md); a VGG's depth"
-             " and widths follow from its file (default: vgg16; Shapes10: vgg11-small)")
+def add_networks(add: Callable[..., Any]) -> None:
+    add("--networks", type=partial(networks, names=NETWORK_NAMES), metavar="NAME",
+        help=f"teacher and student: {', '.join(NETWORK_NAMES)}, or a Python file of your own (docs/networks.md); a"
+             " VGG's depth and widths follow from its file (default: vgg16; Shapes10: vgg11-small)")
     add("--image_size", type=partial(whole_number, least=8), metavar="S",
         help="pixels on each side of the network's images; other images are resized (default: 32 for VGGs, 224 for"
              " ResNets)")
@@ -143,8 +142,8 @@ def add_methods(add: Callable[..., Any]) -> None:
              " straight, all at once; back, from the last two")
 
 
-def add_sweep(add: Callable[..., Any], add_one_of: Callable[..., Any], shots: Sequence[int]) -> None:
-    add("--nshot", type=positive, nargs="+", metavar="N", default=list(shots), help="shots: images per class")
+def add_sweep(add: Callable[..., Any], add_one_of: Callable[..., Any]) -> None:
+    add("--nshot", type=positive, nargs="+", metavar="N", default=list(PUBLISHED_SHOTS), help="shots: images per class")
     add("--trials", type=positive, metavar="T", default=5, help="runs per N, each with other random numbers")
     add("--seed", type=from_zero, default=0,
         help="seed of initialisation, order and views in cells and in --train_teacher")
