@@ -28,7 +28,7 @@ from grafting.students import layers_of
 from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER, FIRST_GRAFTED
 from models.networks import frozen
-from models.vgg import convolution_block, convolutions
+from models.vgg import convolution_block, convolutions, linear_layers
 
 USUALLY_FOLDED = (FIRST_GRAFTED + 1,)  # the blocks whose first convolution takes in adapters, if 3 to 5 are grafted
 
@@ -115,13 +115,6 @@ def merge(target: ConvolutionWithBiasMap, layer: nn.Conv2d, matrix: Tensor, vect
     constant = vector[None, :, None, None].expand(1, -1, side, side)
     target.weight.copy_(torch.einsum("ocuv,ci->oiuv", kernel, matrix))
     target.bias_map.copy_(functional.conv2d(constant, kernel, bias, padding=1)[0])
-
-
-def linear_layers(classifier: nn.Sequential) -> list[nn.Linear]:
-    """The classifier without the BatchNorm of a teacher's, which its first linear layer takes in."""
-    if len(classifier) == 2:
-        return list(classifier)
-    return [nn.utils.fusion.fuse_linear_bn_eval(classifier[0], classifier[1]), classifier[2]]
 
 
 def in_sequence(*layers: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:

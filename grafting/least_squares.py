@@ -24,6 +24,7 @@ from grafting.distillation import distance
 from grafting.inputs import Inputs
 from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
+from models.vgg import linear_layers
 
 BATCH = 324  # views at once
 RIDGE = 1e-6  # of the mean variance, added to each: from few images, many channels follow exactly from others
@@ -150,10 +151,10 @@ def all_of(channels: int, device: torch.device) -> Kept:
 
 def begin_classifier(ours: nn.Sequential, theirs: nn.Sequential, before: Kept) -> None:
     """Copy the teacher's classifier, with the columns of the channels that are kept."""
-    linear = nn.utils.fusion.fuse_linear_bn_eval(theirs[0], theirs[1]) if len(theirs) == 3 else theirs[0]
-    ours[0].weight.copy_(linear.weight[:, before.channels])
-    ours[0].bias.copy_(linear.bias)
-    ours[-1].load_state_dict(theirs[-1].state_dict())
+    first, last = linear_layers(theirs)
+    ours[0].weight.copy_(first.weight[:, before.channels])
+    ours[0].bias.copy_(first.bias)
+    ours[-1].load_state_dict(last.state_dict())
 
 
 @torch.no_grad()

@@ -43,6 +43,13 @@ def convolutions(blocks: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in blocks.modules() if isinstance(layer, nn.Conv2d)]
 
 
+def linear_layers(classifier: nn.Sequential) -> list[nn.Linear]:
+    """The classifier without the BatchNorm of a teacher's, which its first linear layer takes in."""
+    if len(classifier) == 2:
+        return list(classifier)
+    return [nn.utils.fusion.fuse_linear_bn_eval(classifier[0], classifier[1]), classifier[2]]
+
+
 def cut(network: BlockwiseVGG) -> nn.Sequential:
     """The network's six blocks. They share its parameters; slices of the sequence do too."""
     return nn.Sequential(*network.features, nn.Sequential(nn.Flatten(), network.classifier))
