@@ -12,7 +12,7 @@ from experiments import results
 from experiments.drawing import Report, decoration, file_of, plain_matplotlib
 from experiments.figure import FORMATS, SETTINGS, label
 from experiments.results import Result
-from experiments.setting import STUDENT_FIELDS, Setting, require_comparable, student_name
+from experiments.setting import STUDENT_FIELDS, require_comparable, student_name
 from experiments.tables import DEVIATION
 from grafting.stages import GRAFTING
 from utils import files
@@ -83,26 +83,11 @@ def _require_comparable(found: Sequence[tuple[Path, Result]]) -> None:
         of_row.setdefault(row, {})[f"{directory}: {cell}"] = setting
     for settings in (shared, *of_row.values()):
         require_comparable(settings, ADVICE)
-    _require_one_version([result["setting"] for _, result in found])
     for directory, result in found:
         cell = f"{student_name(result['setting'])}, {results.name_of(result)}"
         if other := first.get(cell):
             raise BadInput(f"{directory}: holds {cell}, as {other} does; {ADVICE}")
         first[cell] = directory
-
-
-def _require_one_version(settings: Sequence[Setting]) -> None:
-    """Raise BadInput where VGGs' students that are a part of the teacher were made by different versions."""
-    fitted = [setting for setting in settings if setting.get("start") == "teacher" and "networks" not in setting]
-    solved = [setting for setting in settings if setting["method"].startswith("least-squares")]
-    mixed = [setting for setting in solved if setting["method"] == "least-squares"]
-    versions = (
-        {(setting.get("choice_of_filters"), setting["schedule"][-1].get("least_views")) for setting in fitted},
-        {setting.get("augmentation") for setting in (*fitted, *mixed)},
-        {setting["schedule"][-1]["phase"] for setting in solved},
-    )
-    if any(len(version) > 1 for version in versions):
-        raise BadInput(f"runs with --start teacher or of least-squares are of different versions of these; {ADVICE}")
 
 
 def _place(result: Result) -> tuple[int, str, int, int]:

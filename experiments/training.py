@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -147,7 +147,9 @@ class CellTraining:
 
     def _begin(self, phase: Phase, networks: Sequence[nn.Module]) -> Distillation:
         self.current = Distillation(phase, nn.Sequential(*networks), self.cell.shots)
-        self.current.curve = self.curves.setdefault(phase.name, self.current.curve)
+        if phase.name in self.curves:
+            self.current.curve = replace(self.curves[phase.name], best_from=phase.best_from)
+        self.curves[phase.name] = self.current.curve
         return self.current
 
     def keep_stage1(self) -> None:

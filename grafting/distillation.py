@@ -65,8 +65,7 @@ class Curve:
     def from_json(cls, fields: dict[str, Any]) -> Curve:
         """From a result or a checkpoint, in which epochs are strings; older ones have no steps."""
         accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-        steps, best_from = fields.get("steps", 0), fields.get("best_from", 1)
-        return cls(fields["losses"], accuracies, fields["seconds"], steps, best_from)
+        return cls(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))
 
     @property
     def epoch(self) -> int:

@@ -119,28 +119,6 @@ def test_starts_and_blocks_are_rows_of_their_own(compare):
     ]  # fmt: skip
 
 
-MIXED = {"augmentation": "mixed views"}
-
-
-def test_starts_of_two_versions_are_not_compared(compare):
-    """Not even in rows of their own: older versions chose other filters or showed other views."""
-    chosen = {"choice_of_filters": "most telling"}
-    long = {**chosen, **MIXED, "schedule": [LAST | {"least_views": 100}]}
-    oldest, older, newer, newest = (
-        cell("kd", 1, 0, 50.0, start="teacher", student_width=width, **fields)
-        for width, fields in ((0.125, {}), (0.25, chosen), (0.5, {**chosen, **MIXED}), (0.75, long))
-    )
-    solved = [cell("least-squares", 1, 0, 50.0, student_width=0.25, **fields) for fields in ({}, MIXED)]
-    images = [
-        cell("least-squares-images", 1, 0, 50.0, schedule=[LAST | {"phase": name}]) for name in ("solve", LAST["phase"])
-    ]
-    pairs = ((oldest, older), (older, newer), (newer, newest), (older, solved[1]), (newer, solved[0]))
-    for one, other in (*pairs, (images[0], solved[1])):
-        status, text = compare([one], [other])
-        assert status == 2 and "runs with --start teacher or of least-squares are of different versions" in text
-    assert compare([newer], [cell("kd", 1, 0, 40.0)], [solved[1]], [images[1]])[0] == 0
-
-
 def test_a_students_name():
     for setting, name in (
         ({"method": "kd"}, "kd"),
