@@ -38,10 +38,13 @@ Widths = Sequence[Sequence[int]]  # output channels of every convolution, block 
 class FoldedStudent(nn.Module):
     """A plain VGG with one linear layer. Normalisation is inside.
 
-    folded: the blocks whose first convolution has taken in the adapters in front of it.
+    folded: the blocks whose first convolution has taken in the adapters in front of it. image_size: pixels on each
+    side.
     """
 
-    def __init__(self, widths: Widths, classes: int, folded: Collection[int] = USUALLY_FOLDED):
+    def __init__(
+        self, widths: Widths, classes: int, folded: Collection[int] = USUALLY_FOLDED, image_size: int = CIFAR_SIZE
+    ):
         super().__init__()
         self.widths, self.folded = widths, tuple(folded)
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # of the pixels' values, 0 to 255
@@ -51,7 +54,7 @@ class FoldedStudent(nn.Module):
         for block in self.blocks:  # max-pool before ReLU: the same result, a quarter of ReLU's work
             block[-2], block[-1] = block[-1], block[-2]
         for block in folded:
-            self.blocks[block][0] = ConvolutionWithBiasMap(inputs[block], widths[block][0], CIFAR_SIZE >> block)
+            self.blocks[block][0] = ConvolutionWithBiasMap(inputs[block], widths[block][0], image_size >> block)
         self.linear = nn.Linear(widths[-1][-1], classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ def fold(teacher: FrozenTeacher, scions: Iterable[nn.Sequential], temperature: f
     layers_of_block = [convolutions(block) for block in blocks[:CLASSIFIER]]
     widths = [[layer.out_channels for layer in layers] for layers in layers_of_block]
     folded = tuple(number for number in range(CLASSIFIER) if adapters[number])
-    network = FoldedStudent(widths, teacher.classes, folded)
+    network = FoldedStudent(widths, teacher.classes, folded, teacher.image_size)
     network.mean.copy_(255 * torch.tensor(teacher.normalization.mean)[:, None, None])
     network.std.copy_(255 * torch.tensor(teacher.normalization.std)[:, None, None])
     for number, layers in enumerate(layers_of_block):

@@ -142,7 +142,7 @@ def empty_network(header: Header) -> nn.Module | None:
     """The network that the header describes, without its values; None where only the file itself holds it."""
     if "widths" in header:
         folded = header.get("folded", USUALLY_FOLDED)
-        return frozen(FoldedStudent(header["widths"], len(header["class_names"]), folded))
+        return frozen(FoldedStudent(header["widths"], len(header["class_names"]), folded, header["image_size"]))
     if header["networks"] not in NETWORKS:
         return None
     networks = NETWORKS[header["networks"]].grafted_at(*header["grafted"])

@@ -116,8 +116,11 @@ def candidates(kind: str, state: Any, path: Path, teacher: FrozenTeacher, datase
 def exported(path: Path, network: Network, header: Header, dataset: ImageDataset, device: torch.device) -> Candidate:
     """An exported student, as formats.read() gives it: a module on the device, other formats on the CPU.
 
-    Raises BadInput if its classes are not the data set's.
+    Raises BadInput if its classes or the size of its images are not the data set's.
     """
+    if header["image_size"] != dataset.image_size:
+        size = header["image_size"]
+        raise BadInput(f"{path}: is for images of {size} pixels, not {dataset.image_size}; add --image_size {size}")
     theirs, ours = header["class_names"], list(dataset.class_names())
     if theirs != ours:
         raise BadInput(

@@ -56,6 +56,7 @@ class Cell:
             "precision": job.args.precision,
             "teacher_sha256": job.teacher_sha256,
             "subset_sha256": files.sha256(self.images),
+            **job.first_images(shots),
             "test_sha256": job.test_sha256,
             "normalization": dataset.normalization.content,
             "method": method,

@@ -15,6 +15,7 @@ from torch import nn
 from comparisons.methods import METHODS, ONE_SHOT
 from data import fewshot
 from data.datasets import ImageDataset, dataset_name, open_dataset
+from data.views import CIFAR_SIZE
 from experiments import subsets, teachers
 from experiments.arguments import DATA_PATH, PRECISIONS
 from experiments.cell import Cell
@@ -27,7 +28,7 @@ from models import checkpoints, own_networks
 from models.architectures import STUDENT_WIDTH
 from models.checkpoints import State
 from models.networks import NETWORKS, Networks, frozen
-from utils import machine
+from utils import files, machine
 from utils.errors import BadInput
 from utils.text import say
 from utils.torchrun import Process
@@ -172,6 +173,14 @@ class Job:
         if key not in self._subsets:
             self._subsets[key] = fewshot.subset(self.dataset, shots, self.subset_seed, self.args.data_path)
         return self._subsets[key]
+
+    def first_images(self, shots: int) -> dict[str, str]:
+        """The first few-shot image of each class, alike for every N: other pictures in a Folder change them.
+
+        At 32 pixels its normalisation, of all training pictures, says it already.
+        """
+        says_it = self.args.dataset != "Folder" or self.image_size == CIFAR_SIZE
+        return {} if says_it else {"first_images_sha256": files.sha256(self.subset(shots)[::shots])}
 
     @cached_property
     def memory(self) -> int:

@@ -89,4 +89,5 @@ def require_free_students(student_files: Iterable[Path], setting: Setting, resul
         place = Path(os.path.normpath(student.parent / its_result))  # as it was made, whatever is a link
         is_left_over = same_setting and not (place.exists() or place.with_suffix(".checkpoint.pt").exists())
         if not (is_own or is_left_over):
-            raise BadInput(f"{student}: is a student of another run; another --student_dir keeps both")
+            fresh_too = "--fresh runs the cell again, " if its_result == result else ""
+            raise BadInput(f"{student}: is a student of another run; {fresh_too}another --student_dir keeps both")

@@ -123,6 +123,7 @@ def train(job: Job, recipe_name: str | None, only_if_missing: bool = False) -> s
             if not job.args.fresh and _is_finished(job):
                 keep = "--fresh trains it again, another --teacher keeps both"
                 raise BadInput(f"{job.teacher_file}: a teacher exists already; {keep}")
+            records.require_own(job.teacher_file)
             seed, start = 0 if only_if_missing else job.args.seed, job.args.teacher_from
             recipe = _with_epochs(recipe, job)
             pair = job.require_graftable(job.pair)

@@ -3,8 +3,10 @@
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,18 +34,34 @@ def read(path: Path) -> Networks:
     if missing := [name for name in FUNCTIONS if not callable(getattr(module, name, None))]:
         raise BadInput(f"--networks {path}: has no function {', '.join(missing)}; docs/networks.md has an example")
     first, last = _calling(path, lambda: _first_and_last(module))
-    content = {"networks": path.stem, "networks_sha256": files.sha256_of_file(path)}
     networks = Networks(
-        path.stem, module.teacher, module.student, module.cut, first, last, getattr(module, "IMAGE_SIZE", 224),
-        teacher_recipe=ONE_CYCLE, absorb=getattr(module, "absorb", None), is_own=True, content=content,
+        path.stem, *(_guarded(path, getattr(module, name)) for name in FUNCTIONS), first, last,
+        getattr(module, "IMAGE_SIZE", 224), teacher_recipe=ONE_CYCLE, absorb=getattr(module, "absorb", None),
+        is_own=True,
     )  # fmt: skip
     _calling(path, lambda: _require_same_function(networks, classes=10))
-    return networks
+    return replace(networks, content={"networks": path.stem, "networks_sha256": _sha256(path, networks)})
 
 
 def _first_and_last(module: ModuleType) -> tuple[int, int]:
-    first, last = module.GRAFTED
-    return int(first), int(last)
+    first, last = map(int, module.GRAFTED)
+    if not 0 <= first <= last:
+        raise ValueError(f"GRAFTED = ({first}, {last}) is not (first, last), blocks counted from 0")
+    return first, last
+
+
+def _guarded(path: Path, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's function; what it raises becomes BadInput."""
+    return lambda *arguments: _calling(path, lambda: function(*arguments))
+
+
+def _sha256(path: Path, networks: Networks) -> str:
+    """Of the file, and of the names and shapes of both networks, which may be made by other files that it imports."""
+    shapes = [
+        {name: tuple(value.shape) for name, value in make(10).state_dict().items()}
+        for make in (networks.teacher, networks.student)
+    ]
+    return files.sha256(path.read_bytes() + repr(shapes).encode())
 
 
 def _calling(path: Path, call: Callable[[], object]) -> object:
@@ -52,7 +70,7 @@ def _calling(path: Path, call: Callable[[], object]) -> object:
         return call()
     except BadInput:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"--networks {path}: {type(error).__name__}: {reason}") from error
 

@@ -40,6 +40,13 @@ def path_of(network_file: Path) -> Path:
     return network_file.with_suffix(".json")
 
 
+def require_own(network_file: Path) -> None:
+    """Raise BadInput where a file that is no record has the place of this network's."""
+    path = path_of(network_file)
+    if path.exists() and "sha256" not in files.read_json(path, KIND):
+        raise BadInput(f"{path}: exists already and is no record of a network; name another file for the network")
+
+
 def announce(network_file: Path, content: dict[str, Any]) -> None:
     """Write the record of a network's file that is about to be written."""
     files.write_json(path_of(network_file), {"sha256": None, **content})

@@ -91,7 +91,7 @@ class TeacherTraining:
             **records.deciding(dataset),
         }
         self.setting = json.dumps(setting)
-        model = TeacherWithTrainingLayers(network, recipe, random)
+        model = TeacherWithTrainingLayers(network, recipe, random, self.views.size)
         self.model = model.to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.views import CIFAR_SIZE
 from models.architectures import FIRST_GRAFTED
 from models.networks import initialize
 from models.teacher_recipe import TeacherRecipe
@@ -16,14 +15,14 @@ from models.vgg import BlockwiseVGG, cut
 class TeacherWithTrainingLayers(nn.Module):
     """A teacher with layers that only its training uses: BatchNorm after convolutions, heads on block 2's output."""
 
-    def __init__(self, network: nn.Module, recipe: TeacherRecipe, generator: torch.Generator):
+    def __init__(self, network: nn.Module, recipe: TeacherRecipe, generator: torch.Generator, image_size: int):
         super().__init__()
         self.network = add_batchnorm(network) if recipe.batchnorm else network
         self.heads = nn.ModuleList()
         if recipe.linear_head:
-            self.heads.append(LinearHead(network, recipe.linear_head, generator))
+            self.heads.append(LinearHead(network, recipe.linear_head, generator, image_size))
         if recipe.prototype_head:
-            self.heads.append(PrototypeHead(network, recipe.prototype_head))
+            self.heads.append(PrototypeHead(network, recipe.prototype_head, image_size))
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """images: (B, 3, S, S), labels: (B,) -> logits (B, classes), and the sum of the heads' losses."""
@@ -38,9 +37,9 @@ class TeacherWithTrainingLayers(nn.Module):
 class LinearHead(nn.Module):
     """A linear classifier that keeps block 2's output separable by class (deep supervision: Lee et al., 2015)."""
 
-    def __init__(self, network: BlockwiseVGG, weight: float, generator: torch.Generator):
+    def __init__(self, network: BlockwiseVGG, weight: float, generator: torch.Generator, image_size: int):
         super().__init__()
-        size = head_size(network)
+        size = head_size(network, image_size)
         self.weight = weight
         self.standardize = nn.BatchNorm1d(size, affine=False)
         self.linear = initialize(nn.Linear(size, network.classes), generator)
@@ -60,10 +59,10 @@ class PrototypeHead(nn.Module):
 
     SCALE, MOMENTUM = 10.0, 0.95
 
-    def __init__(self, network: BlockwiseVGG, weight: float):
+    def __init__(self, network: BlockwiseVGG, weight: float, image_size: int):
         super().__init__()
         self.weight = weight
-        self.register_buffer("means", torch.zeros(network.classes, head_size(network)))
+        self.register_buffer("means", torch.zeros(network.classes, head_size(network, image_size)))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
@@ -90,9 +89,9 @@ def parameter_groups(model: nn.Module, recipe: TeacherRecipe) -> list[dict[str, 
     return [{"params": with_decay, "weight_decay": recipe.weight_decay}, {"params": without_decay, "weight_decay": 0.0}]
 
 
-def head_size(network: BlockwiseVGG) -> int:
-    """Number of values in block 2's output: 4096 for vgg16."""
-    return network.architecture.width_after(FIRST_GRAFTED - 1) * (CIFAR_SIZE >> FIRST_GRAFTED) ** 2
+def head_size(network: BlockwiseVGG, image_size: int) -> int:
+    """Number of values in block 2's output: 4096 for vgg16 at 32 pixels."""
+    return network.architecture.width_after(FIRST_GRAFTED - 1) * (image_size >> FIRST_GRAFTED) ** 2
 
 
 def add_batchnorm(network: BlockwiseVGG) -> BlockwiseVGG:

@@ -386,6 +386,45 @@ def test_a_missing_teacher_names_the_existing_ones(at_home, teacher, capsys):
     assert capsys.readouterr().err.endswith(f"no such teacher; name one with --teacher: {first}, {second}\n")
 
 
+def test_a_teachers_record_replaces_no_other_file(at_home, capsys):
+    Path("mine.json").write_text('{"my": "notes"}')
+    training = "--train_teacher", "--teacher_epochs", "1", "--networks", "vgg11-small"
+    assert command(*training, "--teacher", "mine.pth") == 2
+    assert "mine.json: exists already and is no record of a network; name another" in capsys.readouterr().err
+    assert Path("mine.json").read_text() == '{"my": "notes"}'
+
+
+def test_a_vgg_at_another_image_size(tmp_path, monkeypatch, recipe, capsys):
+    """It is folded and exported, it is measured at its own size only, and N of other pictures are not mixed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(recipes.RECIPES, "Folder", recipe)
+    checkpoints.write_network(BlockwiseVGG(TINY, 2), Path("t.pth"))
+    random = np.random.default_rng(0)
+
+    def add_pictures(part, count):
+        for name in "ab":
+            folder = Path("p", part, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = random.integers(256, size=(48, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{len(list(folder.iterdir()))}-{number}.png")
+
+    add_pictures("train", 3)
+    add_pictures("test", 5)
+    flags = "--data_path", "p", "--teacher", "t.pth", "--device", "cpu"
+    at_48 = *flags, "--image_size", "48"
+    assert command(*at_48, *CELL) == 0
+    (student,) = Path("ckpt/student").glob("*-net-*-trial0.pth")
+    assert command(*at_48, "--export", str(student), "--to", "s.pth") == 0
+    assert command(*at_48, "--evaluate", "s.pth") == 0
+    capsys.readouterr()
+    assert command(*flags, "--evaluate", "s.pth") == 2
+    assert "s.pth: is for images of 48 pixels, not 32; add --image_size 48" in capsys.readouterr().err
+    add_pictures("train", 3)
+    assert command(*at_48, "--nshot", "2", "--trials", "1") == 2
+    assert "first images sha256" in capsys.readouterr().err
+
+
 def test_a_teacher_is_not_overwritten_without_fresh(with_teacher, capsys):
     before, curves = Path(TEACHER).read_bytes(), Path("runs/Folder/tensorboard/teacher", Path(TEACHER).stem, "events.x")
     curves.parent.mkdir(parents=True)

@@ -326,7 +326,7 @@ def test_students_of_another_run_are_not_overwritten(job):
     made.cells[0].checkpoint.unlink()  # neither: left over
     sweep.run([other()])
     other().cells[0].result.unlink()
-    with pytest.raises(BadInput, match=FOREIGN):  # the same result, but another setting
+    with pytest.raises(BadInput, match="of another run; --fresh runs the cell again, another --student_dir keeps both"):
         sweep.run([other("--seed", "1")])
     for edited in ("null", "3", None):
         for record in made.student_dir.glob("*.json"):

@@ -34,6 +34,8 @@ FAULTS = {
     "def cut(network)": ("def slice_up(network)", "has no function cut"),
     "GRAFTED = 1, 4  #": ("GIVEN = 1, 4  #", "AttributeError"),
     "GRAFTED = 1, 4 ": ("GRAFTED = (1,) ", "ValueError"),
+    "GRAFTED = 1, 4": ("GRAFTED = 4, 1", "is not .first, last., blocks counted from 0"),
+    "from torch import nn\n": ("from torch import nn\nraise SystemExit(7)\n", "SystemExit: 7"),
     "f = network.features": ("f = __import__('copy').deepcopy(network.features)", "do not share the network"),
     "import torch\n": ("import torches\n", "ModuleNotFoundError: No module named 'torches'"),
     "f[:2], f[2:4]": ("f[:1], f[2:4]", "RuntimeError"),
@@ -48,6 +50,20 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path, right):
     with pytest.raises(BadInput, match=fault) as error:
         read(tmp_path, example().replace(right, wrong))
     assert "\n" not in str(error.value) and "mine.py" in str(error.value)
+
+
+def test_what_its_functions_raise_later_is_one_line(tmp_path):
+    networks = read(tmp_path, example().replace("mobilenet_v2(num_classes=classes)", "{10: mobilenet_v2()}[classes]"))
+    with pytest.raises(BadInput, match=r"mine\.py: KeyError: 3"):
+        networks.teacher(3)
+
+
+def test_networks_whose_shapes_come_from_another_file_are_others(tmp_path, monkeypatch):
+    code, content = example().replace("width_mult=0.5", "width_mult=nn.SHARE"), []
+    for share in (0.5, 0.75):
+        monkeypatch.setattr(nn, "SHARE", share, raising=False)
+        content.append(read(tmp_path, code).content)
+    assert content[0] != content[1]
 
 
 def tiny(stride: int):

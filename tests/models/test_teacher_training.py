@@ -16,7 +16,13 @@ from models import checkpoints, records, teacher_training
 from models.networks import batch_sizes, initialize, vgg
 from models.teacher_recipe import TeacherRecipe
 from models.teacher_training import TeacherTraining
-from models.training_layers import LinearHead, PrototypeHead, add_batchnorm, fold_batchnorm
+from models.training_layers import (
+    LinearHead,
+    PrototypeHead,
+    TeacherWithTrainingLayers,
+    add_batchnorm,
+    fold_batchnorm,
+)
 from models.vgg import BlockwiseVGG, cut
 from utils.errors import BadInput
 
@@ -90,8 +96,13 @@ def test_only_the_quick_recipe_has_batchnorm_in_blocks_and_two_heads_in_training
     assert loss.item() == pytest.approx(sum(head(features, labels).item() for head in model.heads), rel=1e-3)
 
 
+def test_heads_fit_other_image_sizes():
+    model = TeacherWithTrainingLayers(network(), recipe("quick"), torch.Generator().manual_seed(0), 48)
+    assert model(torch.randn(4, 3, 48, 48), torch.tensor([0, 1, 2, 0]))[0].shape == (4, CLASSES)
+
+
 def test_prototypes_by_hand():
-    head = PrototypeHead(network(), 2.0)  # its features are 8 channels of 4x4 pixels
+    head = PrototypeHead(network(), 2.0, 32)  # its features are 8 channels of 4x4 pixels
     features = torch.zeros(3, 8, 4, 4)
     features.flatten(1)[[0, 1, 2], [0, 1, 5]] = torch.tensor([3.0, 4.0, 7.0])
     features.requires_grad_(True)
