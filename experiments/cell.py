@@ -128,17 +128,18 @@ class Cell:
         pace: of the sweep, in which this cell has begun.
         """
         try:
-            with self.lock():
-                if self.is_done():
-                    return "done by another process"
-                with self._lock_students():
-                    self.require_free_students()  # again: another run may have written some meanwhile
-                    for path in self.written:
-                        files.remove_leftovers(path)  # of a killed process
-                    self.was_run = True
-                    return self._train(teacher, teacher_record, pace)
+            held = self.lock()
         except locks.Timeout:
             return "another process is running it"
+        with held:
+            if self.is_done():
+                return "done by another process"
+            with self._lock_students():
+                self.require_free_students()  # again: another run may have written some meanwhile
+                for path in self.written:
+                    files.remove_leftovers(path)  # of a killed process
+                self.was_run = True
+                return self._train(teacher, teacher_record, pace)
 
     def _train(self, teacher: CachedTeacher, teacher_record: dict[str, Any], pace: Pace) -> str:
         teacher.settled.clear()

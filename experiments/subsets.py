@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from experiments.job import Job
 
 TABLE = "subsets.md"
-FIELDS = ("subset_seed", "subset_sha256")  # of a setting: these say which subset it is
+FIELDS = ("subset_seed", "subset_sha256", "first_images_sha256")  # of a setting: these say which subset it is
 DEVIATION = (
     "±: sample standard deviation over all cells of an N (n: subsets x trials), so over subsets, initialisation, order"
     " and views, not over teachers or test images."

@@ -420,6 +420,8 @@ def test_a_vgg_at_another_image_size(tmp_path, monkeypatch, recipe, capsys):
     capsys.readouterr()
     assert command(*flags, "--evaluate", "s.pth") == 2
     assert "s.pth: is for images of 48 pixels, not 32; add --image_size 48" in capsys.readouterr().err
+    subsets = *at_48, *CELL, "--output_dir", "of_subsets", "--subset_seeds", "1", "2", "3", "4"
+    assert command(*subsets) == 0, capsys.readouterr().err
     add_pictures("train", 3)
     assert command(*at_48, "--nshot", "2", "--trials", "1") == 2
     assert "first images sha256" in capsys.readouterr().err
