@@ -17,36 +17,34 @@ from dataclasses import asdict
 from pathlib import Path
 
 from comparisons.methods import GRID, METHODS, ONE_SHOT
-from experiments import comparison, results, sweep
+from experiments import commands, comparison, results, sweep
 from experiments.arguments import command_line
-from experiments.commands import require_sweep
 from experiments.job import Job
 from grafting.method import Method
 from grafting.recipes import PUBLISHED_SHOTS
 from utils import files
-from utils.errors import BadInput
 from utils.text import markdown_table, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 1 a cell failed, 2 bad input."""
-    args = arguments(argv)
-    try:
-        require_sweep(args)
-        base = Job(args)
-        comparison.require_no_run(base.output_dir)
-        grid = {label_of(entry): entry for entry in GRID.get(args.grid, ())}
-        methods = grid or {name: METHODS[name] for name in args.methods or METHODS}
-        jobs = [job_of(base, folder, method, {} if grid else ONE_SHOT) for folder, method in methods.items()]
-        sweep.run(jobs)
-        if args.grid:
-            write_grid(base.output_dir, args.grid, args.nshot[0])
-        else:
-            say(comparison.write([base.output_dir], None, say)[1])
-        return int(sweep.any_failed(jobs))
-    except BadInput as error:
-        sys.stderr.write(f"benchmarks.methods: {error}\n")
-        return 2
+    """The exit status, as --help lists it."""
+    return commands.run(arguments(argv), run, "benchmarks.methods")
+
+
+def run(base: Job) -> int:
+    """Run the methods, or the grid, that the flags name."""
+    args = base.args
+    commands.require_sweep(args)
+    comparison.require_no_run(base.output_dir)
+    grid = {label_of(entry): entry for entry in GRID.get(args.grid, ())}
+    methods = grid or {name: METHODS[name] for name in args.methods or METHODS}
+    jobs = [job_of(base, folder, method, {} if grid else ONE_SHOT) for folder, method in methods.items()]
+    sweep.run(jobs)
+    if args.grid:
+        write_grid(base.output_dir, args.grid, args.nshot[0])
+    else:
+        say(comparison.write([base.output_dir], None, say)[1])
+    return int(sweep.any_failed(jobs))
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

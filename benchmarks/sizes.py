@@ -22,9 +22,8 @@ from torch import nn
 from deployment.evaluation import Candidate, seconds_in_turn
 from deployment.export import OnRawImages
 from deployment.folding import fold
-from experiments import comparison, sweep
+from experiments import commands, comparison, sweep
 from experiments.arguments import command_line
-from experiments.commands import require_sweep
 from experiments.comparison import mean_and_deviation
 from experiments.drawing import decoration, file_of, plain_matplotlib
 from experiments.figure import SETTINGS
@@ -58,7 +57,7 @@ MEASURED = "sizes.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 1 a cell failed, 2 bad input."""
+    """The exit status, as --help lists it."""
     parser = command_line("benchmarks.sizes", __doc__)
     named = ", ".join(f"{k} {way.method} (start {way.start})" for k, way in enumerate(WAYS))
     parser.add_argument("--ways", type=int, nargs="+", choices=range(len(WAYS)), default=list(range(len(WAYS))),
@@ -66,22 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if given := [name for name in OWN if getattr(args, name) != parser.get_default(name)]:
         parser.error(f"--{given[0]}: the students and ways are this program's own; leave it out")
-    try:
-        base = Job(args)
-        if args.table:
-            write_table(base.output_dir)
-            return 0
-        require_sweep(args)
+    return commands.run(args, run, "benchmarks.sizes")
+
+
+def run(base: Job) -> int:
+    """Run all students and ways, and measure them; with --table, only write table and figure."""
+    jobs = []
+    if not base.args.table:
+        commands.require_sweep(base.args)
         comparison.require_no_run(base.output_dir)
-        jobs = [job_of(base, *student, WAYS[way]) for student in STUDENTS for way in args.ways]
+        jobs = [job_of(base, *student, WAYS[way]) for student in STUDENTS for way in base.args.ways]
         for _, of_same_blocks in groupby(jobs, key=lambda job: job.pair.grafted):
             sweep.run(list(of_same_blocks))  # with one cache of teacher features
         files.write_json(base.output_dir / MEASURED, measured(jobs))
-        write_table(base.output_dir)
-        return int(sweep.any_failed(jobs))
-    except BadInput as error:
-        sys.stderr.write(f"benchmarks.sizes: {error}\n")
-        return 2
+    write_table(base.output_dir)
+    return int(sweep.any_failed(jobs))
 
 
 def job_of(base: Job, grafted: Blocks, width: float, way: Way) -> Job:

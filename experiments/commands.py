@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,14 +27,19 @@ from utils.precision import arithmetic
 from utils.signals import Terminated
 from utils.torchrun import this_process
 
+PROGRAM = "train_fskd.py"
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command and return its exit status (train_fskd.main). Every error becomes one line."""
-    job = None
+
+def run(args: argparse.Namespace, act: Callable[[Job], int] | None = None, program: str = PROGRAM) -> int:
+    """Make the Job of a command line, act on it and return the exit status. Every error becomes one line of `program`.
+
+    act: None: what the flags ask for (train_fskd.main).
+    """
+    job, stop = None, partial(_stop, program)
     try:
         signals.raise_exceptions()
         job = Job(args, None if args.command else this_process())  # only a sweep is shared by torchrun's processes
-        return COMMANDS[args.command](job)
+        return (act or COMMANDS[args.command])(job)
     except BadInput as error:
         return stop(2, str(error))
     except OSError as error:
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if error.errno == errno.ENAMETOOLONG:
             advice = f"; {files.TOO_LONG}"
         else:
-            advice = "" if args.command or not job else f"; {how_to_continue(job)}"
+            advice = "" if args.command or not job else f"; {how_to_continue(job, act)}"
         return stop(2, f"{where}: {error.strerror or error}{advice}")
     except torch.cuda.OutOfMemoryError:
         return stop(2, "the GPU's memory is full; take --device cpu, or in a sweep give less to --memory")
@@ -51,17 +57,19 @@ def run(args: argparse.Namespace) -> int:
         return stop(2, "the memory is full; run less beside it, or in a sweep give less to --memory")
     except (KeyboardInterrupt, Terminated) as error:
         number, word = (130, "interrupted") if isinstance(error, KeyboardInterrupt) else (143, "terminated")
-        return stop(number, f"{word}; {how_to_continue(job) if job else 'nothing was begun'}")
+        return stop(number, f"{word}; {how_to_continue(job, act) if job else 'nothing was begun'}")
 
 
-def stop(status: int, message: str) -> int:
+def _stop(program: str, status: int, message: str) -> int:
     """Write one line to stderr; returns the exit status."""
-    sys.stderr.write(f"train_fskd.py: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{program}: {' '.join(message.split())}\n")
     return status
 
 
-def how_to_continue(job: Job) -> str:
-    """What is done after an interruption, and how to continue."""
+def how_to_continue(job: Job, act: Callable[[Job], int] | None = None) -> str:
+    """What is done after an interruption, and how to continue. act: as in `run`."""
+    if act:
+        return "the same command goes on where it stopped"
     if job.args.train_teacher:
         return "the same command continues after the last finished epoch"
     if job.args.command:
@@ -171,7 +179,7 @@ def _build_dataset(job: Job) -> int:
 
 def _train_teacher(job: Job) -> int:
     fault = teachers.train(job, job.args.teacher_recipe)
-    return stop(1, fault) if fault else 0
+    return _stop(PROGRAM, 1, fault) if fault else 0
 
 
 def _diagnose(job: Job) -> int:

@@ -12,8 +12,8 @@ from experiments import results
 from experiments.drawing import Report, decoration, file_of, plain_matplotlib
 from experiments.figure import FORMATS, SETTINGS, label
 from experiments.results import Result
-from experiments.setting import STUDENT_FIELDS, require_comparable, student_name
-from experiments.tables import DEVIATION
+from experiments.setting import STUDENT_FIELDS, Setting, require_comparable, student_name
+from experiments.tables import DEVIATION, mixed
 from grafting.stages import GRAFTING
 from utils import files
 from utils.errors import BadInput
@@ -107,9 +107,9 @@ def cells_of(found: Sequence[Result]) -> Cells:
         starts[of] = max(starts.get(of, 0.0), result.get("seconds", {}).get("start", 0.0))
     for result in done:
         setting, phases = result["setting"], result["phases"]
-        row, final = student_name(setting), setting["schedule"][-1]
-        chooses = final.get("selects_among", final["epochs"]) > 1
-        measured = [(row, result["last"], result["best"] if chooses else None, list(phases.values()))]
+        row = student_name(setting)
+        best = result["best"] if _chosen_among(setting) > 1 else None
+        measured = [(row, result["last"], best, list(phases.values()))]
         stage1 = [phase for name, phase in phases.items() if name.startswith("B")]
         joined = result.get("stage1_joined")
         if setting["method"] == GRAFTING.name and joined and len(stage1) < len(phases):
@@ -142,7 +142,22 @@ def markdown(found: Sequence[Result]) -> str:
         for column, (heading, decimals) in COLUMNS.items()
         if any(trial[column] is not None for trials in of_cells for trial in trials)
     ]
-    return "\n\n".join([head, *tables]) + "\n"
+    return "\n\n".join([head, *tables, *_remarks(found)]) + "\n"
+
+
+def _chosen_among(setting: Setting) -> int:
+    """The number of last epochs among which a cell's best is chosen."""
+    final = setting["schedule"][-1]
+    return final.get("selects_among", final["epochs"])
+
+
+def _remarks(found: Sequence[Result]) -> list[str]:
+    """What a reader of the tables should know."""
+    among = {student_name(result["setting"]): _chosen_among(result["setting"]) for result in found}
+    among = {row: epochs for row, epochs in among.items() if epochs > 1}
+    counts = ", ".join(f"{epochs} in {row}" for row, epochs in among.items())
+    uneven = f"The best is the highest of a row's last epochs, of which there are more in some rows: {counts}."
+    return [*([uneven] if len(set(among.values())) > 1 else []), *mixed(found)]
 
 
 def table(cells: Cells, column: str, decimals: int) -> str:

@@ -47,6 +47,17 @@ def test_all_methods_share_one_cache_and_are_continued(with_teacher, monkeypatch
     assert (folder / "methods.md").read_text() == (folder / "before.md").read_text()
 
 
+def test_an_interruption_is_one_line(with_teacher, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cell, "run", interrupt)
+    for program, command in ((methods, ONE_CELL), (sizes, [*ONE_CELL, "--ways", "2"])):
+        assert program.main(command) == 130
+        line = f"{program.__name__}: interrupted; the same command goes on where it stopped\n"
+        assert capsys.readouterr().err == line
+
+
 def test_some_methods(with_teacher, monkeypatch):
     """The image alone needs no cache: computing all its views would take longer than the method."""
     monkeypatch.setattr(FeatureCache, "_fill", lambda *_: pytest.fail("all views were computed"))

@@ -105,6 +105,15 @@ def test_the_seconds_of_a_start_are_those_of_every_trial_that_shares_it(compare)
     assert text.rstrip().endswith("| kd, start teacher | 62.0 ± 0.0 |")
 
 
+def test_remarks_say_where_best_or_machines_are_not_alike(compare):
+    kd = cell("kd", 1, 0, 70.0, schedule=[LAST | {"epochs": 420}]) | {"machine": {"threads": 2}}
+    _, text = compare([kd], [part | {"machine": {"threads": 1}} for part in CELLS[1:]])
+    uneven = "The best is the highest of a row's last epochs, of which there are more in some rows: "
+    assert text.strip().split("\n\n")[-2:] == [
+        f"{uneven}100 in grafting, 420 in kd.", "mixed results: threads 1 (3), 2 (1)"
+    ]  # fmt: skip
+
+
 def test_starts_and_blocks_are_rows_of_their_own(compare):
     """Where one block is grafted, stage 1 is all, so it has no row. An unknown method has one."""
     part = cell("grafting", 1, 0, 60.0, **OF_RESNETS, schedule=[LAST | {"span": [3, 4]}])
