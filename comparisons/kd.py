@@ -23,7 +23,7 @@ from grafting.scions import Adapter
 from grafting.teacher import FrozenTeacher
 from models.architectures import CLASSIFIER
 from models.checkpoints import State
-from models.networks import frozen, initialize, output_shapes, seeded
+from models.networks import Networks, frozen, initialize, output_shapes, seeded
 from utils.errors import BadInput
 
 
@@ -35,6 +35,12 @@ def own_blocks(student: nn.Module, teacher: FrozenTeacher) -> list[nn.Sequential
 class PlainStudent(Method):
     """A method whose student has no adapters."""
 
+    def require_networks(self, networks: Networks) -> None:
+        """Raises BadInput for a VGG whose classifier stays: its blocks are narrower than it expects."""
+        super().require_networks(networks)
+        if networks.is_vgg and CLASSIFIER not in networks.grafted:
+            raise BadInput(f"--method {self.name}: has no adapters, so block {CLASSIFIER} must be among --grafted")
+
     def fresh(self, teacher: FrozenTeacher, generator: torch.Generator) -> list[nn.Sequential]:
         """Raises BadInput where the student's blocks do not fit between the teacher's without adapters."""
         with seeded(generator):
@@ -45,8 +51,6 @@ class PlainStudent(Method):
     def require_plain(self, student: nn.Module, teacher: FrozenTeacher) -> None:
         """Raise BadInput where the student's blocks do not fit between the teacher's without adapters."""
         networks = teacher.networks
-        if networks.is_vgg and CLASSIFIER not in networks.grafted:
-            raise BadInput(f"--method {self.name}: has no adapters, so block {CLASSIFIER} must be among --grafted")
         shapes = output_shapes(frozen(networks.cut(student)), teacher.image_size)
         for block in (networks.first, networks.last + 1):
             if shapes[block] != teacher.shapes[block]:

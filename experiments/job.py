@@ -81,8 +81,7 @@ class Job:
 
     def require_possible(self, method: Method) -> None:
         """Raise BadInput if the method cannot run with these networks, this start or this width."""
-        if method.for_vggs and not self.pair.is_vgg:
-            raise BadInput(f"--method {method.name}: is for VGGs only, not for --networks {self.args.networks}")
+        method.require_networks(self.pair)
         if not method.trains and self.args.start != "fresh":
             start = self.args.start
             raise BadInput(f"--start {start}: not with --method {method.name}, which trains nothing; leave it out")

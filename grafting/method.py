@@ -18,6 +18,8 @@ from grafting.recipes import Phase, Recipe
 from grafting.scions import scions
 from grafting.teacher import FrozenTeacher
 from models.checkpoints import State
+from models.networks import Networks
+from utils.errors import BadInput
 
 
 class Training(Protocol):
@@ -51,6 +53,11 @@ class Method(ABC):
     trains: ClassVar[bool] = True
     mixes_views: bool = False
     has_student: ClassVar[bool] = True
+
+    def require_networks(self, networks: Networks) -> None:
+        """Raise BadInput where the method cannot run with these networks."""
+        if self.for_vggs and not networks.is_vgg:
+            raise BadInput(f"--method {self.name}: is for VGGs only, not for --networks {networks.base_name}")
 
     @abstractmethod
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:

@@ -34,9 +34,10 @@ def read(path: Path) -> Networks:
     if missing := [name for name in FUNCTIONS if not callable(getattr(module, name, None))]:
         raise BadInput(f"--networks {path}: has no function {', '.join(missing)}; docs/networks.md has an example")
     first, last = _calling(path, lambda: _first_and_last(module))
+    absorb = getattr(module, "absorb", None)
     networks = Networks(
         path.stem, *(_guarded(path, getattr(module, name)) for name in FUNCTIONS), first, last,
-        getattr(module, "IMAGE_SIZE", 224), teacher_recipe=ONE_CYCLE, absorb=getattr(module, "absorb", None),
+        getattr(module, "IMAGE_SIZE", 224), teacher_recipe=ONE_CYCLE, absorb=absorb and _guarded(path, absorb),
         is_own=True,
     )  # fmt: skip
     _calling(path, lambda: _require_same_function(networks, classes=10))

@@ -114,11 +114,18 @@ def test_a_teacher_with_dropout_is_the_same_whatever_ran_before(at_home):
     assert records.of(Path("1.pth"))["weights_sha256"] == records.of(Path("2.pth"))["weights_sha256"]
 
 
-def test_an_absorb_that_is_not_exact_is_found_before_a_student_is_trained(with_teacher, capsys):
-    (with_teacher / "small.py").write_text(NETWORKS + ABSORB.replace("double(), matrix", "double(), 2 * matrix"))
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        ("2 * matrix", "--networks small: absorb() is not exact: without adapters, the"),
+        ("none", "--networks small.py: NameError: name 'none' is not defined"),
+    ],
+)
+def test_a_wrong_absorb_is_found_before_a_student_is_trained(with_teacher, capsys, matrix, message):
+    (with_teacher / "small.py").write_text(NETWORKS + ABSORB.replace("double(), matrix", f"double(), {matrix}"))
     capsys.readouterr()
     assert run("--nshot", "1", "--trials", "1") == 2
-    assert "--networks small: absorb() is not exact: without adapters, the" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(with_teacher.glob("ckpt/student/small*")) and not list(with_teacher.rglob("*.checkpoint.pt"))
 
 
@@ -182,7 +189,7 @@ def test_grafted_blocks_and_methods(with_teacher, capsys):
         assert run("--nshot", "1", "--trials", "1", "--method", method) == 0
     torch.save({"head.weight": torch.zeros(3, 8)}, "other.pth")
     for flags, fault in {
-        "--method fskd": "--method fskd: is for VGGs only, not for --networks small.py",
+        "--method fskd": "--method fskd: is for VGGs only, not for --networks small",
         "--method fitnets": "--method fitnets: is for VGGs only",
         "--grafted 1-3": "--grafted 1-3: small has the blocks 1-2 to graft",
         "--start teacher": "--start teacher: there is no rule for small; leave it out",

@@ -9,7 +9,6 @@ from small import (
     run_in_pieces,
     short_recipe,
     small_job,
-    small_teacher,
     small_training,
 )
 from torch import nn
@@ -150,7 +149,7 @@ def test_widths_and_starts_that_cannot_be(tmp_path):
     with pytest.raises(BadInput, match="--student_width: not with --method nearest-class-mean, which has no student"):
         small_job(tmp_path, "--student_width", "0.25", "--method", "nearest-class-mean")
     with pytest.raises(BadInput, match="--method kd: has no adapters, so block 5 must be among --grafted"):
-        METHODS["kd"].fresh(started(small_teacher(), (3, 4), 1.0)[0], torch.Generator())
+        small_job(tmp_path, "--method", "kd", "--grafted", "3-4")
     with pytest.raises(BadInput, match="--student_width: is for VGGs; the student of resnet34-resnet18 has its own"):
         small_job(tmp_path, "--networks", "resnet34-resnet18", "--student_width", "0.25")
 
