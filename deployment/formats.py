@@ -97,9 +97,12 @@ def write(network: nn.Module, header: Header, path: Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     if ending == INT8:
         del model.graph.value_info[:]  # onnxruntime 1.30 transposes weights and leaves their former shapes here
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # it advises a preparation that changes nothing for plain convolutions
-        needed("onnxruntime.quantization", path).quantize_dynamic(model, path)
-        logging.disable(logging.NOTSET)
+        try:
+            needed("onnxruntime.quantization", path).quantize_dynamic(model, path)
+        finally:
+            logging.disable(before)
         model = onnx.load(path)
     _put_onnx(model, text, path)
 

@@ -68,13 +68,14 @@ def _stop(program: str, status: int, message: str) -> int:
 
 def how_to_continue(job: Job, act: Callable[[Job], int] | None = None) -> str:
     """What is done after an interruption, and how to continue. act: as in `run`."""
+    same = "the same command" + " without --fresh" * job.args.fresh
     if act:
-        return "the same command goes on where it stopped"
+        return f"{same} goes on where it stopped"
     if job.args.train_teacher:
         return "the same command continues after the last finished epoch"
     if job.args.command:
         return "the same command starts again"
-    output_dir, same = job.output_dir, "the same command" + " without --fresh" * job.args.fresh
+    output_dir = job.output_dir
     folders = subsets.folders(output_dir) if job.args.subset_seeds else [output_dir]
     done = sum(len(results.paths(folder)) for folder in folders)
     return f"cells done in {output_dir}: {done}; {same} goes on where it stopped"

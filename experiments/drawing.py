@@ -1,4 +1,4 @@
-"""The one place where pictures are drawn and guarded: whatever goes wrong there is a line, and costs no result."""
+"""What all drawing shares: no settings of the user's, a figure's bytes, and errors that become a line."""
 
 from __future__ import annotations
 

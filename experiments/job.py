@@ -50,7 +50,7 @@ class Job:
         self.report = report
         self.report_once = cache(report)
         self._subsets: dict[tuple[int, int], np.ndarray] = {}
-        self.start: tuple[tuple[str, str], list[State]] | None = None  # the last one fitted: of what, and its blocks
+        self.last_fitted: tuple[tuple[str, str], list[State]] | None = None  # start from the teacher: of what, blocks
         self.cells_before = 0  # those of other jobs of the command, with which --shard deals them out
         self.name = dataset_name(args.dataset, args.data_path)
         self.data_recipe = RECIPES[args.dataset]

@@ -15,6 +15,7 @@ from experiments.pace import Pace, counted
 from experiments.results import Result
 from experiments.setting import require_comparable
 from experiments.summary import write_summary
+from experiments.training import require_trainable
 from models.logits import logits_from
 from utils import files, locks
 from utils.errors import BadInput
@@ -49,6 +50,8 @@ def run(jobs: Sequence[Job]) -> bool:
             job.announce(f"{folder}{done} of {len(job.cells)} cells are done already; --fresh runs them again")
     if not waiting:
         return False
+    for job in jobs:
+        require_trainable(job)
     with arithmetic(first.args.precision, device):
         teacher, record = _prepared(first, waiting)
         of_all = Pace(first, waiting, teacher, record["seconds"]) if first.args.subset_seeds else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -28,6 +28,7 @@ from utils.seeds import torch_generator
 
 if TYPE_CHECKING:
     from experiments.cell import Cell
+    from experiments.job import Job
 
 CHECKPOINT_SECONDS = 20.0  # between checkpoints: a power cut loses about this much work
 KIND = "a cell's checkpoint; remove it to start the cell again"
@@ -101,12 +102,10 @@ class CellTraining:
     def run(self) -> None:
         """Train and write the students' files. Raises NotFinite, and BadInput where no student could be written."""
         networks = self.teacher.networks
-        if networks.is_own:
-            plain_student(self.teacher, nn.Sequential(*self.networks))
         self.resume()
         if networks.begins_fitted and not self._restored:
             self._begin_fitted()
-        elif networks.start == "teacher" and not self._restored:
+        elif networks.copies_blocks and not self._restored:
             copy_blocks(self.networks, self.teacher)
         self.method.train(self.cell.job.recipe, self)
         kinds = (("best", self.current.best), ("last", on_cpu(self.current.scion))) if self.method.has_student else ()
@@ -118,13 +117,13 @@ class CellTraining:
         inputs, started, job = self.inputs, perf_counter(), self.cell.job
         made_of = (self.cell.setting["method"], self.cell.setting["subset_sha256"])
         grafted = self.networks[: len(self.teacher.networks.grafted)]
-        if job.start and job.start[0] == made_of:
-            for network, state in zip(grafted, job.start[1], strict=True):
+        if job.last_fitted and job.last_fitted[0] == made_of:
+            for network, state in zip(grafted, job.last_fitted[1], strict=True):
                 network.load_state_dict(state)
         else:
             job.report(f"{self.cell.name}: fitting the student's blocks to the teacher's")
             begin_fitted(grafted, inputs)
-            job.start = made_of, [on_cpu(network) for network in grafted]
+            job.last_fitted = made_of, [on_cpu(network) for network in grafted]
         self.seconds["start"] += perf_counter() - started
 
     def distill(self, phase: Phase, networks: Sequence[nn.Module]) -> None:
@@ -147,9 +146,7 @@ class CellTraining:
 
     def _begin(self, phase: Phase, networks: Sequence[nn.Module]) -> Distillation:
         self.current = Distillation(phase, nn.Sequential(*networks), self.cell.shots)
-        if phase.name in self.curves:
-            self.current.curve = replace(self.curves[phase.name], best_from=phase.best_from)
-        self.curves[phase.name] = self.current.curve
+        self.current.curve = self.curves.setdefault(phase.name, self.current.curve)
         return self.current
 
     def keep_stage1(self) -> None:
@@ -187,6 +184,7 @@ class CellTraining:
                 "curves": json.dumps({name: asdict(curve) for name, curve in self.curves.items()}),
                 "students": json.dumps(self.written),
                 "stage1_joined": json.dumps(self.stage1_joined),
+                "seconds": json.dumps(self.seconds),
                 "processes": json.dumps([*self.earlier_processes, self.process]),
                 "phase": self.current.phase.name,
                 "scions": [on_cpu(network) for network in self.networks],
@@ -207,7 +205,8 @@ class CellTraining:
             require_same(self.cell.setting, json.loads(saved["setting"]), path)
             self.curves = {name: Curve.from_json(fields) for name, fields in json.loads(saved["curves"]).items()}
             self.written = dict(json.loads(saved["students"]))
-            self.stage1_joined = json.loads(saved.get("stage1_joined", "null"))  # versions before did not measure it
+            self.stage1_joined = json.loads(saved.get("stage1_joined", "null"))  # older checkpoints lack these two
+            self.seconds |= json.loads(saved.get("seconds", "{}"))
             self.earlier_processes = list(json.loads(saved["processes"]))
             for network, state in zip(self.networks, saved["scions"], strict=True):
                 network.load_state_dict(state)
@@ -216,6 +215,16 @@ class CellTraining:
         self._restored = saved
         for name, curve in self.curves.items():
             self.after_epoch(name, curve)
+
+
+def require_trainable(job: Job) -> None:
+    """Raise BadInput, before anything is computed, where no student can be made of the job's networks."""
+    teacher = job.frozen_teacher()
+    networks = [network.to(teacher.device) for network in job.method.fresh(teacher, torch_generator("of no cell"))]
+    if teacher.networks.copies_blocks:
+        copy_blocks(networks, teacher)
+    if teacher.networks.is_own:
+        plain_student(teacher, nn.Sequential(*networks))
 
 
 def setting_in(checkpoint: Path) -> dict[str, Any]:

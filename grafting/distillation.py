@@ -2,7 +2,7 @@
 
 A graft is `teacher[j:](scion(teacher[:i](x)))`. Only the scion is trained; its gradient comes through the teacher's
 blocks behind it. The features in front of the scion and the teacher's logits never change (grafting/teacher.py), so
-they can be cached (acceleration/feature_cache.py).
+they can be cached (acceleration/cached_inputs.py).
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Curve:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Curve:
-        """From a result or a checkpoint, in which epochs are strings; older ones have no steps."""
+        """From a result or a checkpoint, in which epochs are strings; older ones lack the last two fields."""
         accuracies = {int(epoch): value for epoch, value in fields["accuracies"].items()}
-        return cls(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0))
+        return cls(fields["losses"], accuracies, fields["seconds"], fields.get("steps", 0), fields.get("best_from", 1))
 
     @property
     def epoch(self) -> int:

@@ -130,7 +130,7 @@ def fitted(
             layer.bias.copy_(wide[position].bias[kept.channels])  # the 1x1 convolution fits it
             ours = nn.Sequential(*student[:index], narrow[: position + 1])
             found = outputs(inputs, batches, ours, block, wide[: position + 1])
-            absorb(layer, *affine_map((x, y[:, kept.channels]) for x, y in found))
+            append_map(layer, *affine_map((x, y[:, kept.channels]) for x, y in found))
             before = kept
         at_ends.append(before)
     if solves_classifier and CLASSIFIER in networks.grafted:
@@ -222,7 +222,7 @@ def affine_map(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return solution[:-1].T, solution[-1]
 
 
-def absorb(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+def append_map(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
     """Put a 1x1 convolution behind the layer into the layer: Q (W * x + b) + c = (Q W) * x + (Q b + c).
 
     weight, bias: Q and c, in float64, so that the products are exact whatever the precision of the run.

@@ -109,7 +109,7 @@ def network_from_state(make: Callable[[int], nn.Module], state: State, path: Pat
     expected = network.state_dict()
     *_, (name, logits) = expected.items()  # the bias or weight of the last layer
     if logits.ndim and len(logits) == classes and name in state and state[name].ndim == logits.ndim:
-        _require_classes(len(state[name]), classes, path)
+        _require_equal_classes(len(state[name]), classes, path)
     counters = {key: value for key, value in expected.items() if key.endswith(".num_batches_tracked")}
     load(network, {**counters, **state}, path, OF_NETWORKS)  # files of old versions of PyTorch have no such counters
     return network
@@ -124,7 +124,7 @@ def vgg_from_state(state: State, path: Path, classes: int) -> BlockwiseVGG:
     if last not in state:
         raise BadInput(f"{path}: has no {last}, so it is not a block-wise teacher")
     with files.reading(path, "a block-wise VGG"):
-        _require_classes(len(state[last]), classes, path)
+        _require_equal_classes(len(state[last]), classes, path)
         with torch.device("meta"):  # inconsistent widths could need more memory than the machine has
             network = BlockwiseVGG(_architecture_of(state, path), classes)
         require_fitting(network.state_dict(), state, path)
@@ -138,10 +138,10 @@ def require_classes(kind: str, state: Any, path: Path, classes: int) -> None:
         state = state[-1] if kind == "stage 1" else state
         last = next((value for name, value in state.items() if name.endswith(".1.1.weight")), None)  # the classifier's
         if last is not None:
-            _require_classes(len(last), classes, path)
+            _require_equal_classes(len(last), classes, path)
 
 
-def _require_classes(found: int, classes: int, path: Path) -> None:
+def _require_equal_classes(found: int, classes: int, path: Path) -> None:
     if found != classes:
         raise BadInput(f"{path}: has {found} classes, the data set {classes}; name its --dataset, or another file")
 

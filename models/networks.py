@@ -75,8 +75,13 @@ class Networks:
 
     @property
     def begins_fitted(self) -> bool:
-        """Whether student blocks begin fitted to the teacher's (grafting/start.py); those of others are copies."""
+        """Whether student blocks begin fitted to the teacher's (grafting/start.py)."""
         return self.is_vgg and self.start == "teacher"
+
+    @property
+    def copies_blocks(self) -> bool:
+        """Whether student blocks begin as copies of the teacher's."""
+        return not self.is_vgg and self.start == "teacher"
 
     @property
     def grafted(self) -> range:

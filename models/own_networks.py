@@ -82,10 +82,14 @@ def _require_same_function(networks: Networks, classes: int) -> None:
     images = torch.randn(2, 3, networks.image_size, networks.image_size, generator=torch.Generator().manual_seed(0))
     for make in (networks.teacher, networks.student):
         network = frozen(make(classes))
-        if not _tensors(networks.cut(network)) <= _tensors(network):
+        blocks = networks.cut(network)
+        if not isinstance(blocks, nn.Sequential):
+            kind = type(blocks).__name__
+            raise BadInput(f"--networks {networks.name}.py: cut() returns a {kind}, not an nn.Sequential of blocks")
+        if not _tensors(blocks) <= _tensors(network):
             raise BadInput(f"--networks {networks.name}.py: the blocks of cut() do not share the network's parameters")
         expected, features = network(images.clone()), images
-        for index, block in enumerate(networks.cut(network)):
+        for index, block in enumerate(blocks):
             before = features.clone()
             outputs = block(features)
             if not torch.equal(before, features):
@@ -107,7 +111,7 @@ def require_graftable(networks: Networks, classes: int, image_size: int) -> None
     Both networks are made and their shapes computed for one image of this size.
     """
     about = f"--networks {networks.name} at --image_size {image_size}"
-    teacher, student = (_blocks(networks, make, classes, about) for make in (networks.teacher, networks.student))
+    teacher, student = (_blocks(networks, make, classes) for make in (networks.teacher, networks.student))
     if len(teacher) != len(student):
         raise BadInput(f"{about}: the teacher has {len(teacher)} blocks, the student {len(student)}")
     if not 0 <= networks.first <= networks.last < len(teacher):
@@ -128,10 +132,7 @@ def require_graftable(networks: Networks, classes: int, image_size: int) -> None
             )
 
 
-def _blocks(networks: Networks, make: Callable[[int], nn.Module], classes: int, about: str) -> nn.Sequential:
+def _blocks(networks: Networks, make: Callable[[int], nn.Module], classes: int) -> nn.Sequential:
     """The blocks of a new network."""
     with networks.outlined():
-        blocks = networks.cut(frozen(make(classes)))
-    if not isinstance(blocks, nn.Sequential):
-        raise BadInput(f"{about}: cut() returns a {type(blocks).__name__}, not an nn.Sequential of blocks")
-    return blocks
+        return networks.cut(frozen(make(classes)))

@@ -53,9 +53,10 @@ def test_an_interruption_is_one_line(with_teacher, monkeypatch, capsys):
 
     monkeypatch.setattr(Cell, "run", interrupt)
     for program, command in ((methods, ONE_CELL), (sizes, [*ONE_CELL, "--ways", "2"])):
-        assert program.main(command) == 130
-        line = f"{program.__name__}: interrupted; the same command goes on where it stopped\n"
-        assert capsys.readouterr().err == line
+        for fresh in ([], ["--fresh"]):
+            assert program.main([*command, *fresh]) == 130
+            same = "the same command" + " without --fresh" * len(fresh)
+            assert capsys.readouterr().err == f"{program.__name__}: interrupted; {same} goes on where it stopped\n"
 
 
 def test_some_methods(with_teacher, monkeypatch):

@@ -124,6 +124,12 @@ def cut(cut_in_l3, tmp_path):
     return cut
 
 
+def test_seconds_go_on_where_they_stopped(cut):
+    again = cut(lambda saved: saved.update(seconds='{"features": 90.0, "start": 80.0, "saving": 70.0}'))
+    again.run()
+    assert again.seconds["features"] >= 90 and again.seconds["start"] == 80 and again.seconds["saving"] >= 70
+
+
 @pytest.mark.parametrize(
     "field", ["seed", "subset_seed", "precision", "teacher_sha256", "subset_sha256", "test_sha256", "normalization"]
 )

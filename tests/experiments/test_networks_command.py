@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train_fskd
-from experiments import arguments
+from experiments import arguments, sweep
 from models import networks, records
 
 NETWORKS = """
@@ -182,15 +182,17 @@ def test_without_absorb_a_student_keeps_its_adapters(with_teacher, capsys):
     assert run("--evaluate", "s.onnx") == 0
 
 
-def test_grafted_blocks_and_methods(with_teacher, capsys):
+def test_grafted_blocks_and_methods(with_teacher, capsys, monkeypatch):
     assert run("--nshot", "1", "--trials", "1", "--grafted", "2-2") == 0
     assert (with_teacher / "runs/Folder-small-blocks2-2/table.md").exists()
     for method in ("whole", "kd"):
         assert run("--nshot", "1", "--trials", "1", "--method", method) == 0
+    monkeypatch.setattr(sweep, "_prepared", lambda *_: pytest.fail("the teacher's features were computed"))
     torch.save({"head.weight": torch.zeros(3, 8)}, "other.pth")
     for flags, fault in {
         "--method fskd": "--method fskd: is for VGGs only, not for --networks small",
         "--method fitnets": "--method fitnets: is for VGGs only",
+        "--nshot 1 --method kd --grafted 1-1": "--method kd: in front of block 2 the teacher has",
         "--grafted 1-3": "--grafted 1-3: small has the blocks 1-2 to graft",
         "--start teacher": "--start teacher: there is no rule for small; leave it out",
         "--train_teacher --teacher torchvision": "--teacher torchvision: is for ResNets",

@@ -114,7 +114,7 @@ def test_absorbing_a_1x1_convolution_is_exact_also_at_the_border():
     maps = torch.randn(2, 3, 4, 4, generator=random)
     expected = behind(layer(maps))
     with torch.no_grad():
-        least_squares.absorb(layer, behind.weight[:, :, 0, 0].double(), behind.bias.double())
+        least_squares.append_map(layer, behind.weight[:, :, 0, 0].double(), behind.bias.double())
     assert torch.allclose(layer(maps), expected, atol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_weights_are_solved_and_absorbed_exactly_also_in_mixed_precision():
     layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(50, 4, generator=random)
     expected, target = copy.deepcopy(layer), torch.randn(50, 4, generator=random)
     with torch.no_grad():
-        least_squares.absorb(expected, *least_squares.affine_map([(x, target)]))
+        least_squares.append_map(expected, *least_squares.affine_map([(x, target)]))
         with arithmetic("bfloat16", torch.device("cpu")):
-            least_squares.absorb(layer, *least_squares.affine_map([(x, target)]))
+            least_squares.append_map(layer, *least_squares.affine_map([(x, target)]))
     assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.bias, expected.bias)

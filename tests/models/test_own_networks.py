@@ -38,6 +38,7 @@ FAULTS = {
     "from torch import nn\n": ("from torch import nn\nraise SystemExit(7)\n", "SystemExit: 7"),
     "f = network.features": ("f = __import__('copy').deepcopy(network.features)", "do not share the network"),
     "import torch\n": ("import torches\n", "ModuleNotFoundError: No module named 'torches'"),
+    "return nn.Sequential(": ("return list, (", "cut.. returns a tuple, not an nn.Sequential of blocks"),
     "f[:2], f[2:4]": ("f[:1], f[2:4]", "RuntimeError"),
     "head)\n": ("head, nn.Identity(), nn.ReLU(inplace=True))\n", "block 7 changes its input"),
     "f[14:18], head)": ("f[14:18], head, nn.Softmax(1))", "do not compute what the network does"),
