@@ -79,7 +79,7 @@ class Panel:
         found: dict[str, Line] = {
             "ours, best": [(row.shots, row.best, row.best_deviation or 0.0) for row in measured],
             "ours, last": [(row.shots, row.last, row.last_deviation or 0.0) for row in measured],
-            "our teacher": [(row.shots, self.table[0].teacher, 0.0) for row in self.table],
+            "our teacher": [(row.shots, row.teacher, 0.0) for row in self.table],
             "paper, best": [(n, *published) for n, published in self.published.items()],
         }
         if self.published_teacher is not None:
