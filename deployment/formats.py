@@ -150,7 +150,7 @@ def empty_network(header: Header) -> nn.Module | None:
         return None
     networks = NETWORKS[header["networks"]].grafted_at(*header["grafted"])
     blocks = empty_student(networks, len(header["class_names"]), header["image_size"])
-    return blocks and frozen(RawStudent(blocks))
+    return frozen(RawStudent(blocks))
 
 
 def _header(text: str | bytes | None) -> Header:

@@ -51,10 +51,7 @@ def student_in(kind: str, state: State, path: Path, teacher: FrozenTeacher) -> n
 
 def plain_student_in(state: State, path: Path, networks: Networks, classes: int, image_size: int) -> nn.Sequential:
     """The blocks of a student without adapters, from its plain state. Raises BadInput where it does not fit."""
-    blocks = empty_student(networks, classes, image_size)
-    if blocks is None:
-        raise BadInput(f"{path}: is no student of {networks.name}, whose students keep their adapters")
-    return load_plain(networks, blocks, state, path, classes)
+    return load_plain(networks, empty_student(networks, classes, image_size), state, path, classes)
 
 
 def is_plain_student_of(network: nn.Module, teacher: FrozenTeacher) -> bool:

@@ -183,10 +183,11 @@ def add_paths(add: Callable[..., Any]) -> None:
              " ckpt/teacher/<networks>-blockwise-<dataset>.pth, if missing downloaded, for Shapes10 trained; of other"
              " networks than VGGs ckpt/teacher/<teacher>-<dataset>-<S>px.pth)")
     add("--output_dir", type=path, metavar="DIR",
-        help="results, curves and tables (default: runs/<dataset>, with other networks, widths, blocks or starts"
-             " runs/<dataset>-<networks>, and with other methods -<method> behind it)")
+        help="results, curves and tables (default: runs/<dataset>, with networks other than VGGs or with other widths,"
+             " blocks or starts runs/<dataset>-<networks>, and with other methods -<method> behind it)")
     add("--to", type=path, metavar="FILE",
-        help="with --export: .pth, .pt2, .onnx or .int8.onnx (default: the student's name with -exported.pth)")
+        help="with --export: .pth, .pt2, .onnx or .int8.onnx (default: the student's name with -exported.pth; with"
+             " networks of your own -exported.pt2)")
     add("--json", type=path, metavar="FILE",
         help="with --evaluate and --predict: write the figures, or all classes' probabilities, to this file too"
              " (default: off)")

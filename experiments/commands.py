@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data import fewshot
@@ -186,7 +187,8 @@ def _train_teacher(job: Job) -> int:
 def _diagnose(job: Job) -> int:
     if not job.pair.is_vgg:
         raise BadInput(f"--diagnose: is for VGGs, on which its limits were measured, not for {job.pair.name}")
-    shots = max((n for n in job.args.nshot if n <= 10), default=min(job.args.nshot))
+    most = min(10, np.bincount(job.dataset.train().labels).min())
+    shots = max((n for n in job.args.nshot if n <= most), default=min(job.args.nshot))
     images = job.subset(shots)
     job.report(f"{job.teacher_file}, linear classifiers fitted on {len(images)} few-shot images (N = {shots})")
     with arithmetic(job.args.precision, job.device), logits_from(job.teacher_file):

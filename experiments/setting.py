@@ -70,8 +70,8 @@ def student_name(setting: Setting) -> str:
     name, span = method_name(setting), setting["schedule"][-1]["span"]
     if (width := setting.get("student_width", STUDENT_WIDTH)) != STUDENT_WIDTH:
         name += f", width {width:g}"
-    usual = NETWORKS.get(setting.get("networks", "vgg16"))  # VGGs, all cut alike, are not named
-    if usual and range(*span) != usual.grafted:
+    usual = NETWORKS.get(setting.get("networks", "vgg16"))  # VGGs, all cut alike, are not named; None: a user's own
+    if usual is None or range(*span) != usual.grafted:
         name += f", blocks {span[0]}-{span[1] - 1}"
     return name
 

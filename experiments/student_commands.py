@@ -31,6 +31,7 @@ from utils.precision import arithmetic
 from utils.text import in_one_line
 
 OR_FLAGS = ", or --student_width and --grafted are not the student's"
+NO_PICTURE = f"no picture in this folder; pictures end in {', '.join(IMG_EXTENSIONS)}"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -151,7 +152,7 @@ def _recorded_teacher(kind: str, state: Any, path: Path, job: Job) -> FrozenTeac
 def export(job: Job) -> int:
     """Write a student as one file that needs no other."""
     path = job.args.export
-    target = job.args.to or path.with_name(f"{path.stem}-exported.pth")
+    target = job.args.to or path.with_name(f"{path.stem}-exported.{'pt2' if job.pair.is_own else 'pth'}")
     files.require_there(path)
     if target.suffix == ".pth" and job.pair.is_own:
         raise BadInput(f"--to {target}: a .pth file of {job.pair.name} could not be loaded again; take .pt2 or .onnx")
@@ -200,8 +201,13 @@ def predict(job: Job) -> int:
         raise BadInput(f"--predict {student_file}: no picture; name pictures or folders behind it")
     if target:
         _require_target(target, student_file, "predictions")
-    pictures = [picture for path in named for picture in _pictures_in(path)]
-    student, predictions, unreadable = load(student_file), [], 0
+    found = {path: _pictures_in(path) for path in named}
+    empty = [f"{path}: {NO_PICTURE}" for path, pictures in found.items() if not pictures]
+    if len(empty) == len(found):
+        raise BadInput(empty[0])
+    sys.stderr.writelines(f"train_fskd.py: {line}\n" for line in empty)
+    student, predictions, unreadable = load(student_file), [], len(empty)
+    pictures = [picture for path in named for picture in found[path]]
     with logits_from(student_file):
         for picture in pictures:
             try:
@@ -221,6 +227,4 @@ def _pictures_in(path: Path) -> list[Path]:
     """The file itself, or the pictures below a folder, chosen as those of a class are (data/pictures.py)."""
     if not path.is_dir():
         return [path]
-    if pictures := [file for file in find_files(path) if is_image_file(file.name)]:
-        return pictures
-    raise BadInput(f"{path}: no picture in this folder; pictures end in {', '.join(IMG_EXTENSIONS)}")
+    return [file for file in find_files(path) if is_image_file(file.name)]

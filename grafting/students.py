@@ -82,13 +82,20 @@ def is_plain_state(networks: Networks, state: State, classes: int) -> bool:
     return state.keys() in (of_teacher, set(plain_keys(networks, classes).values()))
 
 
-def empty_student(networks: Networks, classes: int, image_size: int) -> nn.Sequential | None:
-    """Blocks of a student without adapters, for a state to be loaded into; None where the adapters stay."""
+def empty_student(networks: Networks, classes: int, image_size: int) -> nn.Sequential:
+    """Blocks of a student without adapters, for a state to be loaded into.
+
+    Where no map can be put into a block, only a method without adapters makes such a student.
+    """
     with networks.outlined():
         teacher = networks.cut(frozen(networks.teacher(classes)))
         scions = scions_between(networks, output_shapes(teacher, image_size), image_size)
         blocks = without_adapters(networks, teacher, scions)
-    return blocks.to_empty(device="cpu") if blocks and next(blocks.parameters()).is_meta else blocks
+        if blocks is None:
+            student = networks.cut(frozen(networks.student(classes)))
+            replaced = [student[block] for block in networks.grafted]
+            blocks = nn.Sequential(*teacher[: networks.first], *replaced, *teacher[networks.last + 1 :])
+    return blocks.to_empty(device="cpu") if next(blocks.parameters()).is_meta else blocks
 
 
 def load_plain(networks: Networks, blocks: nn.Sequential, state: State, path: Path, classes: int) -> nn.Sequential:

@@ -34,10 +34,13 @@ def read(path: Path) -> Networks:
     if missing := [name for name in FUNCTIONS if not callable(getattr(module, name, None))]:
         raise BadInput(f"--networks {path}: has no function {', '.join(missing)}; docs/networks.md has an example")
     first, last = _calling(path, lambda: _first_and_last(module))
+    image_size = getattr(module, "IMAGE_SIZE", 224)
+    if not isinstance(image_size, int) or image_size < 8:
+        raise BadInput(f"--networks {path}: IMAGE_SIZE = {image_size!r} is no number of pixels; give at least 8")
     absorb = getattr(module, "absorb", None)
     networks = Networks(
         path.stem, *(_guarded(path, getattr(module, name)) for name in FUNCTIONS), first, last,
-        getattr(module, "IMAGE_SIZE", 224), teacher_recipe=ONE_CYCLE, absorb=absorb and _guarded(path, absorb),
+        image_size, teacher_recipe=ONE_CYCLE, absorb=absorb and _guarded(path, absorb),
         is_own=True,
     )  # fmt: skip
     _calling(path, lambda: _require_same_function(networks, classes=10))
@@ -45,8 +48,8 @@ def read(path: Path) -> Networks:
 
 
 def _first_and_last(module: ModuleType) -> tuple[int, int]:
-    first, last = map(int, module.GRAFTED)
-    if not 0 <= first <= last:
+    first, last = module.GRAFTED
+    if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last):
         raise ValueError(f"GRAFTED = ({first}, {last}) is not (first, last), blocks counted from 0")
     return first, last
 

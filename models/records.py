@@ -20,8 +20,8 @@ NAMES = {
 }
 ADVICE = {
     "teacher_sha256": "name that one with --teacher",
-    "normalization": "a Folder is normalised as its pictures in train/ are: use those that it was made with, or make it"
-    " again with --fresh",
+    "normalization": "a Folder is normalised as its pictures in train/ are: use those that it was made with, or train a"
+    " teacher on these under another name (--train_teacher --teacher FILE)",
 }
 
 
@@ -30,9 +30,9 @@ def deciding(dataset: ImageDataset, teacher_sha256: str | None = None) -> dict[s
     of_teacher = {} if teacher_sha256 is None else {"teacher_sha256": teacher_sha256}
     return {
         **of_teacher,
-        "normalization": dataset.normalization.content,
-        "class_names": list(dataset.class_names()),
         "image_size": dataset.image_size,
+        "class_names": list(dataset.class_names()),
+        "normalization": dataset.normalization.content,
     }
 
 

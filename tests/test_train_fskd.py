@@ -202,7 +202,7 @@ def test_shards_divide_the_cells(with_teacher, capsys):
 def test_diagnose(with_teacher, capsys, monkeypatch):
     monkeypatch.setattr(diagnosis, "POOR", -100.0)  # every teacher is poor,
     monkeypatch.setattr(diagnosis, "FOREIGN", 100.0)  # and of these data
-    assert command("--diagnose", "--nshot", "4", "--data_path", "other") == 0
+    assert command("--diagnose", "--data_path", "other") == 0  # the smallest class has four pictures
     printed = capsys.readouterr().out
     assert "12 few-shot images (N = 4)" in printed
     assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")][2:] == list("01234")
@@ -474,9 +474,11 @@ def test_a_student_is_exported_measured_and_used(with_student, dataset, capsys):
         capsys.readouterr()
         assert train_fskd.main(["--predict", file, "picture.png"]) == 0
         assert re.fullmatch(r"picture.png: [abc] [\d.]+%, [abc] [\d.]+%, [abc] [\d.]+%\n", capsys.readouterr().out)
-    assert train_fskd.main(["--predict", exported, "no.png", "picture.png"]) == 1
+    Path("empty").mkdir()
+    assert train_fskd.main(["--predict", exported, "no.png", "empty", "picture.png"]) == 1
     shown = capsys.readouterr()
     assert "no.png: cannot be read as a picture" in shown.err and "picture.png: " in shown.out
+    assert "empty: no picture in this folder" in shown.err
     Path("album/below").mkdir(parents=True)
     for name in ("no.png", "below/a.png", "notes.txt"):
         shutil.copy("picture.png" if name == "below/a.png" else "no.png", Path("album", name))
@@ -655,7 +657,7 @@ def test_a_released_student_is_measured_and_the_missing_checks_are_named(with_st
     Path(STUDENT).with_suffix(".json").unlink()
     assert command("--evaluate", STUDENT) == 0
     printed = capsys.readouterr().out
-    assert "has no record beside it; not checked: teacher, normalisation, class names, image size" in printed
+    assert "has no record beside it; not checked: teacher, image size, class names, normalisation" in printed
     assert "student (L=3)" in accuracies(printed)
 
 

@@ -132,7 +132,7 @@ def test_a_students_name():
     for setting, name in (
         ({"method": "kd"}, "kd"),
         ({"method": "kd", "start": "teacher", "student_width": 0.25}, "kd, start teacher, width 0.25"),
-        ({"method": "kd", "networks": "of a file of one's own"}, "kd"),
+        ({"method": "kd", "networks": "of a file of one's own"}, "kd, blocks 3-5"),
     ):
         assert student_name({"schedule": [LAST], **setting}) == name
 

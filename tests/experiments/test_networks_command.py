@@ -180,6 +180,11 @@ def test_without_absorb_a_student_keeps_its_adapters(with_teacher, capsys):
     assert "0.1.bias" in torch.load(student, weights_only=True)  # of s2t behind the first block
     assert run("--evaluate", student) == 0 and run("--export", student, "--to", "s.onnx") == 0
     assert run("--evaluate", "s.onnx") == 0
+    assert run("--nshot", "1", "--trials", "1", "--method", "kd") == 0
+    student = "ckpt/student/small-student-kd-net-Tiny-1perclass-trial0.pth"
+    assert run("--evaluate", student) == 0 and run("--export", student) == 0
+    assert Path(student.replace(".pth", "-exported.pt2")).exists()
+    assert run("--evaluate", student.replace(".pth", "-exported.pt2")) == 0
 
 
 def test_grafted_blocks_and_methods(with_teacher, capsys, monkeypatch):

@@ -35,6 +35,8 @@ FAULTS = {
     "GRAFTED = 1, 4  #": ("GIVEN = 1, 4  #", "AttributeError"),
     "GRAFTED = 1, 4 ": ("GRAFTED = (1,) ", "ValueError"),
     "GRAFTED = 1, 4": ("GRAFTED = 4, 1", "is not .first, last., blocks counted from 0"),
+    "GRAFTED = 1": ("GRAFTED = '1'", "is not .first, last., blocks counted from 0"),
+    "IMAGE_SIZE = 224": ("IMAGE_SIZE = '32'", "IMAGE_SIZE = '32' is no number of pixels"),
     "from torch import nn\n": ("from torch import nn\nraise SystemExit(7)\n", "SystemExit: 7"),
     "f = network.features": ("f = __import__('copy').deepcopy(network.features)", "do not share the network"),
     "import torch\n": ("import torches\n", "ModuleNotFoundError: No module named 'torches'"),

@@ -31,7 +31,7 @@ def test_a_record_that_agrees_gives_no_message(student):
         (
             "normalization",
             {"mean": [0.5], "std": [0.26]},  # of a folder whose pictures have changed: no flag sets it
-            r"another normalisation \(.*use those that it was made with, or make it again with --fresh",
+            r"another normalisation \(.*use those that it was made with, or train a teacher on these under another",
         ),
         ("class_names", ["b", "a"], r"other class names \("),
     ],
