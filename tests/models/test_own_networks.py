@@ -43,6 +43,7 @@ FAULTS = {
     "return nn.Sequential(": ("return list, (", "cut.. returns a tuple, not an nn.Sequential of blocks"),
     "f[:2], f[2:4]": ("f[:1], f[2:4]", "RuntimeError"),
     "head)\n": ("head, nn.Identity(), nn.ReLU(inplace=True))\n", "block 7 changes its input"),
+    "f[14:18], ": ("f[14:18], nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(inplace=True)), ", "block 6 changes its"),
     "f[14:18], head)": ("f[14:18], head, nn.Softmax(1))", "do not compute what the network does"),
 }
 
